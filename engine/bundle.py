@@ -1,0 +1,194 @@
+"""The bundle: a folder with a manifest, the contract between `export` (writes) and `engine` (reads).
+
+    BUNDLE/
+      manifest.json     what this module describes; validated and hash-checked when read
+      response.onnx     the fp32 response graph: image -> scores (N,C), response (N,C,h,w)
+      response.*.onnx   optional: other precisions (fp16, int8), listed in `graphs`
+      plans/*.plan      optional: TensorRT plans, listed in `plans`
+
+`response` is taken before ReLU and without the bias of the linear layer (which is recorded in the
+manifest): for every image, mean over h,w of `response` plus `bias` equals `scores` (method.md §1).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import os
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+Triple = tuple[float, float, float]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputSpec(_Strict):
+    """How a picture becomes the network's input: `(pixel * scale - mean) / std`, per channel."""
+
+    name: str = "image"
+    layout: Literal["NCHW"] = "NCHW"
+    colour: Literal["RGB", "BGR"] = "RGB"
+    scale: float = Field(1 / 255, gt=0, description="multiplies the 0..255 pixel first")
+    mean: Triple = (0.485, 0.456, 0.406)
+    std: Triple = (0.229, 0.224, 0.225)
+    dynamic_batch: bool = True
+    height: int | None = Field(None, gt=0, description="None: any height")
+    width: int | None = Field(None, gt=0, description="None: any width")
+
+    @model_validator(mode="after")
+    def _check(self) -> InputSpec:
+        if any(s <= 0 for s in self.std):
+            raise ValueError("std must be positive")
+        if (self.height is None) != (self.width is None):
+            raise ValueError("height and width are both fixed or both free")
+        return self
+
+
+class FileEntry(_Strict):
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    size: int = Field(ge=0)
+
+
+class Verification(_Strict):
+    """What the export checked before it wrote the bundle (differences relative to the larger magnitude)."""
+
+    inputs: list[str] = Field(description="one line per input tried, for example 'random 2x3x97x131'")
+    tolerance: float
+    max_score_error: float = Field(description="GAP(response) + bias against the scores")
+    max_source_error: float = Field(description="the response graph's scores against the source's")
+
+
+class Manifest(_Strict):
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    created: str = Field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
+    classes: list[str] = Field(min_length=1)
+    multi_label: bool = Field(True, description="scores pass through a sigmoid (else a softmax)")
+    stride: int = Field(gt=0, description="input pixels per response cell")
+    input: InputSpec = InputSpec()
+    scores: str = "scores"
+    response: str = "response"
+    bias: list[float] = Field(description="the linear layer's bias, one per class; zeros if it has none")
+    graphs: dict[str, str] = Field(description="precision -> file, always with 'fp32'")
+    plans: list[dict[str, Any]] = []
+    files: dict[str, FileEntry] = Field(description="every file of the bundle but the manifest")
+    source: dict[str, Any] = Field(default_factory=dict, description="where the classifier came from")
+    tools: dict[str, str] = Field(default_factory=dict, description="versions of what made the bundle")
+    verification: Verification | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Manifest:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("class names repeat")
+        if len(self.bias) != len(self.classes):
+            raise ValueError(f"{len(self.bias)} biases for {len(self.classes)} classes")
+        if "fp32" not in self.graphs:
+            raise ValueError("graphs has no 'fp32'")
+        for name in [*self.files, *self.graphs.values()]:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name:
+                raise ValueError(f"file name {name!r} leaves the bundle")
+        missing = [f for f in self.graphs.values() if f not in self.files]
+        if missing:
+            raise ValueError(f"graphs not listed in files: {', '.join(missing)}")
+        return self
+
+    def class_index(self, label: str | int) -> int:
+        """Index of a class given by name or index; raises KeyError if it is neither."""
+        if isinstance(label, int) and not isinstance(label, bool):
+            if 0 <= label < len(self.classes):
+                return label
+            raise KeyError(label)
+        return {name: i for i, name in enumerate(self.classes)}[str(label)]
+
+
+class Bundle:
+    """A bundle on disk whose manifest and file hashes have been checked."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Read and check a bundle.
+
+        Raises BundleError, naming the file, where the manifest is missing, malformed or of a newer schema,
+        or where a listed file is missing or does not have the recorded SHA-256.
+        """
+        root = Path(path)
+        manifest = read_manifest(root)
+        for name, entry in manifest.files.items():
+            file = root / name
+            if not file.resolve().is_relative_to(root.resolve()):
+                raise BundleError(f"{file}: leaves the bundle folder; refuse to read it")
+            if not file.is_file():
+                raise BundleError(f"{file}: listed in the manifest but missing; export the bundle again")
+            if file.stat().st_size != entry.size or sha256_file(file) != entry.sha256:
+                raise BundleError(f"{file}: changed since export (SHA-256 differs); export the bundle again")
+        return cls(root, manifest)
+
+    def graph(self, precision: str = "fp32") -> Path:
+        """Path of the response graph in that precision; raises BundleError if the bundle has none."""
+        try:
+            return self.path / self.manifest.graphs[precision]
+        except KeyError:
+            have = ", ".join(sorted(self.manifest.graphs))
+            raise BundleError(f"{self.path}: no {precision} graph (has: {have})") from None
+
+    @property
+    def hash(self) -> str:
+        """Identity of what decides the maps: SHA-256 over classes, preprocessing and the fp32 graph's hash."""
+        m = self.manifest
+        key = {
+            "classes": m.classes,
+            "input": m.input.model_dump(),
+            "bias": m.bias,
+            "response": m.files[m.graphs["fp32"]].sha256,
+        }
+        return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Parse and validate `root/manifest.json` without touching the other files; raises BundleError."""
+    file = root / MANIFEST
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{root}: no {MANIFEST}; not a bundle (make one with: infercam export)") from None
+    except (OSError, UnicodeDecodeError, ValueError) as e:
+        raise BundleError(f"{file}: cannot be read: {e}") from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if not isinstance(version, int):
+        raise BundleError(f"{file}: has no schema_version; not a bundle manifest")
+    if version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{file}: schema {version} is newer than this infercam reads ({SCHEMA_VERSION}); upgrade infercam"
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "manifest"
+        raise BundleError(f"{file}: {where}: {first['msg']}") from None
+
+
+def file_entry(file: Path) -> FileEntry:
+    """The manifest's entry for a file as it is now."""
+    return FileEntry(sha256=sha256_file(file), size=file.stat().st_size)
+
+
+def sha256_file(file: Path) -> str:
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
