@@ -39,12 +39,12 @@ class InputSpec(_Strict):
     name: str = "image"
     layout: Literal["NCHW"] = "NCHW"
     colour: Literal["RGB", "BGR"] = "RGB"
-    scale: float = Field(1 / 255, gt=0, description="multiplies the 0..255 pixel first")
+    scale: float = Field(default=1 / 255, gt=0, description="multiplies the 0..255 pixel first")
     mean: Triple = (0.485, 0.456, 0.406)
     std: Triple = (0.229, 0.224, 0.225)
     dynamic_batch: bool = True
-    height: int | None = Field(None, gt=0, description="None: any height")
-    width: int | None = Field(None, gt=0, description="None: any width")
+    height: int | None = Field(default=None, gt=0, description="None: any height")
+    width: int | None = Field(default=None, gt=0, description="None: any width")
 
     @model_validator(mode="after")
     def _check(self) -> InputSpec:
@@ -74,9 +74,9 @@ class Manifest(_Strict):
     name: str
     created: str = Field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
     classes: list[str] = Field(min_length=1)
-    multi_label: bool = Field(True, description="scores pass through a sigmoid (else a softmax)")
+    multi_label: bool = Field(default=True, description="scores pass through a sigmoid (else a softmax)")
     stride: int = Field(gt=0, description="input pixels per response cell")
-    input: InputSpec = InputSpec()
+    input: InputSpec = Field(default_factory=InputSpec)
     scores: str = "scores"
     response: str = "response"
     bias: list[float] = Field(description="the linear layer's bias, one per class; zeros if it has none")
@@ -149,7 +149,7 @@ class Bundle:
 
     @property
     def hash(self) -> str:
-        """Identity of what decides the maps: SHA-256 over classes, preprocessing and the fp32 graph's hash."""
+        """Identity of what decides the maps: SHA-256 over classes, preprocessing and the fp32 graph."""
         m = self.manifest
         key = {
             "classes": m.classes,
