@@ -1,0 +1,67 @@
+"""Ids and paths as they are checked and shown: an id names an image, its labels and its output file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+from .errors import InputError
+
+
+def shown(text: object) -> str:
+    """`text` for a message: control characters and undecodable bytes escaped, so that it stays one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def os_reason(error: OSError) -> str:
+    """Why the system refused, in words that fit after 'PATH: '."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder, not a file"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    return (error.strerror or shown(error)).lower()
+
+
+def check_id(item_id: str) -> str:
+    """Return `item_id` in its plain form (no './', no double slash); an id becomes a path below the output.
+
+    Raises InputError for an id that is empty, absolute, or leaves the folder it is looked up in.
+    """
+    path = PurePosixPath(item_id)
+    if not path.parts:
+        raise InputError("an image id is empty")
+    if path.is_absolute() or ".." in path.parts or "\\" in item_id or "\0" in item_id:
+        raise InputError(f"id {shown(repr(item_id))} is absolute or leaves its folder; refused")
+    return path.as_posix()
+
+
+def read_text(file: str | os.PathLike[str], limit: int = 1 << 30) -> str:
+    """A whole UTF-8 text file, with or without byte order mark, up to `limit` bytes; raises InputError."""
+    return decode_utf8(read_bytes(file, limit), file)
+
+
+def read_bytes(file: str | os.PathLike[str], limit: int = 1 << 30) -> bytes:
+    """A whole regular file of up to `limit` bytes; raises InputError (one line: the path and the reason)."""
+    path = Path(file)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError
+        if path.exists() and not path.is_file():  # a pipe would wait for ever
+            raise InputError(f"{shown(path)}: is not a regular file")
+        if path.stat().st_size > limit:
+            raise InputError(f"{shown(path)}: larger than {limit >> 20} MiB; not read")
+        return path.read_bytes()
+    except OSError as e:
+        raise InputError(f"{shown(path)}: {os_reason(e)}") from None
+    except ValueError as e:  # an embedded null byte
+        raise InputError(f"{shown(path)}: {e}") from None
+
+
+def decode_utf8(data: bytes, file: str | os.PathLike[str]) -> str:
+    """`data` of `file` as UTF-8 text without byte order mark; raises InputError."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise InputError(f"{shown(file)}: not UTF-8 text (byte {e.start}); save it as UTF-8") from None
