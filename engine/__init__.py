@@ -1,4 +1,15 @@
-"""engine: images + bundle -> response maps. Never imports torch."""
+"""engine: images + bundle -> response maps. Never imports torch.
+
+    from infercam.engine import Engine
+    maps = Engine.load("bundle").maps("photo.jpg", classes=["dog"])   # float32 (K, H, W)
+"""
 
 if __name__ == "engine":  # pragma: no cover - `import engine` from the repository root
     raise ImportError("import infercam.engine, not engine: the latter would be a second copy")
+
+from .api import Engine, Result
+from .bundle import Bundle
+from .images import read_image
+from .recipe import RECIPES, Recipe, Views, recipe
+
+__all__ = ["RECIPES", "Bundle", "Engine", "Recipe", "Result", "Views", "read_image", "recipe"]

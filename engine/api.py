@@ -1,0 +1,196 @@
+"""The Python API: `Engine.load(bundle).maps(image, classes=[...])`, and a stream with the same batching."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends import Backend, load_backend
+from .bundle import Bundle, Manifest
+from .errors import InputError
+from .images import read_image
+from .program import Program
+from .recipe import MODES, Mode, Recipe, Views, recipe
+from .scheduler import Finished, Scheduler
+from .task import ImageTask
+
+Picture = NDArray[np.uint8] | str | os.PathLike[str]
+Label = int | str
+
+
+@dataclass(frozen=True)
+class Result:
+    """One image's outcome: its maps, or the error that kept it from having any."""
+
+    id: str
+    classes: list[int]
+    """Indices into the bundle's classes, in the order of `maps`."""
+    maps: NDArray[np.float32] = field(repr=False)
+    """K×H×W in 0..1; empty where `error` is set."""
+    error: Exception | None = None
+
+
+class Engine:
+    """A bundle on a backend. Use as a context manager, or call `close`."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self.scheduler: Scheduler | None = None
+        """Of the stream under way (its `stats`, its `tiles_in_flight`)."""
+
+    @classmethod
+    def load(
+        cls, bundle: str | os.PathLike[str] | Bundle, backend: str = "auto", threads: int | None = None
+    ) -> Engine:
+        """Open a bundle; raises BundleError, BackendError or MissingExtra."""
+        loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        return cls(loaded, load_backend(backend, loaded, threads))
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    def class_indices(self, classes: Iterable[Label]) -> list[int]:
+        """Indices of classes given by name or index, order kept, repeats dropped; raises InputError."""
+        out: dict[int, None] = {}
+        for label in classes:
+            try:
+                out[self.manifest.class_index(label)] = None
+            except (KeyError, TypeError):
+                known = ", ".join(self.manifest.classes[:8])
+                raise InputError(
+                    f"label {label!r} is not one of the bundle's {len(self.manifest.classes)} classes ({known}, …)"
+                ) from None
+        return list(out)
+
+    def recipe(self, which: str | Recipe) -> Recipe:
+        """The recipe as this bundle can run it: a graph of one fixed size has no scales to choose from."""
+        chosen = recipe(which)
+        if self.backend.fixed_size is None:
+            return chosen
+        one = {"scales": (1.0,)}
+        views = {
+            name: Views(**{**v.model_dump(), **one})
+            for name in ("views", "later_views", "centre_views")
+            if (v := getattr(chosen, name)) is not None
+        }
+        return chosen.model_copy(update=views)
+
+    def maps(
+        self,
+        image: Picture,
+        classes: Iterable[Label],
+        recipe: str | Recipe = "released",
+        mode: Mode = "both",
+    ) -> NDArray[np.float32]:
+        """Refined response maps of one picture, float32 K×H×W in 0..1, one per class in the order given.
+
+        image: H×W×3 uint8 RGB, or a path. Raises InputError for a bad picture or class.
+        """
+        result = next(iter(self.stream([("image", image, classes)], recipe, mode)))
+        if result.error is not None:
+            raise result.error
+        return result.maps
+
+    def scores(self, image: Picture) -> NDArray[np.float32]:
+        """The classifier's logits (C,) for one picture at its own size."""
+        return self.backend.scores(_pixels(image))
+
+    def predict(self, image: Picture, threshold: float = 0.5) -> list[int]:
+        """Classes whose probability (sigmoid, or softmax for a single-label classifier) passes `threshold`."""
+        scores = self.scores(image).astype(np.float64)
+        if self.manifest.multi_label:
+            probability = 1 / (1 + np.exp(-scores))
+        else:
+            e = np.exp(scores - scores.max())
+            probability = e / e.sum()
+        return [int(i) for i in np.flatnonzero(probability > threshold)]
+
+    def stream(
+        self,
+        items: Iterable[tuple[str, Picture, Iterable[Label]]],
+        recipe: str | Recipe = "released",
+        mode: Mode = "both",
+        on_turn: Callable[[Scheduler], None] | None = None,
+    ) -> Iterator[Result]:
+        """Maps of many pictures, batched together; results come as images finish, in any order.
+
+        items: (id, picture or path, classes), drawn only as memory allows. A bad picture or class gives a Result
+        with `error` set and the stream goes on.
+        """
+        if mode not in MODES:
+            raise InputError(f"no mode {mode!r}; there are: {', '.join(MODES)}")
+        chosen = self.recipe(recipe)
+        scheduler = Scheduler(Program(chosen, mode), self.backend.limits, self.backend.fixed_size)
+        self.scheduler = scheduler
+        pending = iter(items)
+        more = True
+        try:
+            while True:
+                while more and scheduler.wants():
+                    item = next(pending, None)
+                    more = item is not None
+                    if item is not None:
+                        early = self._admit(scheduler, chosen, *item)
+                        if early is not None:
+                            yield early
+                while self.backend.has_room() and (work := scheduler.next()) is not None:
+                    self.backend.submit(work)
+                if on_turn is not None:
+                    on_turn(scheduler)
+                if scheduler.idle and not more:
+                    return
+                for done in self.backend.collect():
+                    scheduler.update(done)
+                for finished in scheduler.finished():
+                    self.backend.release(finished.image)
+                    yield _result(finished)
+        finally:
+            while self.backend.collect():  # an abandoned stream leaves nothing behind in the backend
+                pass
+
+    def _admit(
+        self, scheduler: Scheduler, chosen: Recipe, name: str, picture: Picture, classes: Iterable[Label]
+    ) -> Result | None:
+        """Hand one item to the scheduler; a Result at once where there is nothing to infer."""
+        try:
+            indices = self.class_indices(classes)
+            pixels = _pixels(picture)
+        except InputError as e:
+            return Result(name, [], np.zeros((0, 0, 0), np.float32), e)
+        if not indices:
+            return Result(name, [], np.zeros((0, *pixels.shape[:2]), np.float32))
+        task = ImageTask(name, pixels, indices, chosen)
+        scheduler.add(task, self.backend.estimate(task))
+        return None
+
+    def close(self) -> None:
+        self.backend.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _result(finished: Finished) -> Result:
+    maps = finished.maps if finished.maps is not None else np.zeros((0, 0, 0), np.float32)
+    return Result(finished.image.id, finished.image.classes, maps, finished.error)
+
+
+def _pixels(image: Picture) -> NDArray[np.uint8]:
+    if isinstance(image, str | os.PathLike):
+        return read_image(Path(image))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(f"a picture is H×W×3 uint8 RGB, not {image.dtype} {image.shape}")
+    return image

@@ -1,0 +1,68 @@
+"""What a backend must offer. A backend holds images, tiles, masks and maps where its network runs, and does the
+numerics; the scheduler only ever sees shapes, counts and centres. `submit` may be asynchronous: results come back
+through `collect`, one turn late if that keeps the device busy.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Manifest
+from ..scheduler import Limits
+from ..task import Done, ImageTask, Work
+
+
+class Backend(Protocol):
+    """Runs `Work`; see engine/task.py for what each kind asks and reports.
+
+    A backend keeps what it needs on `ImageTask.state` and `Tile.state` and drops it in `release`. It must give the
+    same maps whatever the batches were (to 1e-5), and reports a batch that did not fit as `OutOfMemory`.
+    """
+
+    name: str
+    manifest: Manifest
+
+    @property
+    def limits(self) -> Limits:
+        """Batch size and memory that suit this machine."""
+        ...
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """Network height and width, where the graph takes only one."""
+        ...
+
+    def estimate(self, image: ImageTask) -> int:
+        """Bytes that the image will hold while in flight."""
+        ...
+
+    def has_room(self) -> bool:
+        """True while another unit of work may be submitted without waiting."""
+        ...
+
+    def submit(self, work: Work) -> None:
+        """Start a unit of work."""
+        ...
+
+    def collect(self) -> list[Done]:
+        """Wait for at least one submitted unit to end; empty only if nothing is in flight."""
+        ...
+
+    def release(self, image: ImageTask) -> None:
+        """Drop all that is held for the image."""
+        ...
+
+    def scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits (C,) of one H×W×3 picture at its own size."""
+        ...
+
+    def describe(self) -> dict[str, object]:
+        """Name, providers, versions, threads: recorded beside results."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what is in flight and free everything."""
+        ...

@@ -1,0 +1,265 @@
+"""Continuous batching of (tile, iteration) views: add, schedule, update, finish; decided anew at every turn.
+
+Tiles of many images are in flight. Each turn, one batch is formed of views with equal network shapes; a tile
+that has converged leaves at once and what it held is refilled by the next image. Nothing here touches pixels,
+so the whole is tested against a simulated backend.
+
+Order: the older image first, so that images finish and free their memory; a bucket that fills a whole batch
+goes first, but the oldest view is passed over at most `patience` times, so none starves.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import BackendError
+from .program import Program
+from .task import Advance, Advanced, Done, ImageTask, Respond, Tile, Unite, View, Work, views_of
+
+
+class OutOfMemory(BackendError):
+    """A batch did not fit in the device's memory; the scheduler halves the batch and goes on."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a backend can take."""
+
+    batch_pixels: int
+    """Network pixels in one batch; a single view may exceed it."""
+    batch_views: int = 64
+    memory: int = 512 << 20
+    """Bytes for images in flight; one image may exceed it alone."""
+    images: int = 64
+    """Images in flight."""
+    patience: int = 8
+    """Turns that the oldest view may be passed over for a fuller batch."""
+
+
+@dataclass
+class Stats:
+    """What the scheduler has done so far."""
+
+    batches: int = 0
+    views: int = 0
+    pixels: int = 0
+    """Network pixels inferred."""
+    tiles: int = 0
+    """Tiles that contribute to maps (not centre passes), finished."""
+    iterations: int = 0
+    """Iterations of those tiles."""
+    images: int = 0
+    halvings: int = 0
+    retries: int = 0
+    batch_sizes: Counter[int] = field(default_factory=Counter)
+
+
+class Finished(NamedTuple):
+    """An image that has left: its maps (K×H×W float32), or the error that ended it."""
+
+    image: ImageTask
+    maps: NDArray[np.float32] | None
+    error: Exception | None
+
+
+class _Bucket:
+    """Views of one shape, the oldest image's first."""
+
+    def __init__(self) -> None:
+        self.heap: list[tuple[int, int, View]] = []
+
+    def push(self, order: int, view: View) -> None:
+        heapq.heappush(self.heap, (view.tile.image.seq, order, view))
+
+    def head(self) -> tuple[int, int] | None:
+        """(image, order) of the oldest live view; views of failed images are dropped on the way."""
+        while self.heap and self.heap[0][2].tile.image.failed:
+            heapq.heappop(self.heap)
+        return self.heap[0][:2] if self.heap else None
+
+    def take(self, count: int) -> list[View]:
+        out: list[View] = []
+        while len(out) < count and self.head() is not None:
+            out.append(heapq.heappop(self.heap)[2])
+        return out
+
+
+class Scheduler:
+    """Holds the images in flight and says what to do next. Not thread-safe: one driver calls it."""
+
+    def __init__(self, program: Program, limits: Limits, fixed: tuple[int, int] | None = None) -> None:
+        self.program = program
+        self.limits = limits
+        self.stats = Stats()
+        self._fixed = fixed
+        self._batch_pixels = limits.batch_pixels
+        self._batch_views = limits.batch_views
+        self._buckets: dict[tuple[int, int], _Bucket] = {}
+        self._urgent: deque[Work] = deque()  # Advance, Unite and single retries: they unblock or free
+        self._live: dict[ImageTask, int] = {}  # image -> bytes
+        self._bytes = 0
+        self._order = 0
+        self._passed_over = 0
+        self._finished: deque[Finished] = deque()
+
+    # -- add ---------------------------------------------------------------------------------------------
+    def wants(self) -> bool:
+        """True while another image may be added (its size still unknown: the budget may be passed by one)."""
+        return not self._live or (self._bytes < self.limits.memory and len(self._live) < self.limits.images)
+
+    def add(self, image: ImageTask, nbytes: int) -> None:
+        """Take an image in; `nbytes`: what it is expected to hold while in flight."""
+        image.seq = self._order
+        self._order += 1
+        self._live[image] = nbytes
+        self._bytes += nbytes
+        self._open(image, self.program.start(image))
+
+    # -- schedule ----------------------------------------------------------------------------------------
+    def next(self) -> Work | None:
+        """The next unit of work, or None if all that is known is in flight."""
+        while self._urgent:
+            work = self._urgent.popleft()
+            if any(not image.failed for image in _images(work)):
+                return self._hand_out(work)
+        bucket = self._choose()
+        if bucket is None:
+            return None
+        shape, views = bucket
+        work = Respond(self._buckets[shape].take(views))
+        if not self._buckets[shape].heap:
+            del self._buckets[shape]
+        self.stats.batches += 1
+        self.stats.views += len(work.views)
+        self.stats.pixels += len(work.views) * shape[0] * shape[1]
+        self.stats.batch_sizes[len(work.views)] += 1
+        return self._hand_out(work)
+
+    def _choose(self) -> tuple[tuple[int, int], int] | None:
+        """The bucket to serve and how many views to take from it."""
+        heads = {shape: head for shape, b in self._buckets.items() if (head := b.head()) is not None}
+        for shape in self._buckets.keys() - heads.keys():
+            del self._buckets[shape]
+        if not heads:
+            return None
+        oldest = min(heads, key=heads.__getitem__)
+        full = [s for s in heads if len(self._buckets[s].heap) >= self._fit(s)]
+        chosen = min(full, key=heads.__getitem__) if full else oldest
+        if chosen != oldest and self._passed_over >= self.limits.patience:
+            chosen = oldest
+        self._passed_over = 0 if chosen == oldest else self._passed_over + 1
+        return chosen, self._fit(chosen)
+
+    def _fit(self, shape: tuple[int, int]) -> int:
+        return max(1, min(self._batch_views, self._batch_pixels // (shape[0] * shape[1])))
+
+    def _hand_out(self, work: Work) -> Work:
+        for image in _images(work):
+            image.in_flight += 1
+        return work
+
+    # -- update ------------------------------------------------------------------------------------------
+    def update(self, done: Done) -> None:
+        """Take in the outcome of a unit of work."""
+        for image in _images(done.work):
+            image.in_flight -= 1
+        if done.error is not None:
+            self._recover(done.work, done.error)
+        elif isinstance(done.work, Respond):
+            for view in done.work.views:
+                self._responded(view)
+        elif isinstance(done.work, Advance):
+            self._advanced(done.work.tile, done.result)
+        else:
+            self._leave(done.work.image, done.result, None)
+        for image in _images(done.work):
+            if image.failed:
+                self._leave(image, None, image.failed)
+
+    def _responded(self, view: View) -> None:
+        view.tile.pending -= 1
+        if not view.tile.pending:
+            self._urgent.append(Advance(view.tile))
+
+    def _advanced(self, tile: Tile, result: Advanced) -> None:
+        goes_on, opened = self.program.after(tile, result)
+        self._open(tile.image, opened)
+        if goes_on:
+            self._queue(tile)
+            return
+        if tile.takes:
+            self.stats.tiles += 1
+            self.stats.iterations += tile.iteration
+        tile.image.open_tiles -= 1
+        if not tile.image.open_tiles:
+            self._urgent.append(Unite(tile.image))
+
+    def _open(self, image: ImageTask, tiles: list[Tile]) -> None:
+        image.tiles += tiles
+        image.open_tiles += len(tiles)
+        for tile in tiles:
+            self._queue(tile)
+
+    def _queue(self, tile: Tile) -> None:
+        views = views_of(tile, self._fixed)
+        tile.pending = len(views)
+        for view in views:
+            self._push(view)
+
+    def _push(self, view: View) -> None:
+        self._order += 1
+        self._buckets.setdefault(view.shape, _Bucket()).push(self._order, view)
+
+    def _recover(self, work: Work, error: Exception) -> None:
+        """Out of memory: halve the batch and try again. Another error in a batch of several images: try each
+        alone, so that one bad image does not take the others with it. Else the image fails."""
+        views = work.views if isinstance(work, Respond) else []
+        if isinstance(error, OutOfMemory) and len(views) > 1:
+            self.stats.halvings += 1
+            self._batch_views = max(1, len(views) // 2)
+            self._batch_pixels = max(1, sum(v.pixels for v in views) // 2)
+            for view in views:
+                self._push(view)
+        elif len({id(v.tile.image) for v in views}) > 1:
+            self.stats.retries += 1
+            self._urgent.extend(Respond([view]) for view in views)
+        else:
+            for image in _images(work):
+                image.failed = image.failed or error
+
+    # -- finish ------------------------------------------------------------------------------------------
+    def _leave(self, image: ImageTask, maps: NDArray[np.float32] | None, error: Exception | None) -> None:
+        """The image leaves, once nothing of it is in flight."""
+        if image.in_flight or image not in self._live:
+            return
+        self._bytes -= self._live.pop(image)
+        self.stats.images += error is None
+        image.tiles.clear()
+        self._finished.append(Finished(image, maps, error))
+
+    def finished(self) -> list[Finished]:
+        """Images that have left since the last call."""
+        out = list(self._finished)
+        self._finished.clear()
+        return out
+
+    @property
+    def idle(self) -> bool:
+        return not self._live
+
+    @property
+    def tiles_in_flight(self) -> int:
+        return sum(image.open_tiles for image in self._live)
+
+
+def _images(work: Work) -> list[ImageTask]:
+    """The distinct images of a unit of work, in a fixed order."""
+    if isinstance(work, Respond):
+        return list(dict.fromkeys(view.tile.image for view in work.views))
+    return [work.tile.image if isinstance(work, Advance) else work.image]
