@@ -1,0 +1,159 @@
+"""MobileNetV2 1.0 with BatchNorm folded into the convolutions, for two layouts of weights.
+
+`folded`: `stem`, `blocks.N.expand|dw|project`, `head`, `classifier`, trained in TensorFlow: input
+x / 127.5 - 1, and stride-2 convolutions that pad so that the output covers the input, which for even
+sizes means bottom and right only. `torchvision`: `features.N…`, `classifier.1`, ImageNet mean/std, and
+symmetric padding; its BatchNorms are folded on loading.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+OUTPUT_STRIDES = (8, 16, 32)
+EXPANSION = 6
+STEM, HEAD = 32, 1280
+# (channels, blocks, stride) of each stage.
+STAGES = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
+BN_EPS = 1e-5
+
+
+class Conv(nn.Conv2d):
+    """A convolution that keeps sizes (stride 1) or halves them rounding up (stride 2).
+
+    With `same`, stride 2 pads as TensorFlow's "same" does: an even size gets one row after, an odd size one
+    before and one after. The amount is computed from the input, so it stays right in an exported graph.
+    """
+
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        same: bool = True,
+    ) -> None:
+        self.computed = same and stride == 2
+        padding = 0 if self.computed else dilation * (kernel // 2)
+        super().__init__(cin, cout, kernel, stride, padding, dilation, groups)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.computed:
+            height, width = x.shape[-2:]
+            x = F.pad(x, (width % 2, 1, height % 2, 1))
+        return super().forward(x)
+
+
+class Block(nn.Module):
+    """Inverted residual: expand 1×1, depthwise 3×3, project 1×1; ReLU6 after the first two."""
+
+    def __init__(
+        self, cin: int, cout: int, *, expansion: int, stride: int, dilation: int, same: bool
+    ) -> None:
+        super().__init__()
+        mid = cin * expansion
+        self.residual = stride == 1 and cin == cout
+        self.expand = Conv(cin, mid, 1) if expansion > 1 else None
+        self.dw = Conv(mid, mid, 3, stride=stride, dilation=dilation, groups=mid, same=same)
+        self.project = Conv(mid, cout, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = x if self.expand is None else F.relu6(self.expand(x))
+        out = self.project(F.relu6(self.dw(out)))
+        return x + out if self.residual else out
+
+
+class MobileNetV2(nn.Module):
+    """N×3×H×W (scaled as its layout says, float32) to N×C scores.
+
+    Stages that would go beyond `output_stride` are dilated instead: at 16, block 13 has stride 1 and the
+    depthwise convolutions of blocks 14 to 16 dilation 2.
+    """
+
+    def __init__(
+        self, classes: int = 20, *, output_stride: int = 16, bias: bool = False, same: bool = True
+    ) -> None:
+        super().__init__()
+        if output_stride not in OUTPUT_STRIDES:
+            raise ValueError(f"output_stride must be one of {OUTPUT_STRIDES}")
+        self.stem = Conv(3, STEM, 3, stride=2, same=same)
+        self.blocks = nn.Sequential(*self._blocks(output_stride, same))
+        self.head = Conv(STAGES[-1][0], HEAD, 1)
+        self.classifier = nn.Linear(HEAD, classes, bias=bias)
+
+    @staticmethod
+    def _blocks(output_stride: int, same: bool) -> list[Block]:
+        blocks: list[Block] = []
+        cin, reached, dilation = STEM, 2, 1
+        for cout, count, stage_stride in STAGES:
+            for i in range(count):
+                stride = stage_stride if i == 0 else 1
+                own = dilation  # the block that loses its stride keeps the dilation of those before it
+                if stride == 2 and reached == output_stride:
+                    stride, dilation = 1, dilation * 2
+                reached *= stride
+                expansion = EXPANSION if blocks else 1
+                blocks.append(Block(cin, cout, expansion=expansion, stride=stride, dilation=own, same=same))
+                cin = cout
+        return blocks
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """The last feature map: N×1280×h×w, between 0 and 6."""
+        return F.relu6(self.head(self.blocks(F.relu6(self.stem(x)))))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.classifier(self.features(x).mean((2, 3)))
+        return out
+
+    def forward_cam(self, x: torch.Tensor) -> torch.Tensor:
+        """Class activation maps after ReLU, without the bias: N×C×h×w (method.md §1)."""
+        return F.relu(F.conv2d(self.features(x), self.classifier.weight[:, :, None, None]))
+
+
+def is_torchvision(state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the names are torchvision's (`features.0.0.weight`)."""
+    return "features.0.0.weight" in state
+
+
+def from_torchvision(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """torchvision's `mobilenet_v2` state dict in the folded layout: BatchNorms folded, layers renamed.
+
+    Names that do not belong to it are kept, so that fitting reports them.
+    """
+    out: dict[str, torch.Tensor] = {}
+    used: set[str] = set()
+    for conv, norm, name in _torchvision_layers():
+        keys = [f"{conv}.weight", *(f"{norm}.{k}" for k in ("weight", "bias", "running_mean", "running_var"))]
+        if not all(k in state for k in keys):
+            continue  # fitting names what is missing
+        weight, gamma, beta, mean, var = (state[k].float() for k in keys)
+        gain = gamma / torch.sqrt(var + BN_EPS)
+        out[f"{name}.weight"] = weight * gain[:, None, None, None]
+        out[f"{name}.bias"] = beta - mean * gain
+        used.update(keys)
+    for key, value in state.items():
+        if key not in used and not re.search(r"num_batches_tracked$", key):
+            out[re.sub(r"^classifier\.1\.", "classifier.", key)] = value
+    return out
+
+
+def _torchvision_layers() -> list[tuple[str, str, str]]:
+    """(convolution, BatchNorm, folded name) for every convolution of torchvision's model."""
+    layers = [("features.0.0", "features.0.1", "stem"), ("features.18.0", "features.18.1", "head")]
+    for i in range(sum(count for _, count, _ in STAGES)):
+        conv = f"features.{i + 1}.conv"
+        # Each convolution with ReLU6 is a little sequential of its own; the projection is not.
+        steps = ["dw"] if i == 0 else ["expand", "dw"]
+        for j, step in enumerate(steps):
+            layers.append((f"{conv}.{j}.0", f"{conv}.{j}.1", f"blocks.{i}.{step}"))
+        last = len(steps)
+        layers.append((f"{conv}.{last}", f"{conv}.{last + 1}", f"blocks.{i}.project"))
+    return layers
