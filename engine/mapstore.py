@@ -1,0 +1,378 @@
+"""The map store: a folder of response maps, the contract between `engine` (writes) and `trainer` (reads).
+
+    STORE/
+      store.json        schema_version, format, dtype, classes, created, tools, settings (validated when read)
+      index.jsonl       one line per finished image: {"id", "fingerprint", "bytes"}
+      <id>.npz          one file per image, self-describing (formats/npz.py); '/' in an id makes folders
+      <id>.npy          instead, in the formats of other tools (formats/psa.py, formats/irn.py)
+
+`settings` records the run: the recipe as a dictionary, the label source, the bundle's hash, the source of
+the images. Every `.npz` repeats its own, because a store may be resumed with other settings; store.json
+has those of the latest run.
+
+Writing is safe against kill -9 at any moment: a file gets its final name only when complete, and its
+index line is appended (O_APPEND, one write) only after that. So a line vouches for its file; a file
+without a line was made in the last instant before a kill and is made again. A torn last line is ignored
+and ended by the next writer. The last line of an id counts. Several threads and processes may write to one
+store; two that write the same id both write a whole file, and the later one stays.
+
+The formats psa and irn are pickles. They are read, by an unpickler that knows plain arrays only, where
+the caller names the format, never because a folder says so.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import errno
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .atomic import TEMP_PREFIX, atomic_write
+from .errors import StoreError
+from .formats.irn import IrnCodec
+from .formats.npz import NpzCodec
+from .formats.psa import PsaCodec
+from .formats.record import Codec, Decoded, MapRecord, as_float32
+
+__all__ = ["FORMATS", "MapRecord", "MapStore", "StoreInfo"]
+
+SCHEMA_VERSION = 1
+INFO, INDEX = "store.json", "index.jsonl"
+STALE_SECONDS = 3600.0  # a temporary file older than this has lost its writer
+
+Format = Literal["npz", "psa", "irn"]
+FORMATS: tuple[str, ...] = get_args(Format)
+_CODECS: dict[str, Codec] = {"npz": NpzCodec(), "psa": PsaCodec(), "irn": IrnCodec()}
+
+
+class StoreInfo(BaseModel):
+    """`store.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    format: Format
+    dtype: Literal["uint8", "float16", "float32"]
+    classes: list[str] = Field(min_length=1, description="names by index; background is not among them")
+    created: str = Field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
+    tools: dict[str, str] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class MapStore:
+    """An open store; made by `create_or_open`, `open` or `open_foreign`. Safe to share among threads."""
+
+    def __init__(self, path: Path, info: StoreInfo, *, indexed: bool = True) -> None:
+        self.path = path
+        self.info = info
+        self._codec = _CODECS[info.format]
+        self._index = _Index(path / INDEX) if indexed else None
+
+    @classmethod
+    def create_or_open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        fmt: str = "npz",
+        dtype: str = "uint8",
+        classes: list[str],
+        settings: dict[str, Any],
+    ) -> MapStore:
+        """Open `path` for writing, making it where it does not exist; sweeps what killed writers left.
+
+        `dtype` is uint8 or float16 for npz; psa and irn are always float32. Opening an existing store
+        with other `settings` records the new ones: which images are kept is decided by fingerprints.
+        Raises StoreError where the store has another format, dtype or classes, or cannot be written.
+        """
+        root = Path(path)
+        wanted = _wanted(root, fmt, dtype, classes, settings)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise _cannot_write(root, e) from None
+        if (root / INFO).exists():
+            wanted = _compatible(root, read_info(root), wanted)
+        try:
+            with atomic_write(root / INFO, "w") as f:
+                f.write(wanted.model_dump_json(indent=1) + "\n")
+            sweep_stale(root)
+        except OSError as e:
+            raise _cannot_write(root / INFO, e) from None
+        return cls(root, wanted)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], fmt: str | None = None) -> MapStore:
+        """Open an existing store for reading (writing works too).
+
+        Where its files are pickles (psa, irn), `fmt` must say so. Raises StoreError where `path` is not a
+        store, is of a newer schema, or is of another format than `fmt`.
+        """
+        root = Path(path)
+        info = read_info(root)
+        if fmt is not None and fmt != info.format:
+            raise StoreError(f"{root}: holds {info.format} maps, not {fmt}; name that format")
+        if fmt is None and _CODECS[info.format].pickled:
+            raise StoreError(
+                f"{root}: holds pickled {info.format} maps; say --format {info.format} to read them"
+            )
+        return cls(root, info)
+
+    @classmethod
+    def open_foreign(cls, path: str | os.PathLike[str], fmt: str, classes: list[str]) -> MapStore:
+        """Open, for reading only, a folder of maps that another tool wrote: no store.json, no index.
+
+        Every file with the format's suffix is an image. Raises StoreError where `path` is no folder.
+        """
+        root = Path(path)
+        if not root.is_dir():
+            raise StoreError(f"{root}: no such folder")
+        codec = _codec(fmt)
+        info = _validated(root, {"format": fmt, "dtype": codec.dtypes[0], "classes": classes})
+        return cls(root, info, indexed=False)
+
+    def file(self, id: str) -> Path:
+        """The file of an image; raises StoreError for an id that would leave the store."""
+        parts = id.split("/")
+        if any(p in ("", ".", "..") or p.startswith(TEMP_PREFIX) for p in parts) or "\\" in id or "\0" in id:
+            raise StoreError(f"{id!r}: cannot name a file of a map store; use plain names joined by '/'")
+        return self.path.joinpath(*parts[:-1], parts[-1] + self._codec.suffix)
+
+    def write(self, record: MapRecord, fingerprint: str) -> int:
+        """Store one image, replacing what was there; returns the file's bytes.
+
+        `fingerprint` names the settings that decide the maps (see `done`). Raises StoreError where the
+        record does not fit the store or cannot be written; then nothing is left under its name but what
+        was there before.
+        """
+        if self._index is None:
+            raise StoreError(f"{self.path}: has no {INFO}; infercam only reads folders of other tools")
+        file = self.file(record.id)
+        self._check_classes(record)
+        envelope = {"fingerprint": fingerprint, "settings": self.info.settings}
+        data = self._codec.encode(record, self.info.dtype, envelope)
+        try:
+            with atomic_write(file) as f:
+                f.write(data)
+        except OSError as e:
+            raise _cannot_write(file, e) from None
+        self._index.append(record.id, fingerprint, len(data))
+        return len(data)
+
+    def done(self, id: str, fingerprint: str) -> bool:
+        """Whether the image's file is there, complete, and was made with that fingerprint. One stat."""
+        entry = self._index.get(id) if self._index else None
+        if entry is None or entry[0] != fingerprint:
+            return False
+        try:
+            return self.file(id).stat().st_size == entry[1]
+        except (OSError, StoreError):
+            return False
+
+    def read(self, id: str) -> MapRecord:
+        """One image's maps as float32 in [0, 1]; raises StoreError naming the file."""
+        found = self.read_stored(id)
+        names = found.names or [self.info.classes[c] for c in found.classes]
+        return MapRecord(id, found.classes, names, as_float32(found.maps), found.meta, found.settings)
+
+    def read_stored(self, id: str) -> Decoded:
+        """As `read`, with the maps as they are stored: uint8 (value / 255), float16 or float32."""
+        file = self.file(id)
+        found = self._codec.decode(file)
+        if any(c >= len(self.info.classes) for c in found.classes):
+            raise StoreError(f"{file}: class {max(found.classes)} is beyond the store's classes")
+        return found
+
+    def __contains__(self, id: object) -> bool:
+        return isinstance(id, str) and self.file(id).is_file()
+
+    def ids(self) -> list[str]:
+        """The images whose files are there, in the order in which they were finished (sorted if foreign)."""
+        if self._index is not None and self._index.exists():
+            return [id for id in self._index.ids() if self.file(id).is_file()]
+        suffix = self._codec.suffix
+        found = (f.relative_to(self.path).as_posix() for f in self.path.rglob(f"*{suffix}"))
+        return sorted(id.removesuffix(suffix) for id in found if not Path(id).name.startswith(TEMP_PREFIX))
+
+    def __len__(self) -> int:
+        return len(self.ids())
+
+    def __iter__(self) -> Iterator[MapRecord]:
+        return (self.read(id) for id in self.ids())
+
+    def _check_classes(self, record: MapRecord) -> None:
+        for index, name in zip(record.classes, record.names, strict=False):
+            if not 0 <= index < len(self.info.classes) or self.info.classes[index] != name:
+                raise StoreError(f"{record.id}: class {index} ({name!r}) is not one of the store's classes")
+
+
+class _Index:
+    """`index.jsonl` in memory: id -> (fingerprint, bytes), fingerprints shared; loaded when first asked."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self._entries: dict[str, tuple[str, int]] | None = None
+        self._shared: dict[str, str] = {}
+        self._torn: bool | None = None  # unknown until the first append
+
+    def exists(self) -> bool:
+        return self._file.exists()
+
+    def get(self, id: str) -> tuple[str, int] | None:
+        with self._lock:
+            return self._load().get(id)
+
+    def ids(self) -> list[str]:
+        with self._lock:
+            return list(self._load())
+
+    def append(self, id: str, fingerprint: str, size: int) -> None:
+        line = json.dumps({"id": id, "fingerprint": fingerprint, "bytes": size}, separators=(",", ":")) + "\n"
+        with self._lock:
+            torn = self._ends_torn() if self._torn is None else self._torn
+            data = (("\n" if torn else "") + line).encode()
+            self._torn = True  # until the whole line is known to be there
+            try:
+                fd = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                try:
+                    if os.write(fd, data) < len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                finally:
+                    os.close(fd)
+            except OSError as e:
+                raise _cannot_write(self._file, e) from None
+            self._torn = False
+            if self._entries is not None:
+                self._put(self._entries, id, fingerprint, size)
+
+    def _ends_torn(self) -> bool:
+        try:
+            with self._file.open("rb") as f:
+                f.seek(-1, os.SEEK_END)
+                return f.read(1) != b"\n"
+        except OSError:  # missing or empty
+            return False
+
+    def _put(self, entries: dict[str, tuple[str, int]], id: str, fingerprint: str, size: int) -> None:
+        entries.pop(id, None)  # the latest is last
+        entries[id] = (self._shared.setdefault(fingerprint, fingerprint), size)
+
+    def _load(self) -> dict[str, tuple[str, int]]:
+        if self._entries is None:
+            entries: dict[str, tuple[str, int]] = {}
+            try:
+                with self._file.open("rb") as f:
+                    for line in f:
+                        self._parse(entries, line)
+            except FileNotFoundError:
+                pass
+            except OSError as e:
+                raise StoreError(f"{self._file}: cannot be read: {e.strerror or e}") from None
+            self._entries = entries
+        return self._entries
+
+    def _parse(self, entries: dict[str, tuple[str, int]], line: bytes) -> None:
+        if not line.endswith(b"\n"):
+            return  # torn, or being written right now
+        try:
+            entry = json.loads(line)
+            self._put(entries, str(entry["id"]), str(entry["fingerprint"]), int(entry["bytes"]))
+        except (ValueError, KeyError, TypeError):
+            return  # a fragment that a later writer ended; its image is made again
+
+
+def read_info(root: Path) -> StoreInfo:
+    """Read and validate `root/store.json`; raises StoreError naming it."""
+    file = root / INFO
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{root}: no {INFO}; not a map store (make one with: infercam run)") from None
+    except NotADirectoryError:
+        raise StoreError(f"{root}: is a file, not a map store") from None
+    except (OSError, ValueError) as e:
+        raise StoreError(f"{file}: cannot be read: {e}") from None
+    schema = raw.get("schema_version") if isinstance(raw, dict) else None
+    if not isinstance(schema, int):
+        raise StoreError(f"{file}: has no schema_version; not a map store")
+    if schema > SCHEMA_VERSION:
+        raise StoreError(f"{file}: schema {schema} is newer than this infercam reads; upgrade infercam")
+    return _validated(file, raw)
+
+
+def sweep_stale(root: Path, older_than: float = STALE_SECONDS) -> int:
+    """Remove the temporary files in `root` and below that no writer has touched for that many seconds."""
+    removed, limit = 0, time.time() - older_than
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if not name.startswith(TEMP_PREFIX):
+                continue
+            file = Path(folder, name)
+            try:
+                if file.stat().st_mtime < limit:
+                    file.unlink()
+                    removed += 1
+            except FileNotFoundError:  # its writer has finished in between
+                continue
+    return removed
+
+
+def _codec(fmt: str) -> Codec:
+    try:
+        return _CODECS[fmt]
+    except KeyError:
+        raise StoreError(f"unknown map format {fmt!r}; choose one of {', '.join(FORMATS)}") from None
+
+
+def _wanted(root: Path, fmt: str, dtype: str, classes: list[str], settings: dict[str, Any]) -> StoreInfo:
+    codec = _codec(fmt)
+    if codec.pickled:
+        dtype = codec.dtypes[0]
+    elif dtype not in codec.dtypes:
+        raise StoreError(f"{fmt} maps cannot be stored as {dtype}; choose one of {', '.join(codec.dtypes)}")
+    tools = {"infercam": version("infercam"), "numpy": np.__version__, "python": platform.python_version()}
+    try:
+        settings = json.loads(json.dumps(settings))
+    except (TypeError, ValueError) as e:
+        raise StoreError(f"{root}: the run's settings are not JSON: {e}") from None
+    raw = {"format": fmt, "dtype": dtype, "classes": classes, "tools": tools, "settings": settings}
+    return _validated(root, raw)
+
+
+def _validated(where: Path, raw: dict[str, Any]) -> StoreInfo:
+    try:
+        return StoreInfo.model_validate(raw)
+    except ValidationError as e:
+        first = e.errors()[0]
+        key = ".".join(map(str, first["loc"])) or INFO
+        raise StoreError(f"{where}: {key}: {first['msg']}") from None
+
+
+def _compatible(root: Path, there: StoreInfo, wanted: StoreInfo) -> StoreInfo:
+    """What store.json says from now on: when it was created stays, settings and tools are the new run's."""
+    advice = "write to another folder, or remove this one"
+    for what in ("format", "dtype"):
+        old, new = getattr(there, what), getattr(wanted, what)
+        if old != new:
+            raise StoreError(
+                f"{root}: already holds {old} maps, not {new}; {advice} (or use infercam convert)"
+            )
+    if there.classes != wanted.classes:
+        raise StoreError(f"{root}: already holds maps of other classes; {advice}")
+    return wanted.model_copy(update={"created": there.created})
+
+
+def _cannot_write(file: Path, e: OSError) -> StoreError:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(f"{file}: disk full; free some space and run again to go on from here")
+    return StoreError(f"{file}: cannot be written: {e.strerror or e}")
