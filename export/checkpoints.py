@@ -7,6 +7,7 @@ containers is refused, never unpickled.
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,13 +64,14 @@ def _read_torch(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        if "weights_only" in str(e).lower():  # readable, but it wants to build objects of its own
-            raise ExportError(
-                f"{file}: holds more than tensors, so it is not opened (it could run code); "
-                "save the weights alone: torch.save(model.state_dict(), FILE)"
-            ) from None
-        raise ExportError(f"{file}: not a PyTorch checkpoint ({_first_line(e)})") from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as e:
+        held = re.search(r"GLOBAL ([\w.]+)", str(e))  # readable, but it wants an object built
+        if held is None:
+            raise ExportError(f"{file}: not a PyTorch checkpoint") from None
+        raise ExportError(
+            f"{file}: holds more than tensors ({held[1]}), so it is not opened (it could run code); "
+            "save the weights alone: torch.save(model.state_dict(), FILE)"
+        ) from None
+    except Exception as e:  # on a damaged file, the unpickler raises whatever it trips over
         raise ExportError(f"{file}: not a readable PyTorch checkpoint ({_first_line(e)})") from None
 
 
