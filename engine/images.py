@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 import cv2
 import numpy as np
@@ -52,25 +52,12 @@ DEFAULT_MAX_PIXELS = 4_000_000
 # What a folder is searched for. The content, not the suffix, decides how a file is read.
 SUFFIXES = frozenset(
     [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
+        *[".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff"],
+        *[".webp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"],
     ]
 )
 
-RGB = npt.NDArray[np.uint8]
+RGB: TypeAlias = npt.NDArray[np.uint8]
 
 # Pillow's own Image.open is not used: it tries every format it knows (EPS starts Ghostscript) and refuses
 # large files by a limit that is global to the process and without telling their size.
@@ -114,6 +101,12 @@ def image_size(path: str | os.PathLike[str], *, exif: bool = True) -> tuple[int,
         header = _read_header(file, path, None)
         height, width = header.stored
         return (width, height) if exif and header.orientation >= 5 else (height, width)
+
+
+def without_suffix(name: str) -> str:
+    """An image's id from its path or name: without the suffix, if it is a picture's."""
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122 - plain strings: this runs a million times
+    return stem if suffix.lower() in SUFFIXES else name
 
 
 @dataclass(frozen=True)

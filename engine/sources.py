@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, overload
 
 from . import voc
 from .errors import InputError
-from .images import SUFFIXES
+from .images import SUFFIXES, without_suffix
 from .paths import check_id, os_reason, read_text, shown
 
 _SUFFIX = "|".join(s[1:] for s in sorted(SUFFIXES))
@@ -102,7 +102,7 @@ def folder_source(root: str | os.PathLike[str], recursive: bool = True) -> Sourc
     names.sort()
     _refuse_shared_ids(top, names)
     notes = [f"{shown(top)}: {others} files that are no pictures passed over"] if others else []
-    return Source("folder", top, names, lambda name: Item(_stem(name), top / name), notes=notes)
+    return Source("folder", top, names, lambda name: Item(without_suffix(name), top / name), notes=notes)
 
 
 def list_source(file: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Source:
@@ -117,7 +117,7 @@ def list_source(file: str | os.PathLike[str], root: str | os.PathLike[str] | Non
     Raises InputError, with the line's number, where a path leaves the root or two files share an id.
     """
     listing = Path(file)
-    lines = [(n, line) for n, raw in enumerate(read_text(listing).splitlines(), 1) if (line := _content(raw))]
+    lines = [(n, line) for n, raw in enumerate(read_text(listing).split("\n"), 1) if (line := _content(raw))]
     if not lines:
         raise InputError(f"{shown(listing)}: names no images")
     base = listing.parent if root is None else Path(root)
@@ -140,7 +140,7 @@ def voc_source(root: str | os.PathLike[str], split: str) -> Source:
     base = voc.find_root(root)
     listing = voc.split_file(base, split)
     ids: dict[str, None] = {}
-    for number, raw in enumerate(read_text(listing).splitlines(), 1):
+    for number, raw in enumerate(read_text(listing).split("\n"), 1):
         words = raw.split()
         if not words or words[1:] == ["-1"]:
             continue
@@ -182,19 +182,13 @@ def _walk(top: Path, recursive: bool) -> Iterator[str]:
             raise InputError(f"{shown(top / folder)}: {os_reason(e)}") from None
 
 
-def _stem(name: str) -> str:
-    """An id from a path: without the suffix, if it is a picture's."""
-    stem, suffix = os.path.splitext(name)  # noqa: PTH122 - plain strings: this runs a million times
-    return stem if suffix.lower() in SUFFIXES else name
-
-
 def _refuse_shared_ids(top: Path, names: list[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(_stem(name), name)
+        other = seen.setdefault(without_suffix(name), name)
         if other != name:
             raise InputError(
-                f"{shown(top)}: {shown(other)} and {shown(name)} have one id, {shown(_stem(name))}; "
+                f"{shown(top)}: {shown(other)} and {shown(name)} have one id, {shown(without_suffix(name))}; "
                 "remove one of them, or name the images to use in a list"
             )
 
@@ -237,20 +231,19 @@ class _Named(NamedTuple):
 def _read_line(line: str, base: Path) -> _Named:
     """Id and paths of a line, by its text alone; raises InputError where a path leaves the base."""
     image, mask = _columns(line)
-    if mask is not None:
-        mask = mask.lstrip("/")
     if _in_voc(image):
         image = check_id(image.lstrip("/"))
-        return _Named(_stem(image.removeprefix(f"{voc.IMAGES}/")), image, mask)
+        mask = mask and mask.lstrip("/")
+        return _Named(without_suffix(image.removeprefix(f"{voc.IMAGES}/")), image, mask)
     path = PurePosixPath(image)
     if not path.is_absolute():
         image = check_id(image)
-        return _Named(_stem(image), image, mask)
+        return _Named(without_suffix(image), image, mask)
     below = PurePosixPath(base.absolute().as_posix())
     if path.is_relative_to(below):
         image = check_id(path.relative_to(below).as_posix())
-        return _Named(_stem(image), image, mask)
-    return _Named(_stem(check_id(path.name or "/")), image, mask)
+        return _Named(without_suffix(image), image, mask)
+    return _Named(without_suffix(check_id(path.name or "/")), image, mask)
 
 
 def _unique(lines: list[tuple[int, str]], listing: Path, base: Path) -> list[str]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from .errors import InputError
 from .paths import shown
 
-CLASSES = (
-    ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"]
-    + ["diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train"]
-    + ["tvmonitor"]
-)
+CLASSES = [
+    *["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"],
+    *["diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train"],
+    "tvmonitor",
+]
 """The 20 object classes in the order that every label file without names assumes."""
 
 IMAGES = "JPEGImages"
