@@ -33,6 +33,10 @@ class Result:
     """Indices into the bundle's classes, in the order of `maps`."""
     maps: NDArray[np.float32] = field(repr=False)
     """K×H×W in 0..1; empty where `error` is set."""
+    iterations: list[int] = field(default_factory=list)
+    """Of each tile, in the order in which they converged."""
+    pixels: NDArray[np.uint8] | None = field(default=None, repr=False)
+    """The picture, H×W×3 RGB."""
     error: Exception | None = None
 
 
@@ -164,9 +168,9 @@ class Engine:
             indices = self.class_indices(classes)
             pixels = _pixels(picture)
         except InputError as e:
-            return Result(name, [], np.zeros((0, 0, 0), np.float32), e)
+            return Result(name, [], _NO_MAPS, error=e)
         if not indices:
-            return Result(name, [], np.zeros((0, *pixels.shape[:2]), np.float32))
+            return Result(name, [], np.zeros((0, *pixels.shape[:2]), np.float32), pixels=pixels)
         task = ImageTask(name, pixels, indices, chosen)
         scheduler.add(task, self.backend.estimate(task))
         return None
@@ -183,9 +187,14 @@ class Engine:
         self.close()
 
 
+_NO_MAPS = np.zeros((0, 0, 0), np.float32)
+
+
 def _result(finished: Finished) -> Result:
-    maps = finished.maps if finished.maps is not None else np.zeros((0, 0, 0), np.float32)
-    return Result(finished.image.id, finished.image.classes, maps, finished.error)
+    image, maps = finished.image, finished.maps
+    if maps is None:
+        return Result(image.id, image.classes, _NO_MAPS, error=finished.error)
+    return Result(image.id, image.classes, maps, image.iterations, image.pixels)
 
 
 def _pixels(image: Picture) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points, version
 import typer
 from rich.console import Console
 
+from . import run_cli
 from .errors import InfercamError
 
 app = typer.Typer(
@@ -29,6 +30,9 @@ def _version(show: bool) -> None:
 @app.callback()
 def root(show: bool = typer.Option(False, "--version", callback=_version, is_eager=True)) -> None:
     """Refined class response maps of a frozen classifier."""
+
+
+run_cli.register(app)
 
 
 def main() -> None:

@@ -196,6 +196,7 @@ class Scheduler:
         if tile.takes:
             self.stats.tiles += 1
             self.stats.iterations += tile.iteration
+            tile.image.iterations.append(tile.iteration)
         tile.image.open_tiles -= 1
         if not tile.image.open_tiles:
             self._urgent.append(Unite(tile.image))

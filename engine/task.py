@@ -32,6 +32,8 @@ class ImageTask:
     open_tiles: int = 0
     in_flight: int = 0
     """Units of work handed to the backend and not yet reported."""
+    iterations: list[int] = field(default_factory=list)
+    """Of each tile that has finished."""
     failed: Exception | None = None
     state: Any = None
 

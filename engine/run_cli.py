@@ -1,0 +1,290 @@
+"""`infercam run`: options, progress, signals, exit code. The work is in run.py."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from .errors import InputError, StoreError
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+    from .run import LabelLookup, Predicted, Run, Summary
+    from .scheduler import Scheduler
+    from .sources import Source
+
+console = Console(stderr=True, highlight=False)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("run")(run)
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(help="Bundle made by `infercam export`.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Map store to write (a folder).")],
+    images: Annotated[Path | None, typer.Option(help="Folder of images.")] = None,
+    voc: Annotated[Path | None, typer.Option(help="VOC tree; with --split.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the VOC tree: train, val, …")] = None,
+    list_file: Annotated[Path | None, typer.Option("--list", help="List of paths or ids, or psa's.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder that --list is relative to.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Labels: .json, .csv, .npy (psa), folder of VOC XML, `voc-xml`, or `predict`."),
+    ] = None,
+    score_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="With `--labels predict`: least probability of a class.")
+    ] = 0.5,
+    recipe: Annotated[str, typer.Option(help="paper, released, corrected, fast, best.")] = "released",
+    mode: Annotated[str, typer.Option(help="baseline, split, erase, both.")] = "both",
+    scales: Annotated[str | None, typer.Option(help="Scales of the views, for example 1,0.5,1.5,2.")] = None,
+    mirror: Annotated[bool | None, typer.Option("--mirror/--no-mirror", help="Mirrored views.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Normalised response that is erased.")] = None,
+    stop_share: Annotated[float | None, typer.Option(help="Stop below this newly erased share.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="At most this many on a tile.")] = None,
+    buffer: Annotated[str | None, typer.Option(help="Pixels past the split line: one class,two.")] = None,
+    accumulate: Annotated[str | None, typer.Option(help="max or sum.")] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other constant of the recipe, as NAME=JSON; may be repeated."),
+    ] = None,
+    fmt: Annotated[str, typer.Option("--format", help="npz, or psa or irn for those tools.")] = "npz",
+    dtype: Annotated[str | None, typer.Option(help="uint8 (default) or float16; npz only.")] = None,
+    heatmaps: Annotated[Path | None, typer.Option(help="Also write overlay pictures here.")] = None,
+    backend: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Worker threads (default: all cores).")] = None,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 4_000_000,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write a summary here ('-': standard output).")
+    ] = None,
+) -> None:
+    """Turn images into refined class response maps.
+
+    Run it again to go on: only what is missing, or was made with other settings, is done. Images that fail are
+    listed in OUT/failures.jsonl; the rest goes on, and the exit code is 1.
+    """
+    from .api import Engine
+    from .run import Predicted, Run
+
+    changes = _changes(scales, mirror, threshold, stop_share, iterations, buffer, accumulate, change)
+    chosen, checked_mode = _recipe(recipe, changes), _mode(mode)
+    source = _source(images, voc, split, list_file, root)
+    source = source[:limit] if limit else source
+    for note in source.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    with Engine.load(bundle, backend, threads) as engine:
+        lookup: LabelLookup | Predicted
+        if labels == "predict":
+            lookup = Predicted(score_threshold)
+        else:
+            lookup = _labels(labels, engine.manifest.classes, voc)
+        with _progress(len(source)) as watch:
+            job = Run(
+                engine,
+                source,
+                lookup,
+                out,
+                recipe=chosen,
+                mode=checked_mode,
+                fmt=fmt,
+                dtype=dtype or ("uint8" if fmt == "npz" else "float32"),
+                heatmaps=heatmaps,
+                max_pixels=max_pixels,
+                watch=watch,
+            )
+            with _signals(job) as caught:
+                _guarded(job)
+    _report(job, out, json_file, caught)
+
+
+def _guarded(job: Run) -> None:
+    """Run; a store that cannot be written ends the run and says what was saved."""
+    try:
+        job()
+    except StoreError as e:
+        s = job.summary
+        raise StoreError(
+            f"{e}; stopped with {s.done + s.kept} of {s.images} images done: mend that and run the same "
+            "command again"
+        ) from None
+
+
+def _report(job: Run, out: Path, json_file: Path | None, caught: list[int]) -> None:
+    from .atomic import atomic_write
+
+    s = job.summary
+    if json_file is not None and str(json_file) == "-":
+        typer.echo(s.to_json(), nl=False)
+    elif json_file is not None:
+        try:
+            with atomic_write(json_file, "w") as f:
+                f.write(s.to_json())
+        except OSError as e:
+            raise StoreError(f"{json_file}: cannot be written: {e.strerror}") from None
+    rate = f", {s.images_per_second:.2f} images/s" if s.done else ""
+    console.print(
+        f"{s.done} done, {s.kept} kept, {s.failed} failed of {s.images} images in {s.seconds:.1f} s{rate}; "
+        f"{s.mean_iterations:.2f} iterations a tile -> {out}",
+        soft_wrap=True,
+    )
+    if s.failed:
+        console.print(f"[red]{s.failed} images failed:[/red] see {job.failures.file}", soft_wrap=True)
+    if caught:
+        console.print(f"stopped with {s.left} images left; run the same command again to go on")
+        raise typer.Exit(128 + caught[0])
+    if s.failed:
+        raise typer.Exit(1)
+
+
+# -- options ---------------------------------------------------------------------------------------------------
+def _source(
+    images: Path | None, voc: Path | None, split: str | None, list_file: Path | None, root: Path | None
+) -> Source:
+    from .sources import folder_source, list_source, voc_source
+
+    if voc is not None and split is not None and images is None and list_file is None:
+        return voc_source(voc, split)
+    if images is not None and split is None and list_file is None:
+        return folder_source(images)
+    if list_file is not None and split is None and images is None:
+        return list_source(list_file, root)
+    raise InputError("give one source of images: --images DIR, or --voc ROOT --split NAME, or --list FILE")
+
+
+def _labels(spec: str | None, classes: list[str], voc: Path | None) -> LabelLookup:
+    from .labels import load_labels
+
+    if spec is None:
+        raise InputError(
+            "give the images' classes with --labels FILE, or let the classifier say: --labels predict"
+        )
+    return load_labels(spec, classes, voc_root=voc)
+
+
+def _mode(name: str) -> Any:
+    from .recipe import MODES
+
+    if name not in MODES:
+        raise InputError(f"no mode {name!r}; there are: {', '.join(MODES)}")
+    return name
+
+
+def _recipe(name: str, changes: dict[str, Any]) -> Recipe:
+    """The named recipe with changed constants; `scales` and `mirror` are those of its views."""
+    from .recipe import recipe
+
+    base = recipe(name)
+    if "scales" in changes or "mirror" in changes:
+        views = base.views.model_dump()
+        views |= {k: changes.pop(k) for k in ("scales", "mirror") if k in changes}
+        changes["views"] = views
+    return recipe(base, **changes)
+
+
+def _changes(
+    scales: str | None,
+    mirror: bool | None,
+    threshold: float | None,
+    stop_share: float | None,
+    iterations: int | None,
+    buffer: str | None,
+    accumulate: str | None,
+    others: list[str] | None,
+) -> dict[str, Any]:
+    """The constants that the command line changes, by their names in the recipe."""
+    out: dict[str, Any] = {
+        "scales": scales and _numbers("--scales", scales),
+        "mirror": mirror,
+        "threshold": threshold,
+        "stop_share": stop_share,
+        "iterations": iterations,
+        "accumulate": accumulate,
+    }
+    if buffer is not None:
+        one, *two = _numbers("--buffer", buffer)
+        out |= {"buffer_one": one, "buffer_two": two[0] if two else one}
+    for text in others or ():
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}: write NAME=VALUE")
+        try:
+            out[name] = json.loads(value)
+        except ValueError:
+            out[name] = value
+    return {k: v for k, v in out.items() if v is not None}
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} {text}: write numbers separated by commas") from None
+
+
+# -- while it runs ---------------------------------------------------------------------------------------------
+@contextmanager
+def _signals(job: Run) -> Iterator[list[int]]:
+    """SIGTERM and SIGINT finish what is in flight; a second one ends at once. Yields the signals caught."""
+    caught: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if caught:
+            sys.exit(128 + number)
+        caught.append(number)
+        job.stop.set()
+        console.print("stopping: finishing the images in flight (once more to stop at once)")
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A bar with rate, tiles in flight, mean iterations and ETA; nothing where stderr is not a terminal."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        refresh_per_second=4,
+    )
+    task = bar.add_task("maps", total=total, detail="")
+
+    def watch(summary: Summary, scheduler: Scheduler | None) -> None:
+        detail = f"{bar.tasks[task].speed or 0:.2f} images/s"
+        if scheduler is not None:
+            tiles = scheduler.stats.tiles
+            mean = scheduler.stats.iterations / tiles if tiles else 0
+            detail += f", {scheduler.tiles_in_flight} tiles in flight, {mean:.1f} iterations"
+        if summary.failed:
+            detail += f", {summary.failed} failed"
+        bar.update(task, completed=summary.done + summary.kept + summary.failed, detail=detail)
+
+    with bar:
+        yield watch
