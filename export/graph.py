@@ -1,0 +1,242 @@
+"""An index over an ONNX graph: who makes a tensor, what is constant, which shapes are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+Dim = int | str | None
+Shape = tuple[Dim, ...]
+
+# Weights above this are left out of the copy that shape inference serialises (protobuf stops at 2 GB).
+_SKELETON_BYTES = 1 << 16
+
+
+def label(node: NodeProto) -> str:
+    """How messages name a node: its name, or what it makes where it has none, and its operator."""
+    return f"node '{node.name or node.output[0]}' ({node.op_type})"
+
+
+def attributes(node: NodeProto) -> dict[str, object]:
+    """The node's attributes as Python values (strings decoded)."""
+    values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+
+
+def opset(model: ModelProto) -> int:
+    """Version of the default operator set (0 where the model imports none)."""
+    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+class Graph:
+    """Look-ups over `model.graph`; rebuild it after changing the graph."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self.model = model
+        self.proto: GraphProto = model.graph
+        self.initializers: dict[str, TensorProto] = {t.name: t for t in self.proto.initializer}
+        self.producer: dict[str, NodeProto] = {o: n for n in self.proto.node for o in n.output if o}
+        self._types: dict[str, tuple[int, Shape | None]] | None = None
+        self._constants: dict[str, np.ndarray | None] = {}
+
+    def image_inputs(self) -> list[onnx.ValueInfoProto]:
+        """Inputs that are fed: old files list their weights among the inputs as well."""
+        return [i for i in self.proto.input if i.name not in self.initializers]
+
+    def constant(self, name: str) -> np.ndarray | None:
+        """Value of a tensor that does not depend on the input, else None."""
+        if name not in self._constants:
+            self._constants[name] = None  # a cycle in a broken graph ends here
+            self._constants[name] = self._evaluate(name)
+        return self._constants[name]
+
+    def _evaluate(self, name: str) -> np.ndarray | None:
+        if name in self.initializers:
+            return numpy_helper.to_array(self.initializers[name])
+        node = self.producer.get(name)
+        if node is None or node.op_type.startswith("Random") or any(a.HasField("g") for a in node.attribute):
+            return None
+        feeds: dict[str, np.ndarray] = {}
+        for tensor in filter(None, node.input):
+            value = self.constant(tensor)
+            if value is None:
+                return None
+            feeds[tensor] = value
+        inputs = [
+            helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+            for k, v in feeds.items()
+        ]
+        outputs = [helper.make_empty_tensor_value_info(name)]
+        single = helper.make_model(
+            helper.make_graph([node], "constant", inputs, outputs), opset_imports=self.model.opset_import
+        )
+        try:
+            return np.asarray(ReferenceEvaluator(single).run([name], feeds)[0])
+        except Exception:  # an operator the reference does not know: not a constant for our purpose
+            return None
+
+    def shape(self, name: str) -> Shape | None:
+        """Inferred shape: sizes, symbols, or None for what is unknown; None where not even the rank is."""
+        return self._inferred().get(name, (0, None))[1]
+
+    def rank(self, name: str) -> int | None:
+        shape = self.shape(name)
+        return None if shape is None else len(shape)
+
+    def elem_type(self, name: str) -> int:
+        """Inferred TensorProto data type; 0 where unknown."""
+        return self._inferred().get(name, (0, None))[0]
+
+    def _inferred(self) -> dict[str, tuple[int, Shape | None]]:
+        if self._types is None:
+            self._types = infer(self.model)
+        return self._types
+
+    def ancestors(self, name: str) -> list[NodeProto]:
+        """Nodes that `name` depends on, nearest first."""
+        found: list[NodeProto] = []
+        seen, front = set(), [name]
+        while front:
+            following: list[str] = []
+            for tensor in front:
+                node = self.producer.get(tensor)
+                if node is not None and id(node) not in seen:
+                    seen.add(id(node))
+                    found.append(node)
+                    following.extend(used_by(node))
+            front = following
+        return found
+
+
+def used_by(node: NodeProto) -> set[str]:
+    """Tensors a node reads, those read inside its sub-graphs (If, Loop) included."""
+    names = {i for i in node.input if i}
+    for a in node.attribute:
+        graphs = [a.g] if a.type == AttributeProto.GRAPH else list(a.graphs)
+        for g in graphs:
+            names.update(o.name for o in g.output)
+            for inner in g.node:
+                names |= used_by(inner)
+    return names
+
+
+def infer(model: ModelProto) -> dict[str, tuple[int, Shape | None]]:
+    """Element type and shape of every tensor that ONNX's shape inference can tell."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(_skeleton(model), data_prop=True)
+    except Exception:  # inference is a help: what it cannot tell stays unknown
+        inferred = model
+    found: dict[str, tuple[int, Shape | None]] = {
+        t.name: (t.data_type, tuple(t.dims)) for t in model.graph.initializer
+    }
+    for info in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
+        tensor = info.type.tensor_type
+        shape = tuple(map(_dim, tensor.shape.dim)) if tensor.HasField("shape") else None
+        found[info.name] = (tensor.elem_type, shape)
+    return found
+
+
+def _dim(d: onnx.TensorShapeProto.Dimension) -> Dim:
+    if d.HasField("dim_value"):
+        return int(d.dim_value)
+    return d.dim_param or None
+
+
+def _skeleton(model: ModelProto) -> ModelProto:
+    """The model with its large weights turned into inputs of the same type: enough for shape inference."""
+    copy = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    g = copy.graph
+    g.name = model.graph.name or "graph"
+    g.node.extend(model.graph.node)
+    g.output.extend(onnx.ValueInfoProto(name=o.name) for o in model.graph.output)
+    known = {i.name for i in model.graph.input}
+    g.input.extend(model.graph.input)
+    for t in model.graph.initializer:
+        if t.ByteSize() <= _SKELETON_BYTES:
+            g.initializer.append(t)
+        elif t.name not in known:
+            g.input.append(helper.make_tensor_value_info(t.name, t.data_type, t.dims))
+    for o in g.output:  # an output with no type at all is refused by the inference
+        o.CopyFrom(next(v for v in model.graph.output if v.name == o.name))
+        o.type.tensor_type.ClearField("shape")
+    return copy
+
+
+def prune(model: ModelProto) -> None:
+    """Remove, in place, nodes and weights that no output needs, and inputs that are weights."""
+    g = model.graph
+    needed = {o.name for o in g.output}
+    kept: list[NodeProto] = []
+    for node in reversed(g.node):
+        if any(o in needed for o in node.output):
+            kept.append(node)
+            needed |= used_by(node)
+    weights = [t for t in g.initializer if t.name in needed]
+    names = {t.name for t in g.initializer}
+    inputs = [i for i in g.input if i.name in needed and i.name not in names]
+    _replace(g.node, reversed(kept))
+    _replace(g.initializer, weights)
+    _replace(g.input, inputs)
+    del g.value_info[:], g.quantization_annotation[:], g.sparse_initializer[:]
+    g.doc_string = ""
+
+
+def sort_nodes(model: ModelProto) -> None:
+    """Put the nodes in topological order, in place (nodes added last may feed earlier ones)."""
+    g = model.graph
+    made = {o for n in g.node for o in n.output}
+    waiting, order = list(g.node), []
+    while waiting:
+        ready = [n for n in waiting if not any(i in made for i in used_by(n))]
+        if not ready:
+            raise ValueError("the graph has a cycle")
+        order.extend(ready)
+        for n in ready:
+            made.difference_update(n.output)
+        done = {id(n) for n in ready}
+        waiting = [n for n in waiting if id(n) not in done]
+    _replace(g.node, order)
+
+
+def _replace(field: Sequence[object], values: Iterable[object]) -> None:
+    kept = []
+    for v in values:
+        kept.append(type(v)())
+        kept[-1].CopyFrom(v)  # type: ignore[attr-defined]
+    del field[:]  # type: ignore[attr-defined]
+    field.extend(kept)  # type: ignore[attr-defined]
+
+
+def fresh_name(model: ModelProto, base: str) -> str:
+    """A tensor name that the graph does not use yet."""
+    g = model.graph
+    used = {i.name for i in g.input} | {t.name for t in g.initializer}
+    used |= {x for n in g.node for x in (*n.input, *n.output)}
+    if base not in used:
+        return base
+    return next(f"{base}_{i}" for i in range(1, len(used) + 2) if f"{base}_{i}" not in used)
+
+
+def rename(model: ModelProto, old: str, new: str) -> None:
+    """Rename a tensor everywhere at the top level and inside sub-graphs."""
+    if old == new:
+        return
+    _rename_in(model.graph, old, new)
+
+
+def _rename_in(g: GraphProto, old: str, new: str) -> None:
+    for value in [*g.input, *g.output, *g.initializer]:
+        if value.name == old:
+            value.name = new
+    for n in g.node:
+        for names in (n.input, n.output):
+            for i, x in enumerate(names):
+                if x == old:
+                    names[i] = new
+        for a in n.attribute:
+            for inner in [a.g] if a.type == AttributeProto.GRAPH else list(a.graphs):
+                _rename_in(inner, old, new)

@@ -1,0 +1,75 @@
+"""Running a model in ONNX Runtime on the CPU, whatever its size: for probing and verifying an export."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+_IN_MEMORY = 1 << 30  # protobuf cannot serialise 2 GB; half of that leaves room for a copy
+
+
+class RunError(Exception):
+    """ONNX Runtime refused the model or failed in it; `node` names where, when it says."""
+
+    def __init__(self, message: str) -> None:
+        text = " ".join(message.split())
+        found = re.search(r"[Nn]ame:'([^']+)'|[Nn]ode \(([^)]+)\)", text)
+        self.node = next((g for g in found.groups() if g), None) if found else None
+        if "Status Message:" in text:
+            text = text.split("Status Message:", 1)[1].strip()
+        # drop the C++ source location, keep what was expected
+        text = re.sub(r"\S+\.(cc|h|hpp):\d+ .*?\) ?", "", text)[:300].strip(" .")
+        super().__init__(f"node '{self.node}': {text}" if self.node else text)
+
+
+class Session:
+    """One loaded model; `run` takes one float32 array and returns every output as an array."""
+
+    def __init__(self, model: onnx.ModelProto, threads: int = 0) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # failures are caught and reported by us
+        weights = sum(t.ByteSize() for t in model.graph.initializer)
+        options.intra_op_num_threads = threads or (1 if weights < 1 << 20 else 0)
+        try:
+            self._session = self._load(ort, options, model, weights)
+        except Exception as e:  # ONNX Runtime's exceptions share no base below Exception
+            raise RunError(str(e)) from None
+        self.input = self._session.get_inputs()[0].name
+
+    @staticmethod
+    def _load(ort: object, options: object, model: onnx.ModelProto, weights: int) -> object:
+        make = ort.InferenceSession  # type: ignore[attr-defined]
+        providers = ["CPUExecutionProvider"]
+        if weights < _IN_MEMORY:
+            return make(model.SerializeToString(), options, providers=providers)
+        with tempfile.TemporaryDirectory(prefix="infercam-") as folder:
+            file = Path(folder) / "model.onnx"
+            save(model, file)
+            return make(str(file), options, providers=providers)
+
+    def run(self, x: np.ndarray) -> list[np.ndarray]:
+        """All outputs for one input array; raises RunError."""
+        try:
+            return [np.asarray(y) for y in self._session.run(None, {self.input: x})]  # type: ignore[attr-defined]
+        except Exception as e:
+            raise RunError(str(e)) from None
+
+
+def save(model: onnx.ModelProto, file: Path, *, limit: int = _IN_MEMORY) -> list[Path]:
+    """Write a model; weights of more than `limit` bytes go to `<file>.data` beside it. Returns the files."""
+    if sum(t.ByteSize() for t in model.graph.initializer) < limit:
+        file.write_bytes(model.SerializeToString())
+        return [file]
+    data = file.with_name(f"{file.name}.data")
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)  # saving moves the weights out of the model it is given
+    onnx.save_model(
+        copy, str(file), save_as_external_data=True, location=data.name, size_threshold=1024
+    )  # small tensors (shapes) stay inside
+    return [file, data] if data.exists() else [file]
