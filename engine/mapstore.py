@@ -140,6 +140,9 @@ class MapStore:
         info = _validated(root, {"format": fmt, "dtype": codec.dtypes[0], "classes": classes})
         return cls(root, info, indexed=False)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (type(self), self.path, self.info, self._index is not None)  # a lock has no copy
+
     def file(self, id: str) -> Path:
         """The file of an image; raises StoreError for an id that would leave the store."""
         parts = id.split("/")
@@ -213,6 +216,10 @@ class MapStore:
         for index, name in zip(record.classes, record.names, strict=False):
             if not 0 <= index < len(self.info.classes) or self.info.classes[index] != name:
                 raise StoreError(f"{record.id}: class {index} ({name!r}) is not one of the store's classes")
+
+
+def _reopen(cls: type[MapStore], path: Path, info: StoreInfo, indexed: bool) -> MapStore:
+    return cls(path, info, indexed=indexed)
 
 
 class _Index:

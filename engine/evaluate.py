@@ -1,0 +1,214 @@
+"""`infercam eval`: the maps of a store against ground-truth masks, in one pass, over several processes.
+
+The counting is in histogram.py, the figures in scores.py, the bootstrap in resampling.py; their public
+names can be imported from here.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from . import voc
+from .errors import InputError, StoreError
+from .histogram import THRESHOLDS, ImageCounts, JointHistogram, count_image
+from .mapstore import MapStore
+from .paths import os_reason, shown
+from .resampling import Difference, add_intervals, compare
+from .scores import EvalResult, GroupScore, Interval, Score, evaluate, summarise
+from .sources import voc_source
+
+__all__ = [
+    "THRESHOLDS",
+    "Difference",
+    "EvalResult",
+    "GroundTruth",
+    "GroupScore",
+    "ImageCounts",
+    "Interval",
+    "JointHistogram",
+    "Score",
+    "add_intervals",
+    "compare",
+    "count_image",
+    "evaluate",
+    "evaluate_store",
+    "folder_ground_truth",
+    "read_mask",
+    "summarise",
+    "voc_ground_truth",
+]
+
+_CHUNK = 32  # images a task
+_INLINE = 200  # fewer images than this are counted before new processes have started
+MISSING = ("error", "skip", "zero")
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Which images to score and against what: (id, mask file) pairs, and the words printed beside figures."""
+
+    pairs: Sequence[tuple[str, Path]]
+    masks: str
+    split: str
+
+
+def voc_ground_truth(
+    root: str | os.PathLike[str], split: str, masks: str | os.PathLike[str] | None = None
+) -> GroundTruth:
+    """A split of a VOC tree, with its official masks or those of the folder `masks` (`<id>.png`)."""
+    source = voc_source(root, split)
+    folder = source.root / voc.MASKS if masks is None else _folder(masks)
+    words = f"VOC masks, {folder}" if masks is None else str(folder)
+    return GroundTruth([(item.id, folder / f"{item.id}.png") for item in source], words, split)
+
+
+def folder_ground_truth(masks: str | os.PathLike[str]) -> GroundTruth:
+    """Every `.png` below a folder; its path there without suffix is the image's id."""
+    folder = _folder(masks)
+    files = sorted(folder.rglob("*.png"))
+    if not files:
+        raise InputError(f"{shown(folder)}: no .png masks in it")
+    pairs = [(f.relative_to(folder).with_suffix("").as_posix(), f) for f in files]
+    return GroundTruth(pairs, str(folder), "all masks of the folder")
+
+
+def _folder(path: str | os.PathLike[str]) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"{shown(folder)}: no such folder of masks")
+    return folder
+
+
+def read_mask(file: Path) -> np.ndarray:
+    """A ground-truth PNG as (H, W) uint8 labels: palette indices or grey values, never colours.
+
+    Raises InputError for a file that is missing, damaged, or neither palette nor 8-bit grey.
+    """
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            if image.mode not in ("P", "L"):
+                raise InputError(
+                    f"{shown(file)}: mode {image.mode}; ground truth is a palette or 8-bit grey PNG of class "
+                    "indices, not colours"
+                )
+            return np.asarray(image)
+    except InputError:
+        raise
+    except OSError as e:
+        reason = os_reason(e) if e.errno else "not a readable PNG"
+        raise InputError(f"{shown(file)}: {reason}") from None
+    except (ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise InputError(f"{shown(file)}: not a readable PNG ({e})") from None
+
+
+def evaluate_store(
+    store: MapStore,
+    truth: GroundTruth,
+    *,
+    missing: str = "error",
+    min_images: int = 7,
+    workers: int | None = 1,
+    bootstrap: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> EvalResult:
+    """Score a store's maps against masks; class c of the store is mask value c + 1.
+
+    Args:
+        missing: what an image of `truth` without maps means: 'error', 'skip' it, or 'zero' activation.
+        min_images: the 'frequent' mean takes classes in the ground truth of at least so many images.
+        workers: processes (spawned: a script needs its `if __name__ == "__main__"`); None: one per core.
+        bootstrap: resamples for the intervals; 0: none.
+        progress: called with the number of images each time some are counted.
+
+    Raises InputError or StoreError naming the image where maps are missing, corrupt or of another size
+    than the mask, or where a mask has values beyond the classes. Memory does not grow with the maps: about
+    3 KB an image are kept.
+    """
+    if missing not in MISSING:
+        raise InputError(f"missing is one of {', '.join(MISSING)}, not {missing!r}")
+    present, absent = _present(store, truth, missing)
+    chunks = [present[i : i + _CHUNK] for i in range(0, len(present), _CHUNK)]
+    task = _Task(store, missing == "zero")
+    total = JointHistogram(len(store.info.classes))
+    for part in _run(task, chunks, _workers(workers, len(present))):
+        total.merge(part)
+        if progress:
+            progress(int(part.images.sum()))
+    result = summarise(total, min_images=min_images, class_names=store.info.classes)
+    result.ground_truth, result.split = truth.masks, truth.split
+    result.maps, result.settings, result.missing = str(store.path), store.info.settings, absent
+    if bootstrap:
+        add_intervals(result, bootstrap)
+    return result
+
+
+def _present(store: MapStore, truth: GroundTruth, missing: str) -> tuple[list[tuple[str, Path]], int]:
+    absent = [id for id, _ in truth.pairs if id not in store]
+    if not absent:
+        return list(truth.pairs), 0
+    if missing == "error" or len(absent) == len(truth.pairs):
+        some = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
+        advice = "" if missing != "error" else "; finish the run, or choose --missing skip or zero"
+        count = f"{len(absent)} of the {len(truth.pairs)} images of {truth.split}"
+        raise InputError(f"{store.path}: no maps for {count} ({some}){advice}")
+    if missing == "zero":
+        return list(truth.pairs), len(absent)
+    gone = set(absent)
+    return [pair for pair in truth.pairs if pair[0] not in gone], len(absent)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What one process does with a chunk; pickled with its store, whose index is not loaded."""
+
+    store: MapStore
+    zero: bool
+
+    def __call__(self, pairs: list[tuple[str, Path]]) -> JointHistogram:
+        counted = JointHistogram(len(self.store.info.classes))
+        for id, mask_file in pairs:
+            mask = read_mask(mask_file)
+            if self.zero and id not in self.store:
+                counted.add(np.zeros((0, *mask.shape), np.uint8), [], mask, id)
+            else:
+                found = self.store.read_stored(id)
+                counted.add(found.maps, found.classes, mask, id)
+        return counted
+
+
+def _workers(asked: int | None, images: int) -> int:
+    if asked is not None:
+        return max(asked, 1)
+    return 1 if images < _INLINE else min(len(os.sched_getaffinity(0)), 16)
+
+
+def _run(task: _Task, chunks: list[list[tuple[str, Path]]], workers: int) -> Iterator[JointHistogram]:
+    """The chunks' counts in order, with only a few chunks waiting at any time."""
+    if workers == 1 or len(chunks) < 2:
+        yield from map(task, chunks)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context) as pool:
+        waiting: deque[Future[JointHistogram]] = deque()
+        try:
+            for chunk in chunks:
+                waiting.append(pool.submit(task, chunk))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise StoreError("a worker process died (out of memory?); try again with --workers 1") from None
+        finally:
+            for future in waiting:
+                future.cancel()
