@@ -9,7 +9,7 @@ from importlib.metadata import entry_points, version
 import typer
 from rich.console import Console
 
-from . import run_cli
+from . import run_cli, store_cli
 from .errors import InfercamError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ def root(show: bool = typer.Option(False, "--version", callback=_version, is_eag
 
 
 run_cli.register(app)
+store_cli.register(app)
 
 
 def main() -> None:

@@ -1,0 +1,197 @@
+"""The commands `infercam eval` and `infercam convert`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from . import convert as conversion
+from .atomic import atomic_write
+from .errors import InputError, StoreError
+from .evaluate import (
+    MISSING,
+    EvalResult,
+    GroundTruth,
+    evaluate_store,
+    folder_ground_truth,
+    voc_ground_truth,
+)
+from .mapstore import FORMATS, MapStore
+from .plots import check_plot, plot_evaluation
+from .scores import Score
+
+_OUT = typer.Argument(help="A map store, as infercam run writes it.", show_default=False)
+_VOC = typer.Option(None, help="A VOC tree (the folder with JPEGImages, or one above it).")
+_SPLIT = typer.Option(None, help="A split of the VOC tree, for example val.")
+_GT = typer.Option(None, help="Folder of <id>.png masks instead of the tree's own; alone: all of its masks.")
+_FORMAT = typer.Option(None, "--format", help="psa or irn: read these pickled maps (restricted unpickler).")
+_CLASSES = typer.Option(None, help="Class names, for folders of other tools; VOC's if not given.")
+_JSON = typer.Option(None, "--json", help="Write every figure to this file.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the command line."""
+    app.command("eval")(eval_command)
+    app.command("convert")(convert_command)
+
+
+def eval_command(
+    out: Path = _OUT,
+    voc: Path | None = _VOC,
+    split: str | None = _SPLIT,
+    gt: Path | None = _GT,
+    format: str | None = _FORMAT,
+    classes: Path | None = _CLASSES,
+    json_file: Path | None = _JSON,
+    plot: Path | None = typer.Option(None, help="Draw curves and classes to this .png, .pdf or .svg."),
+    min_images: int = typer.Option(7, min=1, help="Also average only classes in at least so many images."),
+    bootstrap: int = typer.Option(1000, min=0, help="Resamples of the images for the intervals; 0: none."),
+    missing: str = typer.Option("error", help="Images without maps: error, skip, or zero activation."),
+    workers: int = typer.Option(0, min=0, help="Processes; 0: one per core, or one for a short list."),
+) -> None:
+    """Score maps against ground truth: best mIoU over background thresholds, per class, by classes per image."""
+    if missing not in MISSING:
+        raise InputError(f"--missing is one of {', '.join(MISSING)}, not {missing!r}")
+    if plot is not None:
+        check_plot(plot)
+    truth = _truth(voc, split, gt)
+    store = _store(out, format, classes)
+    with _progress() as bar:
+        task = bar.add_task("counting", total=len(truth.pairs))
+        result = evaluate_store(
+            store,
+            truth,
+            missing=missing,
+            min_images=min_images,
+            workers=workers or None,
+            bootstrap=bootstrap,
+            progress=lambda n: bar.advance(task, n),
+        )
+    if json_file is not None:
+        _write_json(json_file, result.to_json())
+    if plot is not None:
+        plot_evaluation(result, plot)
+    _report(result)
+
+
+def _truth(voc: Path | None, split: str | None, gt: Path | None) -> GroundTruth:
+    if voc is not None and split is not None:
+        return voc_ground_truth(voc, split, gt)
+    if voc is None and split is None and gt is not None:
+        return folder_ground_truth(gt)
+    raise InputError("name the ground truth: --voc ROOT --split NAME, or --gt FOLDER of masks")
+
+
+def _store(path: Path, fmt: str | None, classes: Path | None) -> MapStore:
+    if fmt is None and classes is None:
+        return MapStore.open(path)
+    return conversion.open_source(path, _known(fmt or "npz", "--format"), classes)
+
+
+def _known(fmt: str, option: str) -> str:
+    if fmt not in FORMATS:
+        raise InputError(f"{option} is one of {', '.join(FORMATS)}, not {fmt!r}")
+    return fmt
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    return Progress(console=console, transient=True, disable=not console.is_terminal)
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    try:
+        with atomic_write(file, "w") as f:
+            json.dump(content, f, indent=1, allow_nan=False)
+            f.write("\n")
+    except OSError as e:
+        raise StoreError(f"{file}: cannot be written: {e.strerror or e}") from None
+
+
+def _report(result: EvalResult) -> None:
+    console = Console(highlight=False)
+    skipped = f", {result.missing} without maps" if result.missing else ""
+    console.print(
+        f"{result.images} images of {result.split}{skipped}; ground truth: {result.ground_truth}",
+        soft_wrap=True,
+        markup=False,
+    )
+    console.print(_means(result))
+    console.print(_classes(result))
+    if result.active_share is not None:
+        console.print(
+            f"object pixels with any activation above 0: {100 * result.active_share:.1f} % "
+            f"({result.images} images)",
+            soft_wrap=True,
+        )
+
+
+def _means(result: EvalResult) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("best mIoU (%)", "", "95 % interval", "threshold", "labels", "images"):
+        table.add_column(heading, justify="left" if not table.columns else "right")
+
+    def row(name: str, score: Score, images: int, interval: str) -> None:
+        cells = (f"{100 * score.miou:.2f}", interval, f"{score.threshold:.2f}", str(len(score.labels)))
+        table.add_row(name, *cells, str(images))
+
+    row("all classes", result.all, result.images, _interval(result, "all"))
+    if result.frequent is not None:
+        name = f"classes in at least {result.min_images} images"
+        row(name, result.frequent, result.images, _interval(result, "frequent"))
+    for name, group in result.groups.items():
+        words = f"{name} class{'' if name == '1' else 'es'} in the image"
+        at = f"{100 * group.at_overall_threshold:.2f} at {result.all.threshold:.2f}"
+        row(words, group.own, group.images, at)
+    return table
+
+
+def _interval(result: EvalResult, name: str) -> str:
+    found = result.intervals.get(name)
+    return f"{100 * found.low:.1f} to {100 * found.high:.1f}" if found else ""
+
+
+def _classes(result: EvalResult) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(f"IoU (%) at threshold {result.all.threshold:.2f}")
+    table.add_column("", justify="right")
+    table.add_column("images", justify="right")
+    for label in result.all.labels:
+        iou = f"{100 * result.iou[label]:.1f}"
+        table.add_row(result.label_names[label], iou, str(int(result.images_with[label])))
+    return table
+
+
+def convert_command(
+    src: Path = typer.Argument(help="A map store, or a folder of psa or irn maps.", show_default=False),
+    dst: Path = typer.Argument(help="Folder of the new store; made, or resumed.", show_default=False),
+    source_format: str = typer.Option(..., "--from", help="npz, psa or irn."),
+    target_format: str = typer.Option(..., "--to", help="npz, psa or irn (irn needs torch)."),
+    dtype: str = typer.Option("uint8", help="For npz: uint8 or float16."),
+    classes: Path | None = _CLASSES,
+    json_file: Path | None = _JSON,
+) -> None:
+    """Convert maps between infercam's npz and the formats of psa (SEAM, SC-CAM) and irn."""
+    fmt = _known(target_format, "--to")
+    source = conversion.open_source(src, _known(source_format, "--from"), classes)
+    with _progress() as bar:
+        task = bar.add_task("converting", total=len(source))
+        summary = conversion.convert(source, dst, fmt, dtype, progress=lambda: bar.advance(task))
+    if json_file is not None:
+        _write_json(json_file, summary.to_json())
+    errors = Console(stderr=True, highlight=False)
+    for _, reason in summary.failures:
+        errors.print(reason, soft_wrap=True, markup=False)
+    done = f"{summary.written} written, {summary.skipped} already there, {len(summary.failures)} failed"
+    size = f"{summary.bytes / max(summary.written, 1) / 1e3:.1f} KB each"
+    typer.echo(f"{dst}: {done}; {size}")
+    if not (summary.written or summary.skipped or summary.failures):
+        raise StoreError(f"{src}: no {source_format} maps in it")
+    if summary.failures:
+        raise typer.Exit(1)
