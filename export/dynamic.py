@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import ModelProto
-
 from infercam.engine.errors import ExportError
+from onnx import ModelProto
 
 from .graph import Graph, Shape
 from .relax import Dims, free_input, relax

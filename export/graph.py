@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ def label(node: NodeProto) -> str:
     return f"node '{node.name or node.output[0]}' ({node.op_type})"
 
 
-def attributes(node: NodeProto) -> dict[str, object]:
+def attributes(node: NodeProto) -> dict[str, Any]:
     """The node's attributes as Python values (strings decoded)."""
     values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
@@ -75,7 +76,8 @@ class Graph:
             helper.make_graph([node], "constant", inputs, outputs), opset_imports=self.model.opset_import
         )
         try:
-            return np.asarray(ReferenceEvaluator(single).run([name], feeds)[0])
+            values: Any = ReferenceEvaluator(single).run([name], feeds)
+            return np.asarray(values[0])
         except Exception:  # an operator the reference does not know: not a constant for our purpose
             return None
 

@@ -12,9 +12,8 @@ from math import prod
 from typing import Literal
 
 import numpy as np
-from onnx import NodeProto, TensorProto
-
 from infercam.engine.errors import ExportError
+from onnx import NodeProto, TensorProto
 
 from .graph import Graph, attributes, label
 
@@ -105,9 +104,8 @@ def _finish(graph: Graph, head: Head, affine: _Affine) -> Head:
     channels = channel_count(graph, head.features, head.layout)
     weight = affine.weight
     if weight is None and not np.all(affine.scale == 1):
-        size = channels or affine.scale.size
-        weight = np.diag(np.broadcast_to(affine.scale, (size,)))
-    rows = channels if weight is None else len(weight)
+        weight = np.diag(np.broadcast_to(affine.scale, (channels or affine.scale.size,)))
+    rows: int | None = channels if weight is None else len(weight)
     if weight is not None and channels is not None and weight.shape[1] != channels:
         raise ExportError(
             f"{label(head.pool)}: {channels} channels are pooled but the linear layer takes {weight.shape[1]}; "
@@ -189,8 +187,8 @@ def _gemm(graph: Graph, node: NodeProto, affine: _Affine) -> str:
         shift = graph.constant(node.input[2])
         if shift is None:
             raise _NotAffine("adds a tensor that depends on the picture")
-        affine.after_shift(float(at.get("beta", 1.0)) * shift.astype(np.float64).ravel())  # type: ignore[arg-type]
-    alpha = float(at.get("alpha", 1.0))  # type: ignore[arg-type]
+        affine.after_shift(float(at.get("beta", 1.0)) * shift.astype(np.float64).ravel())
+    alpha = float(at.get("alpha", 1.0))
     affine.after_matrix(matrix if alpha == 1 else alpha * matrix)
     return str(node.input[position])
 
@@ -198,7 +196,9 @@ def _gemm(graph: Graph, node: NodeProto, affine: _Affine) -> str:
 def _matmul(graph: Graph, node: NodeProto, affine: _Affine) -> str:
     position, value = _split(graph, node)
     matrix = value.astype(np.float64)
-    matrix = matrix.reshape(matrix.shape[-2:]) if prod(matrix.shape[:-2]) == 1 and matrix.ndim >= 2 else matrix
+    matrix = (
+        matrix.reshape(matrix.shape[-2:]) if prod(matrix.shape[:-2]) == 1 and matrix.ndim >= 2 else matrix
+    )
     if matrix.ndim != 2:
         raise _NotAffine(f"multiplies by a constant of shape {value.shape}, not by one matrix,")
     affine.after_matrix(matrix.T if position == 0 else matrix)
@@ -210,14 +210,14 @@ def _conv(graph: Graph, node: NodeProto, affine: _Affine) -> str:
     weight = graph.constant(node.input[1])
     if weight is None:
         raise _NotAffine("has a weight that is not constant")
-    if prod(weight.shape[2:]) != 1 or any(at.get("pads", [])):  # type: ignore[call-overload]
+    if prod(weight.shape[2:]) != 1 or any(at.get("pads", [])):
         raise _NotAffine(f"is a {'x'.join(map(str, weight.shape[2:]))} convolution, not a 1x1 one,")
     if len(node.input) > 2 and node.input[2]:
         bias = graph.constant(node.input[2])
         if bias is None:
             raise _NotAffine("has a bias that is not constant")
         affine.after_shift(bias.astype(np.float64).ravel())
-    affine.after_matrix(_dense(weight.astype(np.float64), int(at.get("group", 1))))  # type: ignore[call-overload]
+    affine.after_matrix(_dense(weight.astype(np.float64), int(at.get("group", 1))))
     return str(node.input[0])
 
 
@@ -239,7 +239,7 @@ def _batch_norm(graph: Graph, node: NodeProto, affine: _Affine) -> str:
     if any(v is None for v in values):
         raise _NotAffine("has parameters that are not constant")
     gamma, beta, mean, var = (v.astype(np.float64) for v in values if v is not None)
-    scale = gamma / np.sqrt(var + float(attributes(node).get("epsilon", 1e-5)))  # type: ignore[arg-type]
+    scale = gamma / np.sqrt(var + float(attributes(node).get("epsilon", 1e-5)))
     affine.after_shift(beta - mean * scale)
     affine.after_scale(scale)
     return str(node.input[0])
@@ -285,8 +285,9 @@ def _reduce_mean(graph: Graph, node: NodeProto) -> tuple[str, Layout, list[str]]
     while (before := graph.producer.get(tensor)) is not None and before.op_type == "ReduceMean":
         source, inner = _mean_axes(graph, before)
         kept = bool(attributes(before).get("keepdims", 1))
-        rank = graph.rank(source) or 4
-        left = [a for a in range(rank) if kept or a not in inner]  # axes of `tensor` in terms of `source`
+        left = [
+            a for a in range(graph.rank(source) or 4) if kept or a not in inner
+        ]  # axes of `tensor` in terms of `source`
         axes = inner | {left[a] for a in axes}
         tensor, first = source, before
     rank = graph.rank(tensor)
@@ -310,7 +311,7 @@ def _mean_axes(graph: Graph, node: NodeProto) -> tuple[str, set[int]]:
     at = attributes(node)
     axes: list[int] | None = None
     if "axes" in at:
-        axes = list(at["axes"])  # type: ignore[call-overload]
+        axes = list(at["axes"])
     elif len(node.input) > 1 and node.input[1]:
         value = graph.constant(node.input[1])
         if value is None:
@@ -324,12 +325,12 @@ def _mean_axes(graph: Graph, node: NodeProto) -> tuple[str, set[int]]:
 
 def _average_pool(graph: Graph, node: NodeProto) -> tuple[str, Layout, list[str]]:
     at = attributes(node)
-    kernel = tuple(at.get("kernel_shape", ()))  # type: ignore[arg-type]
+    kernel = tuple(at.get("kernel_shape", ()))
     shape = graph.shape(node.input[0])
     layout: Layout = "NDL" if len(kernel) == 1 else "NCHW"
     spatial = None if shape is None else tuple(shape[2:])
     name = "x".join(map(str, kernel))
-    if any(at.get("pads", [])):  # type: ignore[call-overload]
+    if any(at.get("pads", [])):
         raise ExportError(f"{label(node)}: pads its {name} window, so it is not a global average pooling")
     if spatial == kernel:
         return node.input[0], layout, [f"{label(node)}: {name} window of the whole map made global"]
@@ -345,7 +346,7 @@ def _resolve(graph: Graph, tensor: str, layout: Layout) -> tuple[str, Layout]:
     while (node := graph.producer.get(tensor)) is not None:
         source = node.input[0] if node.input else ""
         shape, before = graph.shape(tensor), graph.shape(source)
-        perm = tuple(attributes(node).get("perm", ())) if node.op_type == "Transpose" else ()  # type: ignore[arg-type]
+        perm = tuple(attributes(node).get("perm", ())) if node.op_type == "Transpose" else ()
         if layout == "NHWC" and perm == (0, 2, 3, 1):
             tensor, layout = source, "NCHW"
         elif layout == "NCHW" and perm == (0, 3, 1, 2):

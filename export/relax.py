@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
@@ -83,8 +84,12 @@ def _concrete_shapes(model: ModelProto, picture: str, dims: Dims) -> dict[str, C
     trial.graph.CopyFrom(model.graph)
     _declare_input(trial, picture, [dims.n, 3, dims.h, dims.w])
     found = infer(trial)
-    shapes = {k: s for k, (_, s) in found.items() if s is not None}
-    return {k: tuple(map(int, s)) for k, s in shapes.items() if all(isinstance(d, int) for d in s)}  # type: ignore[arg-type]
+    known: dict[str, Concrete] = {}
+    for name, (_, shape) in found.items():
+        numbers = tuple(d for d in shape or () if isinstance(d, int))
+        if shape is not None and len(numbers) == len(shape):
+            known[name] = numbers
+    return known
 
 
 def _relax_node(
@@ -208,7 +213,7 @@ def _target_tensor(model: ModelProto, source: str, out: str, pieces: Sequence[Pi
 def _computed_target(model: ModelProto, source: str, out: str, pieces: Sequence[Piece]) -> str:
     nodes: list[NodeProto] = []
 
-    def add(op: str, inputs: list[str], **at: object) -> str:
+    def add(op: str, inputs: list[str], **at: Any) -> str:
         name = f"{out}.target.{len(nodes)}"
         nodes.append(helper.make_node(op, inputs, [name], name=f"infercam/{name}", **at))
         return name
@@ -244,7 +249,7 @@ def _relax_concat(
     model: ModelProto, node: NodeProto, nominal: dict[str, Concrete], probed: dict[str, Concrete]
 ) -> bool:
     """A class token of batch 1, put before patches of any batch, is repeated for each picture."""
-    axis = int(attributes(node).get("axis", 0))  # type: ignore[call-overload]
+    axis = int(attributes(node).get("axis", 0))
     batches = [probed.get(i, (0,))[0] for i in node.input]
     free = [
         i
@@ -279,7 +284,7 @@ def _globalise_pools(model: ModelProto, nominal: dict[str, Concrete]) -> None:
     for node in model.graph.node:
         shape = nominal.get(node.input[0]) if node.op_type == "AveragePool" else None
         at = attributes(node) if shape else {}
-        if shape and tuple(at["kernel_shape"]) == shape[2:] and not any(at.get("pads", [])):  # type: ignore[call-overload, arg-type]
+        if shape and tuple(at["kernel_shape"]) == shape[2:] and not any(at.get("pads", [])):
             node.op_type = "GlobalAveragePool"
             del node.attribute[:]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -43,8 +44,8 @@ class Session:
         self.input = self._session.get_inputs()[0].name
 
     @staticmethod
-    def _load(ort: object, options: object, model: onnx.ModelProto, weights: int) -> object:
-        make = ort.InferenceSession  # type: ignore[attr-defined]
+    def _load(ort: Any, options: Any, model: onnx.ModelProto, weights: int) -> Any:
+        make = ort.InferenceSession
         providers = ["CPUExecutionProvider"]
         if weights < _IN_MEMORY:
             return make(model.SerializeToString(), options, providers=providers)
@@ -56,7 +57,7 @@ class Session:
     def run(self, x: np.ndarray) -> list[np.ndarray]:
         """All outputs for one input array; raises RunError."""
         try:
-            return [np.asarray(y) for y in self._session.run(None, {self.input: x})]  # type: ignore[attr-defined]
+            return [np.asarray(y) for y in self._session.run(None, {self.input: x})]
         except Exception as e:
             raise RunError(str(e)) from None
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-
+import onnx.inliner
 from infercam.engine.errors import ExportError
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .dynamic import find_sizes
 from .graph import Graph, attributes, fresh_name, label, opset, prune, rename, sort_nodes
@@ -29,7 +30,18 @@ MIN_OPSET = 7
 RESPONSE, SCORES = "response", "scores"
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
 _LINEAR = {"Conv", "Gemm", "MatMul"}
-_POINTWISE = {"Relu", "LeakyRelu", "PRelu", "Clip", "Elu", "Selu", "Gelu", "Sigmoid", "HardSwish", "HardSigmoid"}
+_POINTWISE = {
+    "Relu",
+    "LeakyRelu",
+    "PRelu",
+    "Clip",
+    "Elu",
+    "Selu",
+    "Gelu",
+    "Sigmoid",
+    "HardSwish",
+    "HardSigmoid",
+}
 _POINTWISE |= {"Softplus", "Tanh", "Identity", "Dropout", "BatchNormalization", "Transpose", "Cast", "Mish"}
 
 
@@ -252,7 +264,7 @@ class _Builder:
         self.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
-    def node(self, op: str, inputs: list[str], out: str, **at: object) -> str:
+    def node(self, op: str, inputs: list[str], out: str, **at: Any) -> str:
         self.model.graph.node.append(helper.make_node(op, inputs, [out], name=f"infercam/{out}", **at))
         return out
 
@@ -342,7 +354,8 @@ def _without_shift(graph: Graph, node: NodeProto, axis: int, classes: int) -> tu
 
 def _require_linear_layer(graph: Graph, head: Head, notes: list[str]) -> None:
     """Refuse a feature extractor: there must be a convolution or matrix just before the pooling."""
-    tensor, between = head.features, []
+    tensor: str = head.features
+    between: list[NodeProto] = []
     while (node := graph.producer.get(tensor)) is not None:
         if node.op_type in _LINEAR:
             if between:
