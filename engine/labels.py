@@ -18,6 +18,7 @@ one without, the only key of the file whose last part it is.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import os
@@ -32,7 +33,7 @@ from . import voc
 from .errors import InputError
 from .images import without_suffix
 from .label_tables import Cell, OneHot, parse_table, split_labels
-from .paths import check_id, decode_utf8, read_bytes, shown
+from .paths import check_id, decode_utf8, os_reason, read_bytes, shown
 from .safe_pickle import load_npy_dict
 
 _ANNOTATION_BYTES = 16 << 20
@@ -94,7 +95,6 @@ class Labels:
         self._classes = classes
         self._index = {name: i for i, name in enumerate(classes)}
         self._file_classes = file_classes
-        self._by_last_part = _by_last_part(table)
 
     def __len__(self) -> int:
         """Number of images that the file names."""
@@ -122,6 +122,15 @@ class Labels:
                 "name its classes, or leave the image out"
             )
         return sorted(found)
+
+    @functools.cached_property
+    def _by_last_part(self) -> dict[str, list[str]]:
+        """Keys with folders by their last part; made when an id without folders is looked for."""
+        found: dict[str, list[str]] = {}
+        for key in self._table:
+            if "/" in key:
+                found.setdefault(key.rpartition("/")[2], []).append(key)
+        return found
 
     @property
     def _where(self) -> str:
@@ -159,7 +168,7 @@ class Labels:
         last = item_id.rpartition("/")[2]
         if last != item_id and last in self._table:
             return last
-        keys = self._by_last_part.get(item_id, [])
+        keys = self._by_last_part.get(item_id, []) if last == item_id else []
         if len(keys) == 1:
             return keys[0]
         if keys:
@@ -364,14 +373,6 @@ def _plain_keys(pairs: Iterable[tuple[str, Any]], key: Callable[[str], str] | No
         if known is not labels and (isinstance(labels, OneHot) or known != labels):
             table[plain] = _REPEATED
     return table
-
-
-def _by_last_part(table: Mapping[str, Any]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for key in table:
-        if "/" in key:
-            found.setdefault(key.rpartition("/")[2], []).append(key)
-    return found
 
 
 def _as_index(label: Any, kind: str) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from .errors import InputError
 
@@ -29,12 +29,12 @@ def check_id(item_id: str) -> str:
 
     Raises InputError for an id that is empty, absolute, or leaves the folder it is looked up in.
     """
-    path = PurePosixPath(item_id)
-    if not path.parts:
-        raise InputError("an image id is empty")
-    if path.is_absolute() or ".." in path.parts or "\\" in item_id or "\0" in item_id:
+    parts = [part for part in item_id.split("/") if part not in ("", ".")]
+    if item_id.startswith("/") or ".." in parts or "\\" in item_id or "\0" in item_id:
         raise InputError(f"id {shown(repr(item_id))} is absolute or leaves its folder; refused")
-    return path.as_posix()
+    if not parts:
+        raise InputError("an image id is empty")
+    return "/".join(parts)
 
 
 def read_text(file: str | os.PathLike[str], limit: int = 1 << 30) -> str:

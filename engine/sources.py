@@ -92,7 +92,7 @@ def folder_source(root: str | os.PathLike[str], recursive: bool = True) -> Sourc
     names: list[str] = []
     others = 0
     for name in _walk(top, recursive):
-        if PurePosixPath(name).suffix.lower() in SUFFIXES:
+        if without_suffix(name) != name:
             names.append(name)
         else:
             others += 1
@@ -235,10 +235,10 @@ def _read_line(line: str, base: Path) -> _Named:
         image = check_id(image.lstrip("/"))
         mask = mask and mask.lstrip("/")
         return _Named(without_suffix(image.removeprefix(f"{voc.IMAGES}/")), image, mask)
-    path = PurePosixPath(image)
-    if not path.is_absolute():
+    if not image.startswith("/"):
         image = check_id(image)
         return _Named(without_suffix(image), image, mask)
+    path = PurePosixPath(image)
     below = PurePosixPath(base.absolute().as_posix())
     if path.is_relative_to(below):
         image = check_id(path.relative_to(below).as_posix())
