@@ -3,7 +3,7 @@
 What tells a class is one small part, its mark (a mane, a beak, a lamp, ...). Everything else is shared: both
 classes of a plan have the same body, limbs and tail, any coat can be on any class (each class merely wears
 its favourite more often), and a creature without a mark belongs to no class at all. So a classifier trained
-on image-level labels learns the marks, and a plain CAM lights little else of the object: the partial
+on image-level labels leans on the marks and finds only weak evidence in the rest of the object: the partial
 response that split-and-erase inference is meant to complete (method.md §2, §3).
 
 Creatures are drawn about the origin in units of their body's length, x to the right and y down.
@@ -22,7 +22,7 @@ from .paint import COATS, Colour, Floats, Rng, ellipse, limb, rotate, star
 CLASS_NAMES = ("lion", "badger", "toucan", "rooster", "frilled lizard", "gecko", "stag beetle", "firefly")
 """The eight classes; class c of a scene is value c + 1 of its mask."""
 
-FAVOURITE_SHARE = 0.5
+FAVOURITE_SHARE = 0.7
 """How often a creature wears its class's favourite coat; otherwise any coat in any colours."""
 
 PALETTES: tuple[tuple[Colour, Colour], ...] = (
@@ -125,7 +125,10 @@ def _quadruped_head(rng: Rng, mark: int | None, head: Floats, tilt: float) -> li
         Part("face", skull, (238, 236, 226), mark=True),
         Part("face", snout, (238, 236, 226), mark=True),
     ]
-    bands = [limb(np.array([at(-0.15, y), at(0.0, y - 0.01), at(0.17, 0.03)]), (0.05, 0.055, 0.03)) for y in (-0.06, 0.06)]
+    bands = [
+        limb(np.array([at(-0.15, y), at(0.0, y - 0.01), at(0.17, 0.03)]), (0.05, 0.055, 0.03))
+        for y in (-0.06, 0.06)
+    ]
     return [*white, *(Part("band", b, (22, 20, 24), mark=True, edge=0.2) for b in bands)]
 
 
@@ -152,7 +155,7 @@ def _bird(rng: Rng, mark: int | None) -> list[Part]:
 
 
 def _bird_head(rng: Rng, mark: int | None, head: Floats) -> list[Part]:
-    eye = Part("eye", ellipse(head + (0.04, -0.03), (0.022, 0.022)), (16, 14, 12))
+    eye = Part("eye", ellipse(np.add(head, (0.04, -0.03)), (0.022, 0.022)), (16, 14, 12))
     droop = rng.uniform(0.0, 0.4)
     if mark == 0:
         path = head + rotate(np.array([(0.08, 0.0), (0.2, -0.01), (0.32, 0.03), (0.43, 0.11)]), droop)
@@ -163,12 +166,16 @@ def _bird_head(rng: Rng, mark: int | None, head: Floats) -> list[Part]:
             for i, colour in enumerate(bands)
         ]
         return [*reversed(beak), eye]
-    small = Part("beak", limb(head + rotate(np.array([(0.1, 0.0), (0.21, 0.03)]), droop), (0.08, 0.02)), (176, 148, 92))
+    small = Part(
+        "beak", limb(head + rotate(np.array([(0.1, 0.0), (0.21, 0.03)]), droop), (0.08, 0.02)), (176, 148, 92)
+    )
     if mark is None:
         return [small, eye]
     lobes = [(-0.1, -0.1), (-0.03, -0.15), (0.05, -0.15), (0.12, -0.1)]
-    comb = [Part("comb", ellipse(head + lobe, (0.06, 0.085)), (214, 24, 38), mark=True) for lobe in lobes]
-    wattle = Part("wattle", ellipse(head + (0.1, 0.14), (0.05, 0.09)), (214, 24, 38), mark=True)
+    comb = [
+        Part("comb", ellipse(np.add(head, lobe), (0.06, 0.085)), (214, 24, 38), mark=True) for lobe in lobes
+    ]
+    wattle = Part("wattle", ellipse(np.add(head, (0.1, 0.14)), (0.05, 0.09)), (214, 24, 38), mark=True)
     return [*comb, small, wattle, eye]
 
 
@@ -249,7 +256,9 @@ UPRIGHT_PLANS = 2  # the first two are seen from the side, the others from above
 # ---- joints ---------------------------------------------------------------------------------------------
 
 
-def _joints(start: Floats | tuple[float, float], angles: tuple[float, ...], lengths: tuple[float, ...]) -> Floats:
+def _joints(
+    start: Floats | tuple[float, float], angles: tuple[float, ...], lengths: tuple[float, ...]
+) -> Floats:
     """Points of a jointed limb: from `start`, one segment per angle (radians) and length."""
     points = [np.asarray(start, np.float64)]
     for angle, length in zip(angles, lengths, strict=True):
@@ -257,7 +266,9 @@ def _joints(start: Floats | tuple[float, float], angles: tuple[float, ...], leng
     return np.stack(points)
 
 
-def _curve(rng: Rng, start: tuple[float, float], angle: float, length: float, widths: tuple[float, float]) -> Floats:
+def _curve(
+    rng: Rng, start: tuple[float, float], angle: float, length: float, widths: tuple[float, float]
+) -> Floats:
     """Outline of a tail: six segments that bend steadily, from the first width to the second."""
     steps = 6
     bend = rng.uniform(-0.35, 0.35)

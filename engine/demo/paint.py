@@ -83,7 +83,13 @@ class Canvas:
         self.owner = np.zeros(rgb.shape[:2], np.int16)
 
     def fill(
-        self, outline: Floats, paint: Floats | Colour, *, owner: int = 0, light: float = 1.0, edge: float = 0.5
+        self,
+        outline: Floats,
+        paint: Floats | Colour,
+        *,
+        owner: int = 0,
+        light: float = 1.0,
+        edge: float = 0.5,
     ) -> NDArray[np.bool_]:
         """Paint a polygon with a colour or with a picture of the canvas's size.
 

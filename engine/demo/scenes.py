@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,9 @@ SIZE = (192, 240)
 
 CLASS_COUNTS = (0.4, 0.4, 0.2)
 """Shares of scenes with one, two and three classes."""
+
+DECOY_COUNTS = (0.5, 0.35, 0.15)
+"""Shares of scenes with no, one and two bodies (or fragments of one) of no class."""
 
 EXTENTS = ((0.70, 1.0), (0.52, 0.78), (0.44, 0.64))
 """Largest side of a creature over the square root of the scene's area, by the number of classes."""
@@ -83,7 +86,7 @@ def _draw(rng: Rng, size: tuple[int, int]) -> Scene | None:
     _clutter(rng, canvas, rng.integers(3, 9))
     count = 1 + int(rng.choice(3, p=CLASS_COUNTS))
     labels = [int(c) for c in rng.choice(len(CLASS_NAMES), count, replace=False)]
-    for _ in range(rng.choice(3, p=(0.35, 0.4, 0.25))):
+    for _ in range(rng.choice(3, p=DECOY_COUNTS)):
         _place(rng, canvas, decoy(rng), rng.uniform(0.3, 0.65), _anywhere(rng, size), owner=0)
     owners = list(labels)
     if count == 1 and rng.random() < 0.25:
@@ -98,7 +101,9 @@ def _draw(rng: Rng, size: tuple[int, int]) -> Scene | None:
     marks = np.zeros(size, np.bool_)
     for i, (label, (whole, mark)) in enumerate(zip(owners, placed, strict=True)):
         mine = canvas.owner == i + 1
-        if (mine & whole).sum() < MIN_VISIBLE * whole.sum() or (mine & mark).sum() < MIN_MARK_VISIBLE * mark.sum():
+        if (mine & whole).sum() < MIN_VISIBLE * whole.sum() or (
+            mine & mark
+        ).sum() < MIN_MARK_VISIBLE * mark.sum():
             return None
         mask[mine] = label + 1
         marks |= mine & mark
@@ -244,7 +249,14 @@ def voc_palette() -> bytes:
     return table.tobytes()
 
 
-def write_voc_tree(root: str | Path, n: int, seed: int, size: tuple[int, int] = SIZE, train: int = 0) -> list[str]:
+def write_voc_tree(
+    root: str | Path,
+    n: int,
+    seed: int,
+    size: tuple[int, int] = SIZE,
+    train: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
     """Write `n` scenes in VOC layout under `root` and return their ids.
 
     JPEGImages/ID.jpg (quality 95), SegmentationClass/ID.png (palette: 0 background, class + 1),
@@ -264,6 +276,7 @@ def write_voc_tree(root: str | Path, n: int, seed: int, size: tuple[int, int] = 
         truth.putpalette(voc_palette())
         with atomic_write(root / "SegmentationClass" / f"{ids[-1]}.png") as f:
             truth.save(f, "PNG")
+        progress(i + 1)
     for split, members in (("train", ids[:train]), ("val", ids[train:])):
         with atomic_write(root / "ImageSets" / "Segmentation" / f"{split}.txt", "w") as f:
             f.write("".join(f"{name}\n" for name in members))

@@ -1,0 +1,111 @@
+"""What the demo says: the table, what it shows and what it does not, and results.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..atomic import atomic_write
+from .ablation import Ablation, Outcome
+
+
+def table(done: Ablation) -> Table:
+    """One row a mode: time, cost and quality."""
+    out = Table(title=f"{len(done.ids)} synthetic scenes, recipe {done.recipe.name}, backend {done.backend}")
+    out.add_column("mode", style="bold")
+    for heading in ("seconds", "images/s", "network\npixels", "best\nmIoU %", "95 %", "over baseline"):
+        out.add_column(heading, justify="right", no_wrap="\n" not in heading)
+    for heading in ("background\nthreshold", "objects\nfound %", "of it\nright %"):
+        out.add_column(heading, justify="right")
+    for outcome in done.outcomes:
+        out.add_row(*_row(outcome, done.outcomes[0]))
+    return out
+
+
+def _row(outcome: Outcome, baseline: Outcome) -> list[str]:
+    s, score, gain = outcome.summary, outcome.result.all, outcome.gain
+    interval = outcome.result.intervals["all"]
+    return [
+        outcome.mode,
+        f"{s.seconds:.1f}",
+        f"{s.images_per_second:.1f}",
+        f"{s.network_pixels / max(baseline.summary.network_pixels, 1):.2f}×",
+        f"{100 * score.miou:.1f}",
+        f"{100 * interval.low:.1f}–{100 * interval.high:.1f}",
+        ""
+        if gain is None
+        else f"{100 * gain.difference:+.1f} ({100 * gain.interval.low:+.1f}…{100 * gain.interval.high:+.1f})",
+        f"{score.threshold:.2f}",
+        f"{100 * outcome.found:.0f}",
+        f"{100 * outcome.right:.0f}",
+    ]
+
+
+def conclusion(done: Ablation) -> str:
+    """One paragraph: what these figures show and what they do not."""
+    baseline, others = done.outcomes[0], done.outcomes[1:]
+    clear = [f"{o.mode} ({_points(o)})" for o in others if o.gain and o.gain.interval.low > 0]
+    worse = [f"{o.mode} ({_points(o)})" for o in others if o.gain and o.gain.interval.high < 0]
+    even = [o.mode for o in others if f"{o.mode} ({_points(o)})" not in clear + worse]
+    parts = []
+    if clear:
+        parts.append(f"above the plain CAM beyond chance: {', '.join(clear)}")
+    if even:
+        parts.append(f"not told apart from it by this many scenes: {', '.join(even)}")
+    if worse:
+        parts.append(f"below it: {', '.join(worse)}")
+    last = others[-1]
+    return (
+        f"At its best threshold the plain CAM labels {100 * baseline.found:.0f} % of the object pixels "
+        f"({100 * baseline.right:.0f} % of what it labels is right); {last.mode} labels "
+        f"{100 * last.found:.0f} % ({100 * last.right:.0f} %). Best mIoU, {'; '.join(parts)}. "
+        "This shows the whole path at work and the effect it is about, on pictures made for it: synthetic "
+        "scenes whose classes differ in one small part, and a small classifier that the project trained on "
+        "them. It says nothing of PASCAL VOC or of any other classifier; for measured figures on photos see "
+        "the README."
+    )
+
+
+def _points(outcome: Outcome) -> str:
+    return "" if outcome.gain is None else f"{100 * outcome.gain.difference:+.1f} points"
+
+
+def write_results(done: Ablation, file: Path, seed: int) -> None:
+    """results.json: per mode the run's summary and the whole evaluation, and the gain over the baseline."""
+    modes: dict[str, Any] = {}
+    for outcome in done.outcomes:
+        modes[outcome.mode] = {
+            "seconds": outcome.summary.seconds,
+            "images_per_second": outcome.summary.images_per_second,
+            "network_pixels": outcome.summary.network_pixels,
+            "mean_iterations": outcome.summary.mean_iterations,
+            "objects_found": outcome.found,
+            "of_it_right": outcome.right,
+            "evaluation": outcome.result.to_json(),
+            "gain_over_baseline": outcome.gain and _gain(outcome),
+        }
+    written = {
+        "what": "synthetic scenes; see `conclusion`",
+        "scenes": len(done.ids),
+        "seed": seed,
+        "recipe": done.recipe.model_dump(mode="json"),
+        "backend": done.backend,
+        "modes": modes,
+        "conclusion": conclusion(done),
+    }
+    with atomic_write(file, "w") as f:
+        json.dump(written, f, indent=1)
+        f.write("\n")
+
+
+def _gain(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.gain is not None
+    gain = outcome.gain
+    return {
+        "miou": gain.difference,
+        "interval_95": [gain.interval.low, gain.interval.high],
+        "share_of_resamples_not_better": gain.not_better,
+    }
