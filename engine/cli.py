@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from . import run_cli, store_cli
+from .demo import cli as demo_cli
 from .errors import InfercamError
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ def root(show: bool = typer.Option(False, "--version", callback=_version, is_eag
 
 
 run_cli.register(app)
+demo_cli.register(app)
 store_cli.register(app)
 
 
