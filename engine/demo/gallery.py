@@ -74,8 +74,7 @@ def _row(done: Ablation, name: str) -> tuple[list[int], list[Pixels]]:
     pixels = read_image(image_path(done.folder / VOC, name))
     cells = [pixels, drawing.labels(pixels, read_mask(mask_path(done.folder / VOC, name)))]
     baseline = done.store("baseline").read(name)
-    centres = [centre_of_mass(m) for m in baseline.maps]
-    boxes = [placed.box for placed in split_boxes(*pixels.shape[:2], centres, done.recipe)]
+    centres, boxes = split_of(baseline.maps, done.recipe)
     for outcome in done.outcomes:
         record = done.store(outcome.mode).read(name)
         cells.append(_cell(pixels, record, outcome, boxes))
@@ -100,7 +99,8 @@ def pseudo_label(maps: NDArray[np.float32], threshold: float) -> NDArray[np.bool
     return np.stack([(best == k) & wins for k in range(len(maps))])
 
 
-def split_of(baseline: NDArray[np.float32], recipe: Recipe) -> list[Box]:
-    """The tiles that the plain CAMs K×H×W of an image lead to."""
+def split_of(baseline: NDArray[np.float32], recipe: Recipe) -> tuple[list[tuple[int, int]], list[Box]]:
+    """The centres of mass (y, x) of an image's plain CAMs K×H×W, and the tiles that they lead to."""
     centres = [centre_of_mass(m) for m in baseline]
-    return [placed.box for placed in split_boxes(*baseline.shape[1:], centres, recipe)]
+    _, height, width = baseline.shape
+    return centres, [placed.box for placed in split_boxes(height, width, centres, recipe)]

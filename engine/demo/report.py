@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from ..atomic import atomic_write
@@ -13,31 +14,44 @@ from .ablation import Ablation, Outcome
 
 
 def table(done: Ablation) -> Table:
-    """One row a mode: time, cost and quality."""
-    out = Table(title=f"{len(done.ids)} synthetic scenes, recipe {done.recipe.name}, backend {done.backend}")
-    out.add_column("mode", style="bold")
-    for heading in ("seconds", "images/s", "network\npixels", "best\nmIoU %", "95 %", "over baseline"):
-        out.add_column(heading, justify="right", no_wrap="\n" not in heading)
-    for heading in ("background\nthreshold", "objects\nfound %", "of it\nright %"):
-        out.add_column(heading, justify="right")
+    """One row a mode: time, cost and quality, within 80 columns. What stands after ± is the standard
+    deviation over bootstrap resamples of the scenes."""
+    out = Table(
+        title=f"{len(done.ids)} synthetic scenes, recipe {done.recipe.name}, backend {done.backend}",
+        caption="±: standard deviation over bootstrap resamples of the scenes",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+    )
+    out.add_column("mode", style="bold", no_wrap=True)
+    for heading in HEADINGS:
+        out.add_column(heading, justify="right", no_wrap=True)
     for outcome in done.outcomes:
         out.add_row(*_row(outcome, done.outcomes[0]))
     return out
 
 
+HEADINGS = (
+    "seconds",
+    "images\n/s",
+    "network\npixels",
+    "best\nmIoU %",
+    "over\nbaseline",
+    "back-\nground",
+    "objects\nfound %",
+    "of it\nright %",
+)
+
+
 def _row(outcome: Outcome, baseline: Outcome) -> list[str]:
     s, score, gain = outcome.summary, outcome.result.all, outcome.gain
-    interval = outcome.result.intervals["all"]
     return [
         outcome.mode,
         f"{s.seconds:.1f}",
         f"{s.images_per_second:.1f}",
         f"{s.network_pixels / max(baseline.summary.network_pixels, 1):.2f}×",
-        f"{100 * score.miou:.1f}",
-        f"{100 * interval.low:.1f}–{100 * interval.high:.1f}",
-        ""
-        if gain is None
-        else f"{100 * gain.difference:+.1f} ({100 * gain.interval.low:+.1f}…{100 * gain.interval.high:+.1f})",
+        f"{100 * score.miou:.1f} ±{100 * outcome.result.intervals['all'].std:.1f}",
+        "" if gain is None else f"{100 * gain.difference:+.1f} ±{100 * gain.interval.std:.1f}",
         f"{score.threshold:.2f}",
         f"{100 * outcome.found:.0f}",
         f"{100 * outcome.right:.0f}",
@@ -47,21 +61,22 @@ def _row(outcome: Outcome, baseline: Outcome) -> list[str]:
 def conclusion(done: Ablation) -> str:
     """One paragraph: what these figures show and what they do not."""
     baseline, others = done.outcomes[0], done.outcomes[1:]
-    clear = [f"{o.mode} ({_points(o)})" for o in others if o.gain and o.gain.interval.low > 0]
-    worse = [f"{o.mode} ({_points(o)})" for o in others if o.gain and o.gain.interval.high < 0]
-    even = [o.mode for o in others if f"{o.mode} ({_points(o)})" not in clear + worse]
     parts = []
-    if clear:
-        parts.append(f"above the plain CAM beyond chance: {', '.join(clear)}")
-    if even:
-        parts.append(f"not told apart from it by this many scenes: {', '.join(even)}")
-    if worse:
-        parts.append(f"below it: {', '.join(worse)}")
+    for words, chosen in (
+        ("above the plain CAM", [o for o in others if o.gain and o.gain.interval.low > 0]),
+        (
+            "not told apart from it",
+            [o for o in others if o.gain and o.gain.interval.low <= 0 <= o.gain.interval.high],
+        ),
+        ("below it", [o for o in others if o.gain and o.gain.interval.high < 0]),
+    ):
+        if chosen:
+            parts.append(f"{words}: {', '.join(map(_gain_in_words, chosen))}")
     last = others[-1]
     return (
         f"At its best threshold the plain CAM labels {100 * baseline.found:.0f} % of the object pixels "
         f"({100 * baseline.right:.0f} % of what it labels is right); {last.mode} labels "
-        f"{100 * last.found:.0f} % ({100 * last.right:.0f} %). Best mIoU, {'; '.join(parts)}. "
+        f"{100 * last.found:.0f} % ({100 * last.right:.0f} %). Best mIoU {'; '.join(parts)}. "
         "This shows the whole path at work and the effect it is about, on pictures made for it: synthetic "
         "scenes whose classes differ in one small part, and a small classifier that the project trained on "
         "them. It says nothing of PASCAL VOC or of any other classifier; for measured figures on photos see "
@@ -69,8 +84,10 @@ def conclusion(done: Ablation) -> str:
     )
 
 
-def _points(outcome: Outcome) -> str:
-    return "" if outcome.gain is None else f"{100 * outcome.gain.difference:+.1f} points"
+def _gain_in_words(outcome: Outcome) -> str:
+    assert outcome.gain is not None
+    gain, interval = outcome.gain.difference, outcome.gain.interval
+    return f"{outcome.mode} ({100 * gain:+.1f} points, 95 % {100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
 
 
 def write_results(done: Ablation, file: Path, seed: int) -> None:
