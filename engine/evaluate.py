@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 _CHUNK = 32  # images a task
-_INLINE = 200  # fewer images than this are counted before new processes have started
+_INLINE = 500  # fewer images than this are counted before new processes have started
 MISSING = ("error", "skip", "zero")
 
 
@@ -156,11 +156,14 @@ def _present(store: MapStore, truth: GroundTruth, missing: str) -> tuple[list[tu
     absent = [id for id, _ in truth.pairs if id not in store]
     if not absent:
         return list(truth.pairs), 0
+    if len(absent) == len(truth.pairs):
+        advice = "is this the right split?"
+    else:
+        advice = "finish the run, or choose --missing skip or zero"
     if missing == "error" or len(absent) == len(truth.pairs):
-        some = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
-        advice = "" if missing != "error" else "; finish the run, or choose --missing skip or zero"
+        some = ", ".join(map(shown, absent[:3])) + (", …" if len(absent) > 3 else "")
         count = f"{len(absent)} of the {len(truth.pairs)} images of {truth.split}"
-        raise InputError(f"{store.path}: no maps for {count} ({some}){advice}")
+        raise InputError(f"{store.path}: no maps for {count} ({some}); {advice}")
     if missing == "zero":
         return list(truth.pairs), len(absent)
     gone = set(absent)
@@ -189,7 +192,9 @@ class _Task:
 def _workers(asked: int | None, images: int) -> int:
     if asked is not None:
         return max(asked, 1)
-    return 1 if images < _INLINE else min(len(os.sched_getaffinity(0)), 16)
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return 1 if images < _INLINE else min(cores, 16)
 
 
 def _run(task: _Task, chunks: list[list[tuple[str, Path]]], workers: int) -> Iterator[JointHistogram]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .atomic import atomic_write
-from .errors import InputError, MissingExtra
+from .errors import InputError, MissingExtra, StoreError
 from .histogram import STEPS
 from .scores import EvalResult
 
@@ -19,7 +19,8 @@ FORMATS = (".png", ".pdf", ".svg")
 def plot_evaluation(result: EvalResult, file: str | os.PathLike[str]) -> None:
     """Write mIoU against the threshold, and the IoU of every class, side by side; PNG, PDF or SVG.
 
-    Raises MissingExtra without matplotlib, InputError for another suffix.
+    Raises MissingExtra without matplotlib, InputError for another suffix, StoreError where it cannot be
+    written.
     """
     check_plot(file)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -33,8 +34,11 @@ def plot_evaluation(result: EvalResult, file: str | os.PathLike[str]) -> None:
     _curves(left, result)
     _bars(right, result, rows)
     figure.suptitle(f"{result.images} images of {result.split or 'the list'} against {result.ground_truth}")
-    with atomic_write(file) as out:
-        figure.savefig(out, format=Path(file).suffix[1:], dpi=120)
+    try:
+        with atomic_write(file) as out:
+            figure.savefig(out, format=Path(file).suffix[1:].lower(), dpi=120)
+    except OSError as e:
+        raise StoreError(f"{file}: cannot be written: {e.strerror or e}") from None
 
 
 def check_plot(file: str | os.PathLike[str]) -> None:

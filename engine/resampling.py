@@ -1,7 +1,9 @@
 """Bootstrap over images: how much of a figure, or of a difference between two runs, is chance.
 
 Images are drawn with replacement; in every resample the threshold is chosen anew, so the interval covers
-that choice too. The counts of an image (3 KB) are all that is needed; nothing is read again.
+that choice too. A class of one image is absent from a third of the resamples, and then is not averaged:
+over all classes of a small set the interval is wide and lopsided; the frequent classes are the ones to
+compare by. The counts of an image (3 KB) are all that is needed; nothing is read again.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InfercamError, StoreError
+from .paths import os_reason, shown
 
 _KINDS = "biufSU"  # plain data only: no objects, records or voids inside the dictionary
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
@@ -53,15 +54,15 @@ def load_npy_dict(
     try:
         raw = file.read_bytes()
     except OSError as e:
-        raise error(f"{file}: cannot be read: {e.strerror or e}") from None
+        raise error(f"{shown(file)}: {os_reason(e)}") from None
     try:
         value = _parse(raw, allow_torch)
     except _Refused as e:
-        raise error(f"{file}: refused: {e}") from None
+        raise error(f"{shown(file)}: refused: {shown(e)}") from None
     except Exception as e:  # a pickle may fail in any way it likes; none of them is our traceback
-        raise error(f"{file}: not a NumPy file holding a dictionary ({type(e).__name__}: {e})") from None
+        raise error(f"{shown(file)}: not a NumPy file holding a dictionary ({shown(e)})") from None
     if not isinstance(value, dict):
-        raise error(f"{file}: holds a {type(value).__name__}, not a dictionary")
+        raise error(f"{shown(file)}: holds a {type(value).__name__}, not a dictionary")
     return value
 
 

@@ -123,6 +123,8 @@ def _report(result: EvalResult) -> None:
         markup=False,
     )
     console.print(_means(result))
+    if result.groups:
+        console.print(_groups(result))
     console.print(_classes(result))
     if result.active_share is not None:
         console.print(
@@ -134,21 +136,40 @@ def _report(result: EvalResult) -> None:
 
 def _means(result: EvalResult) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("best mIoU (%)", "", "95 % interval", "threshold", "labels", "images"):
-        table.add_column(heading, justify="left" if not table.columns else "right")
+    _columns(table, "best mIoU (%) over", "", "95 % interval", "threshold", "labels", "images")
 
-    def row(name: str, score: Score, images: int, interval: str) -> None:
+    def row(name: str, score: Score, interval: str) -> None:
         cells = (f"{100 * score.miou:.2f}", interval, f"{score.threshold:.2f}", str(len(score.labels)))
-        table.add_row(name, *cells, str(images))
+        table.add_row(name, *cells, str(result.images))
 
-    row("all classes", result.all, result.images, _interval(result, "all"))
+    row("all classes", result.all, _interval(result, "all"))
     if result.frequent is not None:
         name = f"classes in at least {result.min_images} images"
-        row(name, result.frequent, result.images, _interval(result, "frequent"))
+        row(name, result.frequent, _interval(result, "frequent"))
+    return table
+
+
+def _columns(table: Table, first: str, *others: str) -> None:
+    table.add_column(first)
+    for heading in others:
+        table.add_column(heading, justify="right")
+
+
+def _groups(result: EvalResult) -> Table:
+    table = Table(box=None, pad_edge=False)
+    _columns(
+        table, "mIoU (%) of images with", f"at {result.all.threshold:.2f}", "best", "at", "labels", "images"
+    )
     for name, group in result.groups.items():
-        words = f"{name} class{'' if name == '1' else 'es'} in the image"
-        at = f"{100 * group.at_overall_threshold:.2f} at {result.all.threshold:.2f}"
-        row(words, group.own, group.images, at)
+        own = group.own
+        table.add_row(
+            f"{name} class{'' if name == '1' else 'es'}",
+            f"{100 * group.at_overall_threshold:.2f}",
+            f"{100 * own.miou:.2f}",
+            f"{own.threshold:.2f}",
+            str(len(own.labels)),
+            str(group.images),
+        )
     return table
 
 
@@ -159,9 +180,7 @@ def _interval(result: EvalResult, name: str) -> str:
 
 def _classes(result: EvalResult) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column(f"IoU (%) at threshold {result.all.threshold:.2f}")
-    table.add_column("", justify="right")
-    table.add_column("images", justify="right")
+    _columns(table, f"IoU (%) at threshold {result.all.threshold:.2f}", "", "images")
     for label in result.all.labels:
         iou = f"{100 * result.iou[label]:.1f}"
         table.add_row(result.label_names[label], iou, str(int(result.images_with[label])))
@@ -189,8 +208,8 @@ def convert_command(
     for _, reason in summary.failures:
         errors.print(reason, soft_wrap=True, markup=False)
     done = f"{summary.written} written, {summary.skipped} already there, {len(summary.failures)} failed"
-    size = f"{summary.bytes / max(summary.written, 1) / 1e3:.1f} KB each"
-    typer.echo(f"{dst}: {done}; {size}")
+    size = f"; {summary.bytes / summary.written / 1e3:.1f} KB each" if summary.written else ""
+    typer.echo(f"{dst}: {done}{size}")
     if not (summary.written or summary.skipped or summary.failures):
         raise StoreError(f"{src}: no {source_format} maps in it")
     if summary.failures:
