@@ -104,7 +104,7 @@ class Labels:
         """What outputs record: kind, file, its SHA-256, and how many images it names."""
         return {
             "kind": self.kind,
-            "file": None if self.file is None else str(self.file),
+            "file": None if self.file is None else shown(self.file),
             "sha256": self.sha256,
             "images": len(self),
         }
@@ -235,7 +235,7 @@ class AnnotationLabels(Labels):
 
     def describe(self) -> dict[str, Any]:
         """What outputs record; the annotations are not hashed (nor counted: they are read as needed)."""
-        return {"kind": self.kind, "file": str(self.file), "sha256": None, "difficult": self.difficult}
+        return {"kind": self.kind, "file": shown(self.file), "sha256": None, "difficult": self.difficult}
 
     def _labels(self, item_id: str) -> list[str | int]:
         assert self.file is not None

@@ -75,13 +75,15 @@ class Source(Sequence[Item]):
 
     def describe(self) -> dict[str, Any]:
         """What outputs record: kind, root, split (or list file, or None) and the number of images."""
-        return {"kind": self.kind, "root": str(self.root), "split": self.split, "count": len(self)}
+        split = self.split and shown(self.split)
+        return {"kind": self.kind, "root": shown(self.root), "split": split, "count": len(self)}
 
 
 def folder_source(root: str | os.PathLike[str], recursive: bool = True) -> Source:
     """Every picture below `root`, sorted by path; links to folders are followed.
 
-    Hidden files and folders and files of other suffixes are passed over (`notes` counts the latter).
+    Hidden files and folders and files of other suffixes are passed over (`notes` counts the latter). Bytes of
+    a name that are not UTF-8 stand in its id as %xx, because ids are written into JSON.
     Raises InputError for a folder that is missing, unreadable, or holds no picture, and where two files
     differ only in suffix: both would have one id, so labels and output could not tell them apart.
     """
@@ -102,7 +104,7 @@ def folder_source(root: str | os.PathLike[str], recursive: bool = True) -> Sourc
     names.sort()
     _refuse_shared_ids(top, names)
     notes = [f"{shown(top)}: {others} files that are no pictures passed over"] if others else []
-    return Source("folder", top, names, lambda name: Item(without_suffix(name), top / name), notes=notes)
+    return Source("folder", top, names, lambda name: Item(_folder_id(name), top / name), notes=notes)
 
 
 def list_source(file: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Source:
@@ -182,13 +184,20 @@ def _walk(top: Path, recursive: bool) -> Iterator[str]:
             raise InputError(f"{shown(top / folder)}: {os_reason(e)}") from None
 
 
+def _folder_id(name: str) -> str:
+    item_id = without_suffix(name)
+    if item_id.isascii():
+        return item_id
+    return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02x}", item_id)
+
+
 def _refuse_shared_ids(top: Path, names: list[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(without_suffix(name), name)
+        other = seen.setdefault(_folder_id(name), name)
         if other != name:
             raise InputError(
-                f"{shown(top)}: {shown(other)} and {shown(name)} have one id, {shown(without_suffix(name))}; "
+                f"{shown(top)}: {shown(other)} and {shown(name)} have one id, {shown(_folder_id(name))}; "
                 "remove one of them, or name the images to use in a list"
             )
 
@@ -218,7 +227,7 @@ def _voc_base(base: Path, listing: Path) -> Path:
     except InputError:
         raise InputError(
             f"{shown(listing)}: its paths start at a VOC root, and {shown(base)} is none (no {voc.IMAGES}); "
-            "name the VOC root"
+            "name the VOC root with --root"
         ) from None
 
 
@@ -258,7 +267,7 @@ def _unique(lines: list[tuple[int, str]], listing: Path, base: Path) -> list[str
         if known != line and _read_line(known, base).image != named.image:
             raise InputError(
                 f"{shown(listing)}, lines {earlier} and {number}: two files of one id, {shown(named.id)}; "
-                "write their paths relative to a root folder that they share"
+                "write their paths relative to a folder that they share (--root)"
             )
     return [line for _, line in first.values()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -98,6 +99,17 @@ def test_two_files_of_one_id_are_refused_naming_both(tmp_path: Path) -> None:
     touch(tmp_path, "s/x.jpg", "s/x.png", "y.jpg")
     message = refusal(folder_source, tmp_path)
     assert "s/x.jpg" in message and "s/x.png" in message and "list" in message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes as a name")
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    touch(tmp_path, name, "café.jpg")
+    source = folder_source(tmp_path)
+    assert ids(source) == ["café", "caf%e9"]
+    assert source[1].path.is_file() and source[1].path.name == name
+    touch(tmp_path, "caf%e9.png")
+    assert "caf%e9.png" in refusal(folder_source, tmp_path)
 
 
 def test_linked_folders_are_read_once_and_loops_end(tmp_path: Path) -> None:
