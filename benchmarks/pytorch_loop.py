@@ -29,7 +29,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -41,6 +41,9 @@ from torch import nn
 from ..engine.atomic import atomic_write
 from ..engine.bundle import InputSpec
 from ..engine.errors import InfercamError, InputError
+
+if TYPE_CHECKING:
+    from ..export.archs import Classifier
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
 EPSILON = 1e-5
@@ -318,9 +321,38 @@ def _write(clock: Clock, path: Path, maps: np.ndarray, indices: Iterable[int]) -
         np.save(f, np.array({int(i): maps[i] for i in sorted(indices)}, dtype=object), allow_pickle=True)
 
 
+def load_classifier(arch: str, weights: Path) -> Classifier:
+    """A classifier from a checkpoint, or from an ONNX file of MobileNetV2 with its weights under our names.
+
+    The latter lets the loop and the engine run exactly the same weights. Such a graph was traced at an even
+    size, which froze the padding of its stride-2 convolutions: hence `padding="after"`.
+    """
+    from ..export.archs import MINUS_ONE_TO_ONE, VOC_CLASSES, Classifier, load_arch
+
+    if weights.suffix != ".onnx":
+        return load_arch(arch, weights)
+    if arch != "mobilenetv2":
+        raise InputError(f"{weights}: only mobilenetv2 is read from ONNX; give a checkpoint for {arch}")
+    import onnx
+    from onnx import numpy_helper
+
+    from ..export.archs.mobilenetv2 import MobileNetV2
+    from ..export.checkpoints import fit
+
+    state = {}
+    for tensor in onnx.load(weights).graph.initializer:
+        name = tensor.name.removeprefix("n.").removeprefix("base.").replace("fc.", "classifier.")
+        if name.rpartition(".")[2] in ("weight", "bias"):
+            array = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+            state[name] = array.flatten(1) if name == "classifier.weight" else array
+    module = MobileNetV2(len(VOC_CLASSES), padding="after")
+    fit(module, state, what="mobilenetv2", origin=weights)
+    return Classifier(module, VOC_CLASSES, MINUS_ONE_TO_ONE)
+
+
 def main(
     voc: Annotated[Path, typer.Option(help="VOC tree")],
-    weights: Annotated[Path, typer.Option(help="checkpoint (PyTorch or safetensors)")],
+    weights: Annotated[Path, typer.Option(help="checkpoint (PyTorch, safetensors; ONNX for mobilenetv2)")],
     labels: Annotated[str, typer.Option(help="label file, or voc-xml")],
     split: Annotated[str, typer.Option(help="split of the VOC tree")] = "val",
     arch: Annotated[str, typer.Option(help="resnet38, resnet50 or mobilenetv2")] = "mobilenetv2",
@@ -337,11 +369,10 @@ def main(
     """Time the released code's loop in plain PyTorch and print the timings as JSON."""
     from ..engine.labels import load_labels
     from ..engine.sources import voc_source
-    from ..export.archs import load_arch
 
     if threads is not None:
         torch.set_num_threads(threads)
-    classifier = load_arch(arch, weights)
+    classifier = load_classifier(arch, weights)
     if classifier.keep_classes is not None:
         raise InputError(f"{weights}: this loop needs a classifier whose outputs are all classes")
     table = load_labels(labels, classifier.classes, voc_root=voc)

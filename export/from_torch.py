@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from ..engine.bundle import Bundle, InputSpec, Triple
 from ..engine.errors import ExportError, MissingExtra
@@ -36,7 +37,7 @@ def from_torch(
     std: Triple = IMAGENET_STD,
     scale: float = 1 / 255,
     colour: str = "RGB",
-    multi_label: bool = True,
+    multi_label: bool | None = None,
     name: str | None = None,
     source: Mapping[str, Any] | None = None,
     keep_classes: Sequence[int] | None = None,
@@ -46,43 +47,37 @@ def from_torch(
 ) -> Bundle:
     """Write a bundle from any module that ends in global average pooling and a linear layer.
 
-    `module` maps N×3×H×W float32 to N×C scores (before sigmoid or softmax; either after it is fine too).
+    `module` maps N×3×H×W float32 to N×C scores; a sigmoid or softmax that ends it is left out of the bundle,
+    whose scores are the logits before it.
     It is run in evaluation mode without gradients, and every submodule's training flag is put back.
     The network's input is `(pixel * scale - mean) / std` with 0..255 pixels in `colour` order.
 
     classes: the C names, or those of `keep_classes` where only some outputs are wanted.
     example_size: (height, width) to trace at; the bundle takes any size where the module does.
+    multi_label: scores are read through a sigmoid (else a softmax); default: unless the module ends in softmax.
     images: (H, W, 3) uint8 RGB pictures to verify on, besides the built-in ones.
     source: where the weights come from, recorded in the manifest as it is.
 
     Raises ExportError where the module cannot be traced, has no such head, or does not agree with its
     response graph within `tolerance`; MissingExtra without torch or onnx.
     """
+    from . import require_onnx
+
+    require_onnx()
     from .bundle_writer import write_bundle
     from .surgery import response_graph
 
+    spec = _input_spec(colour=colour, scale=scale, mean=mean, std=std)
     with evaluation_mode(module):
         check_outputs(module, classes, example_size, keep_classes)
         model = to_onnx(module, example_size)
         graph = response_graph(model, keep_classes=keep_classes)
-        spec = InputSpec.model_validate(
-            {
-                "name": graph.input_name,
-                "colour": colour,
-                "scale": scale,
-                "mean": mean,
-                "std": std,
-                "dynamic_batch": graph.dynamic_batch,
-                "height": graph.height,
-                "width": graph.width,
-            }
-        )
         return write_bundle(
             Path(out),
             graph,
             classes=classes,
             input_spec=spec,
-            multi_label=multi_label,
+            multi_label=graph.multi_label if multi_label is None else multi_label,
             source={"kind": "torch", "module": type(module).__qualname__, **(source or {})},
             source_scores=scorer(module, keep_classes),
             images=images,
@@ -90,6 +85,16 @@ def from_torch(
             name=name,
             overwrite=overwrite,
         )
+
+
+def _input_spec(**fields: Any) -> InputSpec:
+    """The preprocessing as a bundle states it; raises ExportError for values that it cannot have."""
+    try:
+        return InputSpec.model_validate(fields)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "input"
+        raise ExportError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 @contextmanager
@@ -150,7 +155,6 @@ def to_onnx(module: nn.Module, example_size: tuple[int, int]) -> onnx.ModelProto
 
     Raises ExportError with both exporters' reasons where neither can do it.
     """
-    import_onnx()
     example = example_input(module, example_size)
     traced = _with_global_pooling(module)
     fixed: onnx.ModelProto | None = None
@@ -175,14 +179,24 @@ def to_onnx(module: nn.Module, example_size: tuple[int, int]) -> onnx.ModelProto
 def scorer(
     module: nn.Module, keep_classes: Sequence[int] | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The module as a function of arrays: N×3×H×W float32 -> N×C float32 (of `keep_classes`, in order)."""
+    """The module as a function of arrays: N×3×H×W float32 -> logits N×C float32 (of `keep_classes`, in order).
+
+    It raises verify.SourceLimit for a shape that the module cannot run.
+    """
     torch = import_torch()
+    from .verify import SourceLimit
+
     device = _device(module)
     columns = None if keep_classes is None else list(keep_classes)
 
     def scores(batch: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            result: np.ndarray = module(torch.from_numpy(batch).to(device)).float().cpu().numpy()
+        activation = _final_activation()
+        try:
+            with torch.no_grad(), activation:
+                output = module(torch.from_numpy(batch).to(device))
+        except RuntimeError as e:
+            raise SourceLimit(first_line(e)) from None
+        result: np.ndarray = activation.logits(output).float().cpu().numpy()
         return result if columns is None else result[:, columns]
 
     return scores
@@ -292,6 +306,28 @@ def _with_global_pooling(module: nn.Module) -> nn.Module:
     return Traced()
 
 
+def _final_activation() -> Any:
+    """A mode that remembers the last sigmoid or softmax, so that scores can be had from before it."""
+    from torch.overrides import TorchFunctionMode
+
+    class FinalActivation(TorchFunctionMode):
+        before: Any = None
+        after: Any = None
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if getattr(func, "__name__", "") in ("sigmoid", "softmax", "log_softmax") and args:
+                self.before, self.after = args[0], result
+            return result
+
+        def logits(self, output: torch.Tensor) -> torch.Tensor:
+            return self.before if output is self.after else output
+
+    return FinalActivation()
+
+
 def _is_whole_map(x: torch.Tensor, kernel: Any) -> bool:
     """Whether a pooling kernel was computed from the size of `x`, not a constant that happens to equal it."""
     if not isinstance(kernel, (tuple, list)) or len(kernel) != 2 or x.ndim != 4:
@@ -319,15 +355,6 @@ def import_torch() -> Any:
     except ImportError:
         raise MissingExtra("torch", "train", "exporting from PyTorch") from None
     return torch
-
-
-def import_onnx() -> Any:
-    """The onnx module; raises MissingExtra if it is not installed."""
-    try:
-        import onnx
-    except ImportError:
-        raise MissingExtra("onnx", "export", "exporting from PyTorch") from None
-    return onnx
 
 
 def first_line(error: BaseException) -> str:

@@ -180,7 +180,7 @@ def _mobilenetv2(
     state: State, origin: str, *, classes: Sequence[str] | None, head: str | None, **options: Any
 ) -> Classifier:
     """The folded layout (input x/127.5 - 1, "same" padding) or torchvision's (ImageNet, symmetric)."""
-    from .mobilenetv2 import MobileNetV2, from_torchvision, is_torchvision
+    from .mobilenetv2 import MobileNetV2, Padding, from_torchvision, is_torchvision
 
     _no_head(head, "mobilenetv2", origin)
     torchvision = is_torchvision(state)
@@ -189,7 +189,8 @@ def _mobilenetv2(
     if "classifier.weight" in state and state["classifier.weight"].ndim == 4:  # saved as a 1×1 convolution
         state = {**state, "classifier.weight": state["classifier.weight"].flatten(1)}
     rows = _rows(state, "classifier.weight", 20)
-    module = MobileNetV2(rows, bias="classifier.bias" in state, same=not torchvision, **options)
+    padding: Padding = "symmetric" if torchvision else "same"
+    module = MobileNetV2(rows, bias="classifier.bias" in state, padding=padding, **options)
     fit(module, state, what="mobilenetv2", origin=origin)
     spec = IMAGENET_INPUT if torchvision else MINUS_ONE_TO_ONE
     return Classifier(module, _names(classes, rows, origin), spec)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +23,14 @@ STEM, HEAD = 32, 1280
 STAGES = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 BN_EPS = 1e-5
 
+Padding = Literal["same", "after", "symmetric"]
+"""How 3×3 convolutions of stride 2 pad. `same`, TensorFlow's: an even side gets one row after, an odd one a
+row before and one after. `after`: one row after whatever the side, which is what a graph does that was
+traced at an even size with the choice frozen into it. `symmetric`, PyTorch's: one row on both sides."""
+
 
 class Conv(nn.Conv2d):
-    """A convolution that keeps sizes (stride 1) or halves them rounding up (stride 2).
-
-    With `same`, stride 2 pads as TensorFlow's "same" does: an even size gets one row after, an odd size one
-    before and one after. The amount is computed from the input, so it stays right in an exported graph.
-    """
+    """A convolution that keeps sizes (stride 1, padded evenly) or halves them (stride 2, see `Padding`)."""
 
     def __init__(
         self,
@@ -39,16 +41,18 @@ class Conv(nn.Conv2d):
         stride: int = 1,
         dilation: int = 1,
         groups: int = 1,
-        same: bool = True,
+        padding: Padding = "same",
     ) -> None:
-        self.computed = same and stride == 2
-        padding = 0 if self.computed else dilation * (kernel // 2)
-        super().__init__(cin, cout, kernel, stride, padding, dilation, groups)
+        self.mode: Padding = padding if stride == 2 else "symmetric"
+        even = dilation * (kernel // 2) if self.mode == "symmetric" else 0
+        super().__init__(cin, cout, kernel, stride, even, dilation, groups)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.computed:
+        if self.mode == "same":  # computed from the input, so that it stays right in an exported graph
             height, width = x.shape[-2:]
             x = F.pad(x, (width % 2, 1, height % 2, 1))
+        elif self.mode == "after":
+            x = F.pad(x, (0, 1, 0, 1))
         return super().forward(x)
 
 
@@ -56,13 +60,13 @@ class Block(nn.Module):
     """Inverted residual: expand 1×1, depthwise 3×3, project 1×1; ReLU6 after the first two."""
 
     def __init__(
-        self, cin: int, cout: int, *, expansion: int, stride: int, dilation: int, same: bool
+        self, cin: int, cout: int, *, expansion: int, stride: int, dilation: int, padding: Padding
     ) -> None:
         super().__init__()
         mid = cin * expansion
         self.residual = stride == 1 and cin == cout
         self.expand = Conv(cin, mid, 1) if expansion > 1 else None
-        self.dw = Conv(mid, mid, 3, stride=stride, dilation=dilation, groups=mid, same=same)
+        self.dw = Conv(mid, mid, 3, stride=stride, dilation=dilation, groups=mid, padding=padding)
         self.project = Conv(mid, cout, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -79,18 +83,18 @@ class MobileNetV2(nn.Module):
     """
 
     def __init__(
-        self, classes: int = 20, *, output_stride: int = 16, bias: bool = False, same: bool = True
+        self, classes: int = 20, *, output_stride: int = 16, bias: bool = False, padding: Padding = "same"
     ) -> None:
         super().__init__()
         if output_stride not in OUTPUT_STRIDES:
             raise ValueError(f"output_stride must be one of {OUTPUT_STRIDES}")
-        self.stem = Conv(3, STEM, 3, stride=2, same=same)
-        self.blocks = nn.Sequential(*self._blocks(output_stride, same))
+        self.stem = Conv(3, STEM, 3, stride=2, padding=padding)
+        self.blocks = nn.Sequential(*self._blocks(output_stride, padding))
         self.head = Conv(STAGES[-1][0], HEAD, 1)
         self.classifier = nn.Linear(HEAD, classes, bias=bias)
 
     @staticmethod
-    def _blocks(output_stride: int, same: bool) -> list[Block]:
+    def _blocks(output_stride: int, padding: Padding) -> list[Block]:
         blocks: list[Block] = []
         cin, reached, dilation = STEM, 2, 1
         for cout, count, stage_stride in STAGES:
@@ -101,7 +105,9 @@ class MobileNetV2(nn.Module):
                     stride, dilation = 1, dilation * 2
                 reached *= stride
                 expansion = EXPANSION if blocks else 1
-                blocks.append(Block(cin, cout, expansion=expansion, stride=stride, dilation=own, same=same))
+                blocks.append(
+                    Block(cin, cout, expansion=expansion, stride=stride, dilation=own, padding=padding)
+                )
                 cin = cout
         return blocks
 

@@ -176,3 +176,20 @@ def test_unreadable_picture_is_named(small, tmp_path):
     bad.write_bytes(b"\xff\xd8\xff cut")
     with pytest.raises(InputError, match=r"bad\.jpg"):
         loop.run(module, [("p0", bad)], labels, tmp_path / "out", classes=5)
+
+
+@pytest.mark.shared
+def test_weights_from_onnx_give_the_files_own_scores():
+    ort = pytest.importorskip("onnxruntime")
+    file = SHARED / "models" / "mobilenetv2_voc.onnx"
+    if not file.is_file():
+        pytest.skip("needs ../shared/models, which is not here")
+    classifier = loop.load_classifier("mobilenetv2", file)
+    session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+    pixels = np.random.default_rng(0).integers(0, 256, (75, 98, 3)).astype(np.float32)
+    imagenet = (pixels / 255 - (0.485, 0.456, 0.406)) / np.array((0.229, 0.224, 0.225))
+    want = session.run(None, {"image": imagenet.transpose(2, 0, 1)[None].astype(np.float32)})[0]
+    ours = torch.from_numpy((pixels / 127.5 - 1).transpose(2, 0, 1)[None])
+    with torch.inference_mode():
+        got = classifier.module.eval()(ours).numpy()
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from infercam.engine.errors import ExportError  # noqa: E402
 from infercam.export.archs import ARCHS, VOC_CLASSES, load_arch  # noqa: E402
-from infercam.export.archs.mobilenetv2 import MobileNetV2  # noqa: E402
+from infercam.export.archs.mobilenetv2 import Conv, MobileNetV2  # noqa: E402
 from infercam.export.archs.resnet38 import ResNet38  # noqa: E402
 from infercam.export.archs.resnet50 import ResNet50  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -115,7 +115,7 @@ def test_mobilenetv2_has_the_folded_names():
         *((lambda s=s: ResNet38(3, widths=NARROW, output_stride=s), s) for s in (8, 16)),
         *((lambda s=s: ResNet50(3, width=4, output_stride=s), s) for s in (8, 16, 32)),
         *((lambda s=s: MobileNetV2(3, output_stride=s), s) for s in (8, 16, 32)),
-        *((lambda s=s: MobileNetV2(3, output_stride=s, same=False), s) for s in (8, 16, 32)),
+        *((lambda s=s: MobileNetV2(3, output_stride=s, padding="symmetric"), s) for s in (8, 16, 32)),
     ],
 )
 @pytest.mark.parametrize("size", [(64, 96), (65, 83)])
@@ -135,6 +135,26 @@ def test_shapes_strides_and_the_response_identity(build, stride, size):
     torch.testing.assert_close(response.mean((2, 3)), scores, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(F.relu(response), cam, rtol=1e-4, atol=1e-4)
     assert (scores[0] - scores[1]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("side", [64, 65, 66, 67, 79])
+def test_stride_two_padding_by_evenness(side):
+    """`same` is TensorFlow's rule; `after` agrees with it as long as every level's side is even."""
+    column = torch.arange(1.0, side + 1)[None, None, :, None].expand(1, 1, side, side).contiguous()
+    outputs = {}
+    for padding in ("same", "after", "symmetric"):
+        conv = Conv(1, 1, 3, stride=2, padding=padding)
+        nn.init.constant_(conv.bias, 0)
+        nn.init.constant_(conv.weight, 0)
+        conv.weight.data[..., 0, 1] = 1  # picks the window's first row
+        with torch.no_grad():
+            outputs[padding] = conv(column)[0, 0, :, 1].tolist()
+    total = max((-(-side // 2) - 1) * 2 + 3 - side, 0)  # TensorFlow's padding, less than half of it before
+    first = [float(i * 2 + 1 - total // 2) if i * 2 >= total // 2 else 0.0 for i in range(-(-side // 2))]
+    assert outputs["same"] == first
+    assert outputs["after"] == [float(i * 2 + 1) for i in range(side // 2)]
+    assert outputs["symmetric"] == [float(max(i * 2, 0)) for i in range(-(-side // 2))]
+    assert (outputs["same"] == outputs["after"]) == (side % 2 == 0)
 
 
 def lively(module):
@@ -434,7 +454,7 @@ def test_voc_mobilenetv2_equals_the_onnx_file(models):
     imagenet = classifier.input.model_copy(
         update={"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     )
-    for size in ((160, 224), (96, 96)):
+    for size in ((160, 224), (96, 96)):  # every level even, where the file's frozen padding is right
         pixels = picture("2007_000464", size)
         want = session.run(None, {"image": as_input(pixels, imagenet)})[0]
         got = scores_of(classifier, torch.from_numpy(as_input(pixels, classifier.input))).numpy()
