@@ -15,8 +15,8 @@ import numpy as np
 from infercam.engine.errors import ExportError
 from onnx import ModelProto
 
-from .graph import Graph, Shape
-from .relax import Dims, free_input, relax
+from .graph import Graph, Shape, label
+from .relax import Dims, baking_node, free_input, relax
 from .runtime import RunError, Session
 
 _BASES = (64, 128, 224, 299, 384)  # heights tried, smallest first, where the model declares none
@@ -130,19 +130,21 @@ def _freed(model: ModelProto, picture: str, dims: Dims, *, batch: bool, size: bo
 
 def _try(model: ModelProto, picture: str, dims: Dims, classes: int, *, batch: bool, size: bool) -> int:
     """Free the dimensions and run; returns the measured stride (0 if only the batch is free)."""
-    session = _loaded(_freed(model, picture, dims, batch=batch, size=size))
-    batches = (1, _BATCH) if batch else (dims.n,)
-    stride = _measured_stride(session, dims, classes) if size else 0
-    for n, h, w in _shapes(dims, batches, size=size):
-        _probe(session, n, h, w, classes, compare=batch, stride=stride)
-    return stride
-
-
-def _loaded(model: ModelProto) -> Session:
+    freed = _freed(model, picture, dims, batch=batch, size=size)
     try:
-        return Session(model)
+        session = Session(freed)
+        batches = (1, _BATCH) if batch else (dims.n,)
+        stride = _measured_stride(session, dims, classes) if size else 0
+        for n, h, w in _shapes(dims, batches, size=size):
+            _probe(session, n, h, w, classes, compare=batch, stride=stride)
+        return stride
     except RunError as e:
         raise _Prevented(str(e)) from None
+    except _Prevented as e:
+        if "node '" in str(e):
+            raise
+        node = baking_node(freed, picture, dims, batch=batch, size=size)
+        raise _Prevented(f"{e}, because of {label(node)}" if node is not None else str(e)) from None
 
 
 def _shapes(dims: Dims, batches: tuple[int, ...], *, size: bool) -> Iterator[tuple[int, int, int]]:

@@ -378,6 +378,8 @@ def _flattens_a_map(graph: Graph, node: NodeProto) -> bool:
     before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
     if before is None or len(before) < 3 or (after is not None and len(after) > 2):
         return False
+    if len(before) == 3:  # positions may be the second or the third axis; one token has none
+        return all(isinstance(d, int) and d > 1 for d in before[1:])
     return any(isinstance(d, int) and d > 1 for d in before[2:])
 
 

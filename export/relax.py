@@ -49,15 +49,11 @@ def relax(model: ModelProto, picture: str, dims: Dims, *, batch: bool, size: boo
 
     What cannot be relaxed is left as it is; running the graph then shows it.
     """
-    other = Dims(
-        dims.n * _BATCH_FACTOR if batch else dims.n,
-        dims.h * 2 if size else dims.h,
-        dims.w * 3 if size else dims.w,
-    )
+    other = _other(dims, batch, size)
     nominal = _concrete_shapes(model, picture, dims)
     if size:
         _globalise_pools(model, nominal)
-        _scale_resizes(model, nominal)
+    _scale_resizes(model, nominal, size)
     done: set[str] = set()
     for _ in range(len(model.graph.node)):
         probed = _concrete_shapes(model, picture, other)
@@ -71,6 +67,33 @@ def relax(model: ModelProto, picture: str, dims: Dims, *, batch: bool, size: boo
             break  # what follows is inferred anew
         if not changed:
             return
+
+
+def _other(dims: Dims, batch: bool, size: bool) -> Dims:
+    """Other values for the free dimensions, each scaled by a factor of its own."""
+    return Dims(
+        dims.n * _BATCH_FACTOR if batch else dims.n,
+        dims.h * 2 if size else dims.h,
+        dims.w * 3 if size else dims.w,
+    )
+
+
+def baking_node(model: ModelProto, picture: str, dims: Dims, *, batch: bool, size: bool) -> NodeProto | None:
+    """The first node whose input follows the free dimensions but whose output does not, if shapes tell."""
+    nominal = _concrete_shapes(model, picture, dims)
+    probed = _concrete_shapes(model, picture, _other(dims, batch, size))
+    for node in model.graph.node:
+        out = node.output[0]
+        follows = any(i in probed and i in nominal and probed[i] != nominal[i] for i in node.input)
+        pools = node.op_type in ("GlobalAveragePool", "Shape", "Size") or node.op_type.startswith("Reduce")
+        if (
+            follows
+            and not pools
+            and len(nominal.get(out, ())) > 1
+            and probed.get(out) in (None, nominal[out])
+        ):
+            return node
+    return None
 
 
 def _declare_input(model: ModelProto, picture: str, shape: Sequence[int | str]) -> None:
@@ -289,17 +312,20 @@ def _globalise_pools(model: ModelProto, nominal: dict[str, Concrete]) -> None:
             del node.attribute[:]
 
 
-def _scale_resizes(model: ModelProto, nominal: dict[str, Concrete]) -> None:
-    """Resize to a baked size becomes Resize by the same whole factor."""
+def _scale_resizes(model: ModelProto, nominal: dict[str, Concrete], size: bool) -> None:
+    """Resize to a baked size becomes Resize by the same factor (a whole one, if the size is to be free)."""
     for node in list(model.graph.node):
         if node.op_type != "Resize" or len(node.input) < 4 or not node.input[3]:
             continue
         before, after = nominal.get(node.input[0]), nominal.get(node.output[0])
-        if before is None or after is None or Graph(model).constant(node.input[3]) is None:
-            continue
-        if any(a % b for a, b in zip(after, before, strict=True)):
+        target = Graph(model).constant(node.input[3])
+        if before is None or after is None or target is None or len(target) != len(before):
             continue
         factors = np.array([a / b for a, b in zip(after, before, strict=True)], np.float32)
+        whole = all(a % b == 0 for a, b in zip(after, before, strict=True))
+        same = [int(b * f) for b, f in zip(before, factors, strict=True)] == list(after)
+        if not same or (size and not whole):
+            continue
         scales = _constant(model, factors, f"{node.output[0]}.scales")
         roi = node.input[1]
         del node.input[1:]
