@@ -205,18 +205,14 @@ def response_maps(
     peak = first.max(axis=(1, 2)) / np.float32(centre_views.count)
     centres = [centre_of_mass(m) for m in normalised(first)]
     placed = split_boxes(height, width, centres, recipe)
-    tiles = [
-        iterate(
-            crop(pixels, p.box),
-            recipe,
-            iterations,
-            network,
-            classes,
-            spec,
-            peak if recipe.peak_floor else None,
-        )[0]
-        for p in placed
-    ]
+    floor = peak if recipe.peak_floor else None
+    tiles = []
+    for p in placed:
+        tile = crop(pixels, p.box)
+        if _worth_it(tile, recipe, peak, network, classes, spec):
+            tiles.append(iterate(tile, recipe, iterations, network, classes, spec, floor)[0])
+        else:
+            tiles.append(np.zeros((len(classes), p.box.height, p.box.width), np.float32))
     united = unite(height, width, placed, tiles, len(classes))
     if recipe.whole == "none":
         return united
