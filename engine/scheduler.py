@@ -83,6 +83,10 @@ class _Bucket:
             heapq.heappop(self.heap)
         return self.heap[0][:2] if self.heap else None
 
+    def drop(self, image: ImageTask) -> None:
+        self.heap = [entry for entry in self.heap if entry[2].tile.image is not image]
+        heapq.heapify(self.heap)
+
     def take(self, count: int) -> list[View]:
         out: list[View] = []
         while len(out) < count and self.head() is not None:
@@ -135,10 +139,6 @@ class Scheduler:
         work = Respond(self._buckets[shape].take(views))
         if not self._buckets[shape].heap:
             del self._buckets[shape]
-        self.stats.batches += 1
-        self.stats.views += len(work.views)
-        self.stats.pixels += len(work.views) * shape[0] * shape[1]
-        self.stats.batch_sizes[len(work.views)] += 1
         return self._hand_out(work)
 
     def _choose(self) -> tuple[tuple[int, int], int] | None:
@@ -172,6 +172,7 @@ class Scheduler:
         if done.error is not None:
             self._recover(done.work, done.error)
         elif isinstance(done.work, Respond):
+            self._count(done.work.views)
             for view in done.work.views:
                 self._responded(view)
         elif isinstance(done.work, Advance):
@@ -181,6 +182,13 @@ class Scheduler:
         for image in _images(done.work):
             if image.failed:
                 self._leave(image, None, image.failed)
+
+    def _count(self, views: list[View]) -> None:
+        """Only what was inferred: a batch that failed is tried again, and counted then."""
+        self.stats.batches += 1
+        self.stats.views += len(views)
+        self.stats.pixels += sum(view.pixels for view in views)
+        self.stats.batch_sizes[len(views)] += 1
 
     def _responded(self, view: View) -> None:
         view.tile.pending -= 1
@@ -223,8 +231,9 @@ class Scheduler:
         views = work.views if isinstance(work, Respond) else []
         if isinstance(error, OutOfMemory) and len(views) > 1:
             self.stats.halvings += 1
-            self._batch_views = max(1, len(views) // 2)
-            self._batch_pixels = max(1, sum(v.pixels for v in views) // 2)
+            # never up again: a larger batch of before the last halving may still be in flight
+            self._batch_views = min(self._batch_views, max(1, len(views) // 2))
+            self._batch_pixels = min(self._batch_pixels, max(1, sum(v.pixels for v in views) // 2))
             for view in views:
                 self._push(view)
         elif len({id(v.tile.image) for v in views}) > 1:
@@ -240,9 +249,17 @@ class Scheduler:
         if image.in_flight or image not in self._live:
             return
         self._bytes -= self._live.pop(image)
+        if error is not None:
+            self._drop(image)
         self.stats.images += error is None
         image.tiles.clear()
         self._finished.append(Finished(image, maps, error))
+
+    def _drop(self, image: ImageTask) -> None:
+        """Let go of a failed image's queued work now: it holds the tiles, and so their pixels and maps."""
+        self._urgent = deque(work for work in self._urgent if _images(work) != [image])
+        for bucket in self._buckets.values():
+            bucket.drop(image)
 
     def finished(self) -> list[Finished]:
         """Images that have left since the last call."""
