@@ -1,0 +1,66 @@
+"""What every benchmark shares: the machine's description, options, and results that say how they were made."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..engine.atomic import atomic_write
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("infercam", "numpy", "onnxruntime", "opencv-python-headless", "pillow", "torch")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, system and versions: recorded beside every figure."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "gpu": "none; not measured on a GPU",
+        **{name: v for name in PACKAGES if (v := _version(name))},
+    }
+
+
+def write_result(name: str, content: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Write `results/NAME.json` with the date, the machine and the command that made it."""
+    record = {
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "command": f"python -m {_module()} {' '.join(shlex.quote(a) for a in sys.argv[1:])}".strip(),
+        "machine": machine(),
+        **content,
+    }
+    file = folder / f"{name}.json"
+    with atomic_write(file, "w") as f:
+        f.write(json.dumps(record, indent=1) + "\n")
+    return file
+
+
+def _module() -> str:
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec.name if spec else "infercam.benchmarks"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return next(
+            line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
