@@ -33,7 +33,7 @@ from . import voc
 from .errors import InputError
 from .images import without_suffix
 from .label_tables import Cell, OneHot, parse_table, split_labels
-from .paths import check_id, decode_utf8, os_reason, read_bytes, shown
+from .paths import check_folder, check_id, decode_utf8, is_file, is_folder, read_bytes, shown
 from .safe_pickle import load_npy_dict
 
 _ANNOTATION_BYTES = 16 << 20
@@ -60,9 +60,9 @@ def load_labels(
             raise InputError("labels voc-xml: needs a VOC tree; give its root with --voc")
         return AnnotationLabels(voc.find_root(voc_root) / voc.ANNOTATIONS, names, difficult=difficult)
     path = Path(spec)
-    if path.is_dir():
+    if is_folder(path):
         below = path / voc.ANNOTATIONS
-        return AnnotationLabels(below if below.is_dir() else path, names, difficult=difficult)
+        return AnnotationLabels(below if is_folder(below) else path, names, difficult=difficult)
     parse = _PARSERS.get(path.suffix.lower())
     if parse is None:
         raise InputError(
@@ -228,8 +228,7 @@ class AnnotationLabels(Labels):
     """VOC annotations, read one by one: the names of the objects of FOLDER/ID.xml."""
 
     def __init__(self, folder: Path, classes: list[str], *, difficult: bool = True) -> None:
-        if not folder.is_dir():
-            raise InputError(f"{shown(folder)}: no such folder; it should hold VOC annotations, ID.xml")
+        check_folder(folder, "; it should hold VOC annotations, ID.xml")
         super().__init__("voc-xml", folder, {}, classes)
         self.difficult = difficult
 
@@ -242,12 +241,10 @@ class AnnotationLabels(Labels):
         plain = check_id(item_id)
         for name in dict.fromkeys([plain, plain.rpartition("/")[2]]):
             file = self.file / f"{name}.xml"
+            if not is_file(file):
+                continue
             try:
-                if not file.is_file():
-                    continue
                 return [label for label, hard in read_annotation(file) if self.difficult or not hard]
-            except OSError as e:
-                raise InputError(f"{shown(item_id)}: {shown(file)}: {os_reason(e)}") from None
             except InputError as e:
                 raise InputError(f"{shown(item_id)}: {e}") from None
         raise InputError(f"{shown(item_id)}: no labels in {self._where} (no {shown(plain)}.xml)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from .errors import InputError
@@ -22,6 +23,27 @@ def os_reason(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "permission denied"
     return (error.strerror or shown(error)).lower()
+
+
+def check_folder(path: Path, hint: str = "") -> None:
+    """Raise InputError, with the reason and `hint`, where `path` is no folder that can be looked into."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise InputError(f"{shown(path)}: no such folder{hint}") from None
+    except (OSError, ValueError) as e:
+        reason = os_reason(e) if isinstance(e, OSError) else str(e)
+        raise InputError(f"{shown(path)}: {reason}{hint}") from None
+    if not stat.S_ISDIR(mode):
+        raise InputError(f"{shown(path)}: is not a folder{hint}")
+
+
+def is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - Path's own raises where access is denied
+
+
+def is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 - Path's own raises where access is denied
 
 
 def check_id(item_id: str) -> str:
@@ -46,11 +68,12 @@ def read_bytes(file: str | os.PathLike[str], limit: int = 1 << 30) -> bytes:
     """A whole regular file of up to `limit` bytes; raises InputError (one line: the path and the reason)."""
     path = Path(file)
     try:
-        if path.is_dir():
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError
-        if path.exists() and not path.is_file():  # a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
             raise InputError(f"{shown(path)}: is not a regular file")
-        if path.stat().st_size > limit:
+        if status.st_size > limit:
             raise InputError(f"{shown(path)}: larger than {limit >> 20} MiB; not read")
         return path.read_bytes()
     except OSError as e:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, overload
 from . import voc
 from .errors import InputError
 from .images import SUFFIXES, without_suffix
-from .paths import check_id, os_reason, read_text, shown
+from .paths import check_folder, check_id, is_file, os_reason, read_text, shown
 
 _SUFFIX = "|".join(s[1:] for s in sorted(SUFFIXES))
 # Two columns only where the first ends like a picture, so that names with spaces need no quoting.
@@ -88,9 +88,7 @@ def folder_source(root: str | os.PathLike[str], recursive: bool = True) -> Sourc
     differ only in suffix: both would have one id, so labels and output could not tell them apart.
     """
     top = Path(root)
-    if not top.is_dir():
-        reason = "is not a folder" if top.exists() else "no such folder"
-        raise InputError(f"{shown(top)}: {reason}")
+    check_folder(top)
     names: list[str] = []
     others = 0
     for name in _walk(top, recursive):
@@ -123,8 +121,7 @@ def list_source(file: str | os.PathLike[str], root: str | os.PathLike[str] | Non
     if not lines:
         raise InputError(f"{shown(listing)}: names no images")
     base = listing.parent if root is None else Path(root)
-    if not base.is_dir():
-        raise InputError(f"{shown(base)}: no such folder (the root of {shown(listing)})")
+    check_folder(base, f" (the root of {shown(listing)})")
     if any(_in_voc(_columns(line)[0]) for _, line in lines):
         base = _voc_base(base, listing)
     entries = _unique(lines, listing, base)
@@ -176,12 +173,19 @@ def _walk(top: Path, recursive: bool) -> Iterator[str]:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    if not entry.is_dir():
+                    if not _is_folder(entry):
                         yield folder + entry.name
                     elif recursive:
                         todo.append(f"{folder}{entry.name}/")
         except OSError as e:  # not skipped: its images would be missing from the result unsaid
             raise InputError(f"{shown(top / folder)}: {os_reason(e)}") from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that cannot be followed: whatever it is, reading it will say
+        return False
 
 
 def _folder_id(name: str) -> str:
@@ -267,7 +271,7 @@ def _unique(lines: list[tuple[int, str]], listing: Path, base: Path) -> list[str
         if known != line and _read_line(known, base).image != named.image:
             raise InputError(
                 f"{shown(listing)}, lines {earlier} and {number}: two files of one id, {shown(named.id)}; "
-                "write their paths relative to a folder that they share (--root)"
+                "keep one, or write their paths relative to a folder that they share (--root)"
             )
     return [line for _, line in first.values()]
 
@@ -291,6 +295,6 @@ class _Locator:
         for suffix in [".jpg", *sorted(SUFFIXES - {".jpg"})]:
             for folder in folders:
                 file = folder / f"{item_id}{suffix}"
-                if file.is_file():
+                if is_file(file):
                     return file
         return folders[0] / f"{item_id}.jpg"

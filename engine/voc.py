@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from .errors import InputError
-from .paths import shown
+from .paths import check_folder, is_file, is_folder, shown
 
 CLASSES = [
     *["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"],
@@ -32,10 +32,8 @@ def find_root(path: str | os.PathLike[str]) -> Path:
     Raises InputError where there is none, or several and no VOC2012 among them.
     """
     root = Path(path)
-    if not root.is_dir():
-        reason = "is not a folder" if root.exists() else "no such folder"
-        raise InputError(f"{shown(root)}: {reason}; --voc takes the folder that holds {IMAGES}")
-    if (root / IMAGES).is_dir():
+    check_folder(root, f"; --voc takes the folder that holds {IMAGES}")
+    if is_folder(root / IMAGES):
         return root
     inside = sorted(d.parent for depth in ("", "VOCdevkit/") for d in root.glob(f"{depth}VOC20*/{IMAGES}"))
     if not inside:
@@ -55,7 +53,7 @@ def split_file(root: Path, split: str) -> Path:
         folders = [""] if "/" in split else [f"{kind}/" for kind in _SET_KINDS]
         for folder in folders:
             file = root / SETS / f"{folder}{split}.txt"
-            if file.is_file():
+            if is_file(file):
                 return file
     have = ", ".join(splits(root)) or "none"
     raise InputError(f"{shown(root)}: no split {shown(repr(split))} under {SETS} (there are: {have})")

@@ -360,13 +360,6 @@ def test_missing_folder_and_pipe(tmp_path: Path) -> None:
     refusal(tmp_path / "loop.jpg")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_permission(write) -> None:
-    path = write(encoded(photo(), "PNG"))
-    path.chmod(0)
-    assert "permission denied" in refusal(path)
-
-
 def test_a_name_with_control_characters_stays_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_image(tmp_path / "a\nb\udcff.jpg")
