@@ -62,15 +62,16 @@ class Session:
             raise RunError(str(e)) from None
 
 
-def save(model: onnx.ModelProto, file: Path, *, limit: int = _IN_MEMORY) -> list[Path]:
-    """Write a model; weights of more than `limit` bytes go to `<file>.data` beside it. Returns the files."""
+def save(model: onnx.ModelProto, file: Path, *, limit: int = _IN_MEMORY, inline: int = 1024) -> list[Path]:
+    """Write a model; where its weights take `limit` bytes, those above `inline` go to `<file>.data` beside it.
+
+    Returns the files written.
+    """
     if sum(t.ByteSize() for t in model.graph.initializer) < limit:
         file.write_bytes(model.SerializeToString())
         return [file]
     data = file.with_name(f"{file.name}.data")
     copy = onnx.ModelProto()
     copy.CopyFrom(model)  # saving moves the weights out of the model it is given
-    onnx.save_model(
-        copy, str(file), save_as_external_data=True, location=data.name, size_threshold=1024
-    )  # small tensors (shapes) stay inside
+    onnx.save_model(copy, str(file), save_as_external_data=True, location=data.name, size_threshold=inline)
     return [file, data] if data.exists() else [file]
