@@ -6,6 +6,7 @@ skipped; a file that fails is listed and the rest goes on.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 from . import voc
 from .errors import InfercamError, MissingExtra, StoreError
 from .formats.record import MapRecord
-from .mapstore import INFO, MapStore
+from .mapstore import INFO, DiskFullError, MapStore
 from .paths import read_text
 
 
@@ -51,8 +52,6 @@ def open_source(path: str | os.PathLike[str], fmt: str, class_file: Path | None 
 
 def read_classes(file: Path) -> list[str]:
     """Class names in index order: a JSON list, or one a line (blank lines skipped); raises InfercamError."""
-    import json
-
     text = read_text(file)
     if not text.lstrip().startswith("["):
         names = [line.strip() for line in text.splitlines() if line.strip()]
@@ -90,11 +89,9 @@ def convert(
     for id in source.ids():
         try:
             _convert_one(source, store, id, summary)
-        except MissingExtra:
+        except (MissingExtra, DiskFullError):
             raise
         except InfercamError as e:
-            if isinstance(e, StoreError) and "disk full" in str(e):
-                raise
             summary.failures.append((id, str(e)))
         if progress:
             progress()

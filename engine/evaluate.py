@@ -95,13 +95,17 @@ def read_mask(file: Path) -> np.ndarray:
     Raises InputError for a file that is missing, damaged, or neither palette nor 8-bit grey.
     """
     try:
-        with Image.open(file, formats=["PNG"]) as image:
-            if image.mode not in ("P", "L"):
-                raise InputError(
-                    f"{shown(file)}: mode {image.mode}; ground truth is a palette or 8-bit grey PNG of class "
-                    "indices, not colours"
-                )
-            return np.asarray(image)
+        with file.open("rb") as f:
+            depth = f.read(25)[24:]
+            f.seek(0)
+            with Image.open(f, formats=["PNG"]) as image:
+                # Pillow stretches grey values of fewer bits to 0..255: they are indices no longer.
+                if image.mode != "P" and (image.mode != "L" or depth != b"\x08"):
+                    raise InputError(
+                        f"{shown(file)}: mode {image.mode} of {depth[0]} bits; ground truth is a palette or "
+                        "8-bit grey PNG of class indices, not colours"
+                    )
+                return np.asarray(image)
     except InputError:
         raise
     except OSError as e:

@@ -44,7 +44,7 @@ from .formats.npz import NpzCodec
 from .formats.psa import PsaCodec
 from .formats.record import Codec, Decoded, MapRecord, as_float32
 
-__all__ = ["FORMATS", "MapRecord", "MapStore", "StoreInfo"]
+__all__ = ["FORMATS", "DiskFullError", "MapRecord", "MapStore", "StoreInfo"]
 
 SCHEMA_VERSION = 1
 INFO, INDEX = "store.json", "index.jsonl"
@@ -53,6 +53,10 @@ STALE_SECONDS = 3600.0  # a temporary file older than this has lost its writer
 Format = Literal["npz", "psa", "irn"]
 FORMATS: tuple[str, ...] = get_args(Format)
 _CODECS: dict[str, Codec] = {"npz": NpzCodec(), "psa": PsaCodec(), "irn": IrnCodec()}
+
+
+class DiskFullError(StoreError):
+    """No space is left: the rest of a run would fail as well."""
 
 
 class StoreInfo(BaseModel):
@@ -154,7 +158,7 @@ class MapStore:
         """Store one image, replacing what was there; returns the file's bytes.
 
         `fingerprint` names the settings that decide the maps (see `done`). Raises StoreError where the
-        record does not fit the store or cannot be written; then nothing is left under its name but what
+        record does not fit the store or cannot be written (DiskFullError where no space is left); then nothing is left under its name but what
         was there before.
         """
         if self._index is None:
@@ -381,5 +385,5 @@ def _compatible(root: Path, there: StoreInfo, wanted: StoreInfo) -> StoreInfo:
 
 def _cannot_write(file: Path, e: OSError) -> StoreError:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreError(f"{file}: disk full; free some space and run again to go on from here")
+        return DiskFullError(f"{file}: disk full; free some space and run again to go on from here")
     return StoreError(f"{file}: cannot be written: {e.strerror or e}")
