@@ -158,8 +158,8 @@ class MapStore:
         """Store one image, replacing what was there; returns the file's bytes.
 
         `fingerprint` names the settings that decide the maps (see `done`). Raises StoreError where the
-        record does not fit the store or cannot be written (DiskFullError where no space is left); then nothing is left under its name but what
-        was there before.
+        record does not fit the store or cannot be written (DiskFullError where no space is left); then
+        nothing is left under its name but what was there before.
         """
         if self._index is None:
             raise StoreError(f"{self.path}: has no {INFO}; infercam only reads folders of other tools")

@@ -95,7 +95,11 @@ def _corrupt(file: Path, reason: BaseException) -> StoreError:
 
 
 def quantise(maps: np.ndarray, dtype: str) -> np.ndarray:
-    """Float32 maps in [0, 1] to uint8 (error at most 1/510; what is between 0 and 1/510 becomes 1/255) or float16 (2^-12)."""
+    """Float32 maps in [0, 1] to uint8 or float16.
+
+    The error is at most 1/510 for uint8, but for values below 1/510, which become 1/255 unless they are 0;
+    2^-12 for float16.
+    """
     if dtype == "float16":
         half = maps.astype(np.float16)
         # float16 ends at 6e-8: what is above 0 stays above 0 here too

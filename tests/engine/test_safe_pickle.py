@@ -145,6 +145,7 @@ def test_refuses_a_pickle_hidden_in_a_tensor_storage(tmp_path: Path, monkeypatch
     assert not Path("PWNED").exists()
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 @pytest.mark.parametrize(
     ("offset", "size", "stride"),
     [(0, (5,), (1,)), (3, (2,), (1,)), (0, (1 << 40,), (0,)), (0, (2, 2), (3, 1)), (-1, (1,), (1,))],
