@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .paint import COATS, Colour, Floats, Rng, ellipse, limb, rotate, star
+from .paint import COATS, Colour, Points, Rng, ellipse, limb, rotate, star
 
 CLASS_NAMES = ("lion", "badger", "toucan", "rooster", "frilled lizard", "gecko", "stag beetle", "firefly")
 """The eight classes; class c of a scene is value c + 1 of its mask."""
@@ -43,7 +43,7 @@ class Part:
     the mark that tells the class, and how bright it is (limbs on the far side are darker)."""
 
     name: str
-    outline: Floats
+    outline: Points
     colour: Colour | None = None
     mark: bool = False
     light: float = 1.0
@@ -104,8 +104,8 @@ def _quadruped(rng: Rng, mark: int | None) -> list[Part]:
     return parts + _quadruped_head(rng, mark, head, tilt)
 
 
-def _quadruped_head(rng: Rng, mark: int | None, head: Floats, tilt: float) -> list[Part]:
-    def at(x: float, y: float) -> Floats:
+def _quadruped_head(rng: Rng, mark: int | None, head: Points, tilt: float) -> list[Part]:
+    def at(x: float, y: float) -> Points:
         return head + rotate(np.array([(x, y)]), tilt)[0]
 
     skull = ellipse(head, (0.16, 0.12), tilt)
@@ -154,7 +154,7 @@ def _bird(rng: Rng, mark: int | None) -> list[Part]:
     return parts + _bird_head(rng, mark, head)
 
 
-def _bird_head(rng: Rng, mark: int | None, head: Floats) -> list[Part]:
+def _bird_head(rng: Rng, mark: int | None, head: Points) -> list[Part]:
     eye = Part("eye", ellipse(np.add(head, (0.04, -0.03)), (0.022, 0.022)), (16, 14, 12))
     droop = rng.uniform(0.0, 0.4)
     if mark == 0:
@@ -196,8 +196,8 @@ def _lizard(rng: Rng, mark: int | None) -> list[Part]:
     return parts + _lizard_head(mark, head, rng.uniform(-0.3, 0.3))
 
 
-def _lizard_head(mark: int | None, head: Floats, turn: float) -> list[Part]:
-    def at(x: float, y: float) -> Floats:
+def _lizard_head(mark: int | None, head: Points, turn: float) -> list[Part]:
+    def at(x: float, y: float) -> Points:
         return head + rotate(np.array([(x, y)]), turn)[0]
 
     skull = ellipse(at(0.04, 0), (0.17, 0.11), turn)
@@ -257,8 +257,8 @@ UPRIGHT_PLANS = 2  # the first two are seen from the side, the others from above
 
 
 def _joints(
-    start: Floats | tuple[float, float], angles: tuple[float, ...], lengths: tuple[float, ...]
-) -> Floats:
+    start: Points | tuple[float, float], angles: tuple[float, ...], lengths: tuple[float, ...]
+) -> Points:
     """Points of a jointed limb: from `start`, one segment per angle (radians) and length."""
     points = [np.asarray(start, np.float64)]
     for angle, length in zip(angles, lengths, strict=True):
@@ -268,7 +268,7 @@ def _joints(
 
 def _curve(
     rng: Rng, start: tuple[float, float], angle: float, length: float, widths: tuple[float, float]
-) -> Floats:
+) -> Points:
     """Outline of a tail: six segments that bend steadily, from the first width to the second."""
     steps = 6
     bend = rng.uniform(-0.35, 0.35)

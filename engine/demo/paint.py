@@ -1,6 +1,6 @@
 """Paint for the synthetic scenes: noise, coats and soft-edged, softly lit shapes, with NumPy and OpenCV only.
 
-Colours are RGB triples in 0..255; outlines are float arrays (N, 2) of x, y in pixels. Everything random
+Colours are RGB triples in 0..255; outlines are float64 arrays (N, 2) of x, y in pixels. Everything random
 comes from the generator that is passed in, so a picture is a function of its seed.
 """
 
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 Colour = tuple[float, float, float]
 Floats = NDArray[np.float32]
+Points = NDArray[np.float64]
+Place = Sequence[float] | Points
 Rng = np.random.Generator
 
 SUBPIXEL_BITS = 4  # fixed-point bits that OpenCV's polygon filler takes
@@ -75,16 +77,17 @@ def coat(rng: Rng, kind: str, height: int, width: int, cell: float, base: Colour
 
 
 class Canvas:
-    """A picture being painted: `rgb` H×W×3 float32, and `owner` H×W int16, the object last painted there
-    (0: none)."""
+    """A picture being painted: `size` (H, W), `rgb` H×W×3 float32, and `owner` H×W int16, the object last
+    painted there (0: none)."""
 
     def __init__(self, rgb: Floats) -> None:
         self.rgb = rgb
-        self.owner = np.zeros(rgb.shape[:2], np.int16)
+        self.size: tuple[int, int] = (rgb.shape[0], rgb.shape[1])
+        self.owner = np.zeros(self.size, np.int16)
 
     def fill(
         self,
-        outline: Floats,
+        outline: Points,
         paint: Floats | Colour,
         *,
         owner: int = 0,
@@ -96,7 +99,7 @@ class Canvas:
         `light` multiplies the paint; `edge` (0..1) is how much its rim darkens, which makes it look round.
         Returns the H×W mask of the pixels now covered by it.
         """
-        covered = np.zeros(self.owner.shape, np.bool_)
+        covered = np.zeros(self.size, np.bool_)
         box = self._box(outline)
         if box is None:
             return covered
@@ -112,9 +115,9 @@ class Canvas:
         self.owner[rows, columns][inside] = owner
         return covered
 
-    def _box(self, outline: Floats) -> tuple[slice, slice] | None:
+    def _box(self, outline: Points) -> tuple[slice, slice] | None:
         """The outline's bounding box with a margin, inside the canvas; None where it lies outside."""
-        height, width = self.owner.shape
+        height, width = self.size
         left, top = np.floor(outline.min(axis=0)).astype(int) - 2
         right, bottom = np.ceil(outline.max(axis=0)).astype(int) + 3
         rows = slice(max(top, 0), min(bottom, height))
@@ -124,12 +127,12 @@ class Canvas:
         return rows, columns
 
 
-def _soft_mask(outline: Floats, height: int, width: int) -> Floats:
+def _soft_mask(outline: Points, height: int, width: int) -> Floats:
     """The polygon's coverage, H×W in 0..1, antialiased."""
     mask = np.zeros((height, width), np.uint8)
     points = np.round(outline * (1 << SUBPIXEL_BITS)).astype(np.int32)
     cv2.fillPoly(mask, [points], 255, lineType=cv2.LINE_AA, shift=SUBPIXEL_BITS)
-    return mask.astype(np.float32) / 255
+    return np.asarray(mask, np.float32) / np.float32(255)
 
 
 def _shade(alpha: Floats, edge: float) -> Floats:
@@ -140,20 +143,20 @@ def _shade(alpha: Floats, edge: float) -> Floats:
     return np.asarray(1 - edge * (1 - soft) * 0.8 + edge * np.clip(slope, -0.6, 0.6), np.float32)
 
 
-def ellipse(centre: Sequence[float], radii: Sequence[float], angle: float = 0.0, points: int = 28) -> Floats:
+def ellipse(centre: Place, radii: Sequence[float], angle: float = 0.0, points: int = 28) -> Points:
     """Outline of an ellipse, turned by `angle` radians."""
     t = np.linspace(0, 2 * math.pi, points, endpoint=False)
     return rotate(np.stack([radii[0] * np.cos(t), radii[1] * np.sin(t)], axis=1), angle) + np.asarray(centre)
 
 
-def star(centre: Sequence[float], outer: float, inner: float, tips: int, angle: float = 0.0) -> Floats:
+def star(centre: Place, outer: float, inner: float, tips: int, angle: float = 0.0) -> Points:
     """Outline of a star: `tips` points at radius `outer` with notches at `inner` between them."""
     t = np.linspace(0, 2 * math.pi, 2 * tips, endpoint=False) + angle
     radius = np.where(np.arange(2 * tips) % 2 == 0, outer, inner)
     return np.stack([radius * np.cos(t), radius * np.sin(t)], axis=1) + np.asarray(centre)
 
 
-def limb(path: Floats, widths: Sequence[float]) -> Floats:
+def limb(path: Points, widths: Sequence[float]) -> Points:
     """Outline of a limb along a path (N, 2), `widths` (N) wide at its points, with a round end."""
     path = np.asarray(path, np.float64)
     half = np.asarray(widths, np.float64)[:, None] / 2
@@ -166,7 +169,7 @@ def limb(path: Floats, widths: Sequence[float]) -> Floats:
     return np.concatenate([path + normal * half, cap, (path - normal * half)[::-1]])
 
 
-def rotate(points: Floats, angle: float) -> Floats:
+def rotate(points: Points, angle: float) -> Points:
     """The points (N, 2) turned by `angle` radians about the origin."""
     cos, sin = math.cos(angle), math.sin(angle)
     return np.asarray(points) @ np.array([[cos, sin], [-sin, cos]])

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..atomic import atomic_write
 from .creatures import CLASS_NAMES, Creature, creature, decoy
-from .paint import COATS, Canvas, Colour, Floats, Rng, coat, ellipse, jitter, limb, mix, noise, rotate
+from .paint import COATS, Canvas, Colour, Floats, Points, Rng, coat, ellipse, jitter, limb, mix, noise, rotate
 
 __all__ = ["CLASS_NAMES", "SIZE", "Scene", "scene", "scene_id", "voc_palette", "write_voc_tree"]
 
@@ -83,7 +83,7 @@ def _draw(rng: Rng, size: tuple[int, int]) -> Scene | None:
     """One attempt; None where something hides too much of a creature or of its mark."""
     height, width = size
     canvas = Canvas(_ground(rng, height, width))
-    _clutter(rng, canvas, rng.integers(3, 9))
+    _clutter(rng, canvas, int(rng.integers(3, 9)))
     count = 1 + int(rng.choice(3, p=CLASS_COUNTS))
     labels = [int(c) for c in rng.choice(len(CLASS_NAMES), count, replace=False)]
     for _ in range(rng.choice(3, p=DECOY_COUNTS)):
@@ -137,14 +137,14 @@ def _texture(rng: Rng, height: int, width: int) -> Floats:
 def _clutter(rng: Rng, canvas: Canvas, count: int) -> None:
     """Stones, sticks and leaves on the ground."""
     for _ in range(count):
-        spot = _anywhere(rng, canvas.owner.shape)
+        spot = _anywhere(rng, canvas.size)
         size = rng.uniform(5, 20)
         outline = _thing(rng, spot, size)
         base, second = GROUNDS[rng.integers(len(GROUNDS))]
         canvas.fill(outline, jitter(rng, base if rng.random() < 0.5 else second, 22), light=0.85)
 
 
-def _thing(rng: Rng, spot: Floats, size: float) -> Floats:
+def _thing(rng: Rng, spot: Points, size: float) -> Points:
     angle = rng.uniform(0, 2 * math.pi)
     shape = rng.integers(3)
     if shape == 0:
@@ -157,7 +157,7 @@ def _thing(rng: Rng, spot: Floats, size: float) -> Floats:
 
 def _foreground(rng: Rng, canvas: Canvas) -> None:
     """Blades of grass from below, a post, or a stone: they hide what is behind them."""
-    height, width = canvas.owner.shape
+    height, width = canvas.size
     kind = rng.integers(4)
     if kind == 0:
         colour = jitter(rng, (104, 142, 66), 16)
@@ -173,18 +173,18 @@ def _foreground(rng: Rng, canvas: Canvas) -> None:
     elif kind == 2:
         for _ in range(rng.integers(1, 4)):
             size = rng.uniform(9, 24)
-            stone = ellipse(_anywhere(rng, canvas.owner.shape), (size, size * 0.7), rng.uniform(0, math.pi))
+            stone = ellipse(_anywhere(rng, canvas.size), (size, size * 0.7), rng.uniform(0, math.pi))
             canvas.fill(stone, jitter(rng, (138, 136, 132), 18))
 
 
 # ---- creatures on the canvas ----------------------------------------------------------------------------
 
 
-def _anywhere(rng: Rng, size: tuple[int, ...]) -> Floats:
+def _anywhere(rng: Rng, size: tuple[int, int]) -> Points:
     return rng.uniform((0, 0), (size[1], size[0]))
 
 
-def _spots(rng: Rng, size: tuple[int, int], count: int) -> list[Floats]:
+def _spots(rng: Rng, size: tuple[int, int], count: int) -> list[Points]:
     """Centres for `count` creatures, spread over the scene: the best spread of a few random draws."""
     height, width = size
     middle = np.array([width, height]) / 2
@@ -196,11 +196,11 @@ def _spots(rng: Rng, size: tuple[int, int], count: int) -> list[Floats]:
 
 
 def _place(
-    rng: Rng, canvas: Canvas, what: Creature, extent: float, spot: Floats, owner: int
+    rng: Rng, canvas: Canvas, what: Creature, extent: float, spot: Points, owner: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Paint a creature with its bounding box centred at `spot`; `extent` is that box's larger side over the
     square root of the canvas's area. Returns the masks of the whole creature and of its mark."""
-    height, width = canvas.owner.shape
+    height, width = canvas.size
     mirror = rng.choice((-1, 1))
     turn = rng.normal(0, 0.25) if what.upright else rng.uniform(0, 2 * math.pi)
     outlines = [rotate(part.outline * (mirror, 1), turn) for part in what.parts]
@@ -211,7 +211,7 @@ def _place(
     base, second = (jitter(rng, colour, 12) for colour in what.palette)
     hide = coat(rng, what.coat, height, width, 0.12 * scale, base, second)
     brightness = rng.uniform(0.85, 1.15)
-    whole = np.zeros(canvas.owner.shape, np.bool_)
+    whole = np.zeros(canvas.size, np.bool_)
     mark = np.zeros_like(whole)
     for part, outline in zip(what.parts, outlines, strict=True):
         paint = hide if part.colour is None else jitter(rng, part.colour, 9)
