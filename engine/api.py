@@ -132,6 +132,8 @@ class Engine:
         if mode not in MODES:
             raise InputError(f"no mode {mode!r}; there are: {', '.join(MODES)}")
         chosen = self.recipe(recipe)
+        if mode == "baseline":  # the plain CAM is normalised once (method.md §1): there is nothing to add up
+            chosen = chosen.model_copy(update={"accumulate": "max"})
         scheduler = Scheduler(Program(chosen, mode), self.backend.limits, self.backend.fixed_size)
         self.scheduler = scheduler
         pending = iter(items)
