@@ -108,10 +108,11 @@ def test_bins_count_the_thresholds_strictly_below(values: list[float]) -> None:
     assert np.array_equal(threshold_bins(activation), expected)
 
 
-def test_bins_at_every_threshold_and_its_neighbours() -> None:
-    for t in (THRESHOLDS, np.nextafter(THRESHOLDS, 2), np.nextafter(THRESHOLDS, -1)):
-        expected = (THRESHOLDS[:, None] < t.astype(np.float32)).sum(axis=0)
-        assert np.array_equal(threshold_bins(t.astype(np.float32)), expected)
+def test_bins_at_every_threshold_and_a_thousand_floats_around_it() -> None:
+    for t in THRESHOLDS:
+        bits = int(t.view(np.int32))
+        near = np.arange(max(0, bits - 1000), bits + 1000, dtype=np.int32).view(np.float32)
+        assert np.array_equal(threshold_bins(near), (THRESHOLDS[:, None] < near).sum(axis=0))
     levels = np.arange(256, dtype=np.uint8)
     expected = (THRESHOLDS[:, None] < levels / np.float32(255)).sum(axis=0)
     assert np.array_equal(threshold_bins(levels), expected)
