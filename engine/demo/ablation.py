@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..api import Engine
+from ..atomic import atomic_write
 from ..errors import InputError, StoreError
 from ..evaluate import Difference, EvalResult, add_intervals, compare, evaluate_store, voc_ground_truth
 from ..labels import load_labels
@@ -29,7 +30,7 @@ DEMO_SEED = 2022
 
 SPLIT = "val"
 RESAMPLES = 500
-VOC, MAPS, GALLERY, RESULTS = "voc", "maps", "gallery.png", "results.json"
+VOC, MAPS, GALLERY, RESULTS, MARK = "voc", "maps", "gallery.png", "results.json", "about.txt"
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many images of it are done, and of how many."""
@@ -83,9 +84,10 @@ def ablation(
 ) -> Ablation:
     """Write `images` scenes and run and evaluate every mode on them.
 
-    Raises InputError where `out` holds something else, StoreError where it cannot be written.
+    An earlier demo in `out` is replaced. Raises InputError where `out` holds something else, StoreError where
+    it cannot be written.
     """
-    clear(out)
+    prepare(out)
     progress("scenes", 0, images)
     try:
         ids = write_voc_tree(out / VOC, images, seed, progress=lambda done: progress("scenes", done, images))
@@ -103,21 +105,30 @@ def ablation(
     return Ablation(out, ids, recipe, engine.backend.name, outcomes)
 
 
-def clear(out: Path) -> None:
-    """Remove what an earlier demo left in `out`; refuses a folder that holds anything else."""
-    own = {VOC, MAPS, GALLERY, RESULTS}
+def prepare(out: Path) -> None:
+    """Make `out` an empty demo folder: removes what an earlier demo left there, and nothing else ever.
+
+    A demo's folder is known by its MARK file; any other folder must be empty. Raises InputError where it is
+    not, StoreError where it cannot be written.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is not a folder; give another with --out")
     try:
-        there = {entry.name for entry in out.iterdir()} if out.exists() else set()
-        if there - own or (there and not (out / VOC / "labels.json").is_file() and there != {VOC}):
-            raise InputError(f"{out}: holds files that are not the demo's; give another folder with --out")
-        for name in there & {VOC, MAPS}:
-            shutil.rmtree(out / name)
-        for name in there & {GALLERY, RESULTS}:
-            (out / name).unlink()
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / MARK).is_file():
+            if any(out.iterdir()):
+                raise InputError(f"{out}: holds files that are not a demo's; give another folder with --out")
+            with atomic_write(out / MARK, "w") as f:
+                f.write(
+                    "Made by `infercam demo`, which replaces everything beside this file when run again.\n"
+                )
+        for folder in (VOC, MAPS):
+            if (out / folder).exists():
+                shutil.rmtree(out / folder)
+        for file in (GALLERY, RESULTS):
+            (out / file).unlink(missing_ok=True)
     except OSError as e:
-        raise StoreError(f"{out}: an earlier demo cannot be removed: {os_reason(e)}") from None
+        raise StoreError(f"{out}: cannot be written: {os_reason(e)}") from None
 
 
 def _run(engine: Engine, out: Path, recipe: Recipe, mode: Mode, progress: Progress) -> Summary:

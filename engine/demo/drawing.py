@@ -112,11 +112,10 @@ class Page:
         self._draw.line((x, y, x + length - 6, y), FAINT, 3)
         self._draw.polygon([(x + length, y), (x + length - 9, y - 6), (x + length - 9, y + 6)], FAINT)
 
-    def save(self, file: Path, colours: int | None = None) -> None:
-        """Write a PNG, with a palette of so many colours if given; raises StoreError."""
-        image = self.image if colours is None else self.image.quantize(colours, dither=Image.Dither.NONE)
+    def save(self, file: Path) -> None:
+        """Write a PNG; raises StoreError."""
         try:
             with atomic_write(file) as f:
-                image.save(f, "PNG", optimize=True)
+                self.image.save(f, "PNG", optimize=True)
         except OSError as e:
             raise StoreError(f"{file}: cannot be written: {os_reason(e)}") from None

@@ -29,7 +29,6 @@ PICTURE_SEED = 2
 
 SIZE = (208, 260)
 GAP, ARROW, MARGIN, TOP = 8, 30, 14, 34
-COLOURS = 192  # of the PNG's palette: a quarter of the bytes, to the eye the same
 
 
 def write_picture(file: Path, seed: int = PICTURE_SEED, recipe_name: str = "released") -> None:
@@ -50,7 +49,7 @@ def write_picture(file: Path, seed: int = PICTURE_SEED, recipe_name: str = "rele
         ("each tile inferred anew, erased, inferred again", _apart(drawn, tiles)),
         ("united response map", drawing.heat(drawn.image, united, drawn.classes)),
     ]
-    _page(panels).save(file, COLOURS)
+    _page(panels).save(file)
 
 
 def _apart(drawn: Scene, tiles: list[tuple[Box, NDArray[np.float32]]]) -> Pixels:

@@ -16,7 +16,7 @@ from infercam.engine.api import Engine
 from infercam.engine.bundle import Bundle
 from infercam.engine.cli import app
 from infercam.engine.demo import drawing, paint
-from infercam.engine.demo.ablation import BUNDLE, Ablation, ablation, clear
+from infercam.engine.demo.ablation import BUNDLE, Ablation, ablation, prepare
 from infercam.engine.demo.creatures import PLANS, creature, decoy
 from infercam.engine.demo.gallery import chosen, pseudo_label, write_gallery
 from infercam.engine.demo.picture import write_picture
@@ -304,16 +304,22 @@ def test_again_gives_the_same_maps_and_replaces_the_folder(engine: Engine, tmp_p
         assert np.allclose(again.store(mode).read(again.ids[0]).maps, before[mode], atol=1.5 / 255)
 
 
-def test_clear_never_removes_what_is_not_the_demo_s(tmp_path: Path) -> None:
-    clear(tmp_path / "absent")
-    (tmp_path / "maps").mkdir()
-    (tmp_path / "maps/mine.txt").write_text("precious")
-    with pytest.raises(InputError, match="not the demo's"):
-        clear(tmp_path)
-    assert (tmp_path / "maps/mine.txt").read_text() == "precious"
-    (tmp_path / "file").write_text("x")
+def test_only_a_demo_s_own_folder_is_replaced(tmp_path: Path) -> None:
+    prepare(tmp_path / "new")
+    (tmp_path / "new/voc").mkdir()
+    (tmp_path / "new/notes.txt").write_text("kept")
+    prepare(tmp_path / "new")
+    assert {f.name for f in (tmp_path / "new").iterdir()} == {"about.txt", "notes.txt"}
+    mine = tmp_path / "data/voc/precious.jpg"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    with pytest.raises(InputError, match="not a demo's"):
+        prepare(tmp_path / "data")
+    assert mine.read_text() == "precious"
     with pytest.raises(InputError, match="not a folder"):
-        clear(tmp_path / "file")
+        prepare(mine)
+    with pytest.raises(StoreError, match="cannot be written"):
+        prepare(mine / "below")
 
 
 # ---- drawing --------------------------------------------------------------------------------------------
@@ -358,7 +364,7 @@ def test_command(tmp_path: Path) -> None:
     out = tmp_path / "out"
     ran = CliRunner().invoke(app, ["demo", "--out", str(out), "--images", "2", "--threads", "1"])
     assert ran.exit_code == 0, ran.output
-    assert {f.name for f in out.iterdir()} == {"voc", "maps", "gallery.png", "results.json"}
+    assert {f.name for f in out.iterdir()} == {"about.txt", "voc", "maps", "gallery.png", "results.json"}
     read = json.loads((out / "results.json").read_text())
     assert read["scenes"] == 2
     assert "both" in ran.stdout and "says nothing of PASCAL VOC" in ran.stdout
