@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from .scheduler import Finished, Scheduler
 from .task import ImageTask
 
 Picture = NDArray[np.uint8] | str | os.PathLike[str]
-Label = int | str
+Label = int | str | np.integer
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Engine:
         self.backend = backend
         self.scheduler: Scheduler | None = None
         """Of the stream under way (its `stats`, its `tiles_in_flight`)."""
+        self._streaming = threading.Lock()
 
     @classmethod
     def load(
@@ -66,7 +68,8 @@ class Engine:
         out: dict[int, None] = {}
         for label in classes:
             try:
-                out[self.manifest.class_index(label)] = None
+                plain = int(label) if isinstance(label, np.integer) else label
+                out[self.manifest.class_index(plain)] = None
             except (KeyError, TypeError):
                 known = ", ".join(self.manifest.classes[:8])
                 raise InputError(
@@ -127,7 +130,8 @@ class Engine:
         """Maps of many pictures, batched together; results come as images finish, in any order.
 
         items: (id, picture or path, classes), drawn only as memory allows. A bad picture or class gives a Result
-        with `error` set and the stream goes on.
+        with `error` set and the stream goes on. An engine runs one stream at a time (`maps` is one, too): begin
+        the next when this one has ended or is closed, or InputError is raised.
         """
         if mode not in MODES:
             raise InputError(f"no mode {mode!r}; there are: {', '.join(MODES)}")
@@ -135,6 +139,8 @@ class Engine:
         if mode == "baseline":  # the plain CAM is normalised once (method.md §1): there is nothing to add up
             chosen = chosen.model_copy(update={"accumulate": "max"})
         scheduler = Scheduler(Program(chosen, mode), self.backend.limits, self.backend.fixed_size)
+        if not self._streaming.acquire(blocking=False):  # the backend would give one's results to the other
+            raise InputError("this engine is in the middle of another stream; finish or close that one first")
         self.scheduler = scheduler
         pending = iter(items)
         more = True
@@ -159,8 +165,11 @@ class Engine:
                     self.backend.release(finished.image)
                     yield _result(finished)
         finally:
-            while self.backend.collect():  # an abandoned stream leaves nothing behind in the backend
-                pass
+            try:
+                while self.backend.collect():  # an abandoned stream leaves nothing behind in the backend
+                    pass
+            finally:
+                self._streaming.release()
 
     def _admit(
         self, scheduler: Scheduler, chosen: Recipe, name: str, picture: Picture, classes: Iterable[Label]
@@ -202,6 +211,8 @@ def _result(finished: Finished) -> Result:
 def _pixels(image: Picture) -> NDArray[np.uint8]:
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image))
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"a picture is H×W×3 uint8 RGB or a path, not {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InputError(f"a picture is H×W×3 uint8 RGB, not {image.dtype} {image.shape}")
     return image
