@@ -123,7 +123,7 @@ def timed_process(command: list[str], folder: Path) -> dict[str, Any]:
 
 def _rows(measured: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     def median(name: str, key: str) -> float:
-        return statistics.median(m[key] for m in measured[name])
+        return float(statistics.median(m[key] for m in measured[name]))
 
     yardstick = median("PyTorch loop, released", "seconds_per_image")
     plain = median("engine, baseline", "seconds_per_image")

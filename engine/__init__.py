@@ -1,7 +1,7 @@
 """engine: images + bundle -> response maps. Never imports torch.
 
-    from infercam.engine import Engine
-    maps = Engine.load("bundle").maps("photo.jpg", classes=["dog"])   # float32 (K, H, W)
+from infercam.engine import Engine
+maps = Engine.load("bundle").maps("photo.jpg", classes=["dog"])   # float32 (K, H, W)
 """
 
 if __name__ == "engine":  # pragma: no cover - `import engine` from the repository root

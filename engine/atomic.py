@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 TEMP_PREFIX = ".tmp-"
+_UMASK = os.umask(0)  # can only be read by setting it, for the whole process: once, before there are threads
+os.umask(_UMASK)
 
 
 @contextmanager
@@ -22,9 +24,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         encoding = None if "b" in mode else "utf-8"
         with os.fdopen(fd, mode, encoding=encoding) as f:
             yield f
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)  # mkstemp makes 0600
+        Path(name).chmod(0o666 & ~_UMASK)  # mkstemp makes 0600
         Path(name).replace(target)
     except BaseException:
         Path(name).unlink(missing_ok=True)

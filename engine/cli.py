@@ -8,6 +8,7 @@ from importlib.metadata import entry_points, version
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from . import run_cli, store_cli
 from .demo import cli as demo_cli
@@ -45,7 +46,7 @@ def main() -> None:
     try:
         app()
     except InfercamError as e:
-        stderr.print(f"[red]error:[/red] {e}", soft_wrap=True, highlight=False)
+        stderr.print(f"[red]error:[/red] {escape(str(e))}", soft_wrap=True, highlight=False)
         sys.exit(1)
 
 

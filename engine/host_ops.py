@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .bundle import InputSpec
 from .recipe import EPSILON
-from .reference import resize_pixels
+from .reference import quantile_index, resize_pixels
 
 Float = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -95,15 +95,19 @@ def sum_views(pairs: Sequence[tuple[Float, Float | None]], count: int, height: i
     return total
 
 
-def peaks(total: Float) -> Float:
-    """Maximum of each class over the tile (K,)."""
-    return total.reshape(len(total), -1).max(axis=1) if total.size else np.zeros(len(total), np.float32)
+def peaks(total: Float, quantile: float = 1.0) -> Float:
+    """Maximum of each class over the tile, or the value at that quantile of its pixels (K,)."""
+    flat = total.reshape(len(total), -1)
+    if quantile == 1.0:
+        return flat.max(axis=1)
+    at = quantile_index(flat.shape[1], quantile)
+    return np.partition(flat, at, axis=1)[:, at]
 
 
 def normalise_in_place(total: Float, floor: Float | float, peak: Float) -> Float:
-    """Each class divided by (max(its own peak, floor) + 1e-5), in place."""
+    """Each class divided by (max(its own peak, floor) + 1e-5) and cut at 1, in place."""
     total /= (np.maximum(peak, floor).astype(np.float32) + np.float32(EPSILON))[:, None, None]
-    return total
+    return np.minimum(total, 1, out=total)
 
 
 def centre_of_mass(m: Float) -> tuple[int, int]:

@@ -6,6 +6,7 @@ Decisions only; no pixels. The same program drives every backend.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .geometry import Box, Placed, split_boxes, whole_box
 from .recipe import Mode, Recipe, Views
@@ -41,9 +42,12 @@ class Program:
             return worth_it, []
         tile.iteration += 1
         opened: list[Tile] = []
-        if tile.locates and tile.iteration == 1:
-            tile.image.peak = result.peak / np.float32(tile.views.count)
-            opened = self._split(tile.image, result)
+        if tile.iteration == 1:
+            peak = result.peak / np.float32(tile.views.count)
+            if tile.whole:
+                tile.peak = peak
+            if tile.locates:
+                opened = self._split(tile.image, result.centres, peak)
         tile.views = self.recipe.later()
         share = result.erased / tile.box.area
         return tile.iteration < tile.iterations and share >= self.recipe.stop_share, opened
@@ -65,21 +69,23 @@ class Program:
         every = tuple(range(len(image.classes)))
         return Tile(image, self._box(image), every, iterations, whole=True, views=self.recipe.views)
 
-    def _split(self, image: ImageTask, found: Advanced) -> list[Tile]:
-        placed = split_boxes(image.height, image.width, found.centres, self.recipe)
-        return [self._part(image, p) for p in placed]
+    def _split(
+        self, image: ImageTask, centres: list[tuple[int, int]], peak: NDArray[np.float32]
+    ) -> list[Tile]:
+        placed = split_boxes(image.height, image.width, centres, self.recipe)
+        return [self._part(image, p, peak) for p in placed]
 
-    def _part(self, image: ImageTask, placed: Placed) -> Tile:
+    def _part(self, image: ImageTask, placed: Placed, peak: NDArray[np.float32]) -> Tile:
         iterations = self.recipe.iterations if self.mode == "both" else 1
-        tile = Tile(image, placed.box, placed.takes, iterations, views=self.recipe.views)
+        tile = Tile(image, placed.box, placed.takes, iterations, peak=peak, views=self.recipe.views)
         if self.recipe.probe:
             tile.iteration = -1
             tile.views = Views(scales=(min(self.recipe.views.scales),), mirror=False)
         return tile
 
     def _worth_it(self, tile: Tile, probed: Advanced) -> bool:
-        whole = tile.image.peak
-        return whole is None or bool((probed.peak / tile.views.count >= self.recipe.probe * whole).any())
+        assert tile.peak is not None
+        return bool((probed.peak / tile.views.count >= self.recipe.probe * tile.peak).any())
 
     @staticmethod
     def _box(image: ImageTask) -> Box:

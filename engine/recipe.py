@@ -96,9 +96,8 @@ class Recipe(BaseModel):
         default=0.0,
         ge=0,
         le=1,
-        description="a tile's map is divided by no less than this "
-        "share of the whole image's raw peak, so that a tile without the object is not "
-        "lifted to a peak of 1",
+        description="a map is divided by no less than this share of the raw peak of the whole image's first pass, "
+        "so that a tile without the object, or what is left after erasing it, is not lifted to a peak of 1",
     )
     probe: float = Field(
         default=0.0,
@@ -106,6 +105,13 @@ class Recipe(BaseModel):
         le=1,
         description="a tile whose smallest view peaks below this share "
         "of the whole image's, in every class, is not inferred further",
+    )
+
+    peak_quantile: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="quantile of a tile's pixels that counts as its peak (1: the maximum); maps are cut at 1",
     )
 
     @model_validator(mode="after")

@@ -110,10 +110,21 @@ def multi_scale_response(
     return total
 
 
-def normalised(total: Float, floor: Float | float = 0.0) -> Float:
-    """Each class divided by its own maximum (or by `floor`, where that is larger) + 1e-5."""
-    peak = np.maximum(total.max(axis=(1, 2)), floor).astype(np.float32)
-    return total / (peak + np.float32(EPSILON))[:, None, None]
+def quantile_index(count: int, quantile: float) -> int:
+    """Position of a quantile among `count` sorted values, none between two of them: 1.0 is the maximum."""
+    return int(quantile * (count - 1))
+
+
+def peaks(total: Float, quantile: float = 1.0) -> Float:
+    """Each class's maximum, or its value at a quantile of the pixels (K,)."""
+    ordered = np.sort(total.reshape(len(total), -1), axis=1)
+    return ordered[:, quantile_index(ordered.shape[1], quantile)]
+
+
+def normalised(total: Float, floor: Float | float = 0.0, quantile: float = 1.0) -> Float:
+    """Each class divided by its own peak (or by `floor`, where that is larger) + 1e-5, cut at 1."""
+    peak = np.maximum(peaks(total, quantile), floor).astype(np.float32)
+    return np.minimum(total / (peak + np.float32(EPSILON))[:, None, None], np.float32(1))
 
 
 def iterate(
@@ -127,7 +138,7 @@ def iterate(
 ) -> tuple[Float, int]:
     """Iterative erasing of one tile (§3): the accumulated map K×h×w and the number of iterations.
 
-    peak: the whole image's raw peak per class and view, for `peak_floor`.
+    peak: the whole image's raw peak per class and view, for `peak_floor`; None if the tile is the whole image.
     """
     h, w = tile.shape[:2]
     accumulated = np.zeros((len(classes), h, w), np.float32)
@@ -138,7 +149,9 @@ def iterate(
         views = recipe.views if done == 0 else recipe.later()
         total = multi_scale_response(tile, left, views, recipe, network, classes, spec)
         floor = 0.0 if peak is None else recipe.peak_floor * peak * views.count
-        n = normalised(total, floor)
+        n = normalised(total, floor, recipe.peak_quantile)
+        if done == 0 and peak is None:
+            peak = peaks(total, recipe.peak_quantile) / np.float32(views.count)
         accumulated = np.maximum(accumulated, n) if recipe.accumulate == "max" else accumulated + n
         before = h * w if left is None else int(left.sum())
         highest = np.maximum(highest, n.max(axis=0))
@@ -191,7 +204,7 @@ def response_maps(
         return multi_scale_response(pixels, None, views, recipe, network, classes, spec)
 
     if mode == "baseline":
-        return normalised(total(recipe.views))
+        return normalised(total(recipe.views), quantile=recipe.peak_quantile)
     whole_iterations = recipe.iterations if recipe.whole == "none" else recipe.whole_iterations
     if mode == "erase":
         return iterate(pixels, recipe, recipe.iterations, network, classes, spec)[0]
@@ -202,8 +215,8 @@ def response_maps(
     iterations = recipe.iterations if mode == "both" else 1
     centre_views = recipe.centre_views or recipe.views
     first = total(centre_views)
-    peak = first.max(axis=(1, 2)) / np.float32(centre_views.count)
-    centres = [centre_of_mass(m) for m in normalised(first)]
+    peak = peaks(first, recipe.peak_quantile) / np.float32(centre_views.count)
+    centres = [centre_of_mass(m) for m in normalised(first, quantile=recipe.peak_quantile)]
     placed = split_boxes(height, width, centres, recipe)
     floor = peak if recipe.peak_floor else None
     tiles = []

@@ -24,6 +24,7 @@ from .api import Engine, Result
 from .errors import InputError, StoreError
 from .images import DEFAULT_MAX_PIXELS, read_image
 from .mapstore import MapRecord, MapStore
+from .paths import shown
 from .prefetch import prefetch
 from .recipe import Mode, Recipe
 from .scheduler import Scheduler
@@ -247,7 +248,7 @@ class _Failures:
             raise StoreError(f"{file}: cannot be removed: {e.strerror}") from None
 
     def add(self, name: str, error: Exception) -> None:
-        line = json.dumps({"id": name, "reason": one_line(error)}, ensure_ascii=False)
+        line = json.dumps({"id": shown(name), "reason": one_line(error)}, ensure_ascii=False)
         try:
             with self.file.open("a", encoding="utf-8") as f:
                 f.write(line + "\n")
@@ -282,5 +283,5 @@ class _Writes:
 
 def one_line(error: BaseException) -> str:
     """An error as one line; an unexpected kind is named."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = shown(" ".join(str(error).split())) or type(error).__name__
     return text if isinstance(error, InputError | StoreError) else f"{type(error).__name__}: {text}"

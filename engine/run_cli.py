@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .scheduler import Scheduler
     from .sources import Source
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False)
 
 
 def register(app: typer.Typer) -> None:
@@ -95,7 +95,7 @@ def run(
         if labels == "predict":
             lookup = Predicted(score_threshold)
         else:
-            lookup = _labels(labels, engine.manifest.classes, voc)
+            lookup = _labels(labels, engine.manifest.classes, voc or root)
         with _progress(len(source)) as watch:
             job = Run(
                 engine,
@@ -146,7 +146,7 @@ def _report(job: Run, out: Path, json_file: Path | None, caught: list[int]) -> N
         soft_wrap=True,
     )
     if s.failed:
-        console.print(f"[red]{s.failed} images failed:[/red] see {job.failures.file}", soft_wrap=True)
+        console.print(f"{s.failed} images failed: see {job.failures.file}", style="red", soft_wrap=True)
     if caught:
         console.print(f"stopped with {s.left} images left; run the same command again to go on")
         raise typer.Exit(128 + caught[0])

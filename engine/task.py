@@ -27,8 +27,6 @@ class ImageTask:
     seq: int = 0
     """Order of arrival; the older image goes first."""
     tiles: list[Tile] = field(default_factory=list)
-    peak: NDArray[np.float32] | None = None
-    """The whole image's raw peak per class and view, once its first pass is done (K,)."""
     open_tiles: int = 0
     in_flight: int = 0
     """Units of work handed to the backend and not yet reported."""
@@ -60,6 +58,8 @@ class Tile:
     """Covers the whole image and is united as such (Recipe.whole)."""
     locates: bool = False
     """Its first iteration gives the centres of mass and the raw peak."""
+    peak: NDArray[np.float32] | None = None
+    """The whole image's raw peak per class and view (K,), once known; see Recipe.peak_floor."""
     views: Views = field(default_factory=Views)
     """Views of the iteration under way."""
     iteration: int = 0
@@ -123,7 +123,7 @@ class Advanced(NamedTuple):
     erased: int
     """Newly erased pixels."""
     peak: NDArray[np.float32]
-    """Raw peak per class, summed over views (K,)."""
+    """Raw peak per class, summed over views (K,); see Recipe.peak_quantile."""
     centres: list[tuple[int, int]]
     """Centre of mass (y, x) per class; empty unless tile.locates and this was its first iteration."""
 

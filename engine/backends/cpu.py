@@ -158,7 +158,7 @@ class CpuBackend:
         state: TileState = tile.state
         total = self._total(tile, state.responses)
         state.responses = {}
-        peak = host_ops.peaks(total)
+        peak = host_ops.peaks(total, tile.image.recipe.peak_quantile)
         if tile.iteration < 0:
             return Advanced(0, peak, [])
         n = host_ops.normalise_in_place(total, self._floor(tile), peak)
@@ -179,10 +179,9 @@ class CpuBackend:
 
     @staticmethod
     def _floor(tile: Tile) -> Float | float:
-        recipe, peak = tile.image.recipe, tile.image.peak
-        if tile.whole or peak is None or not recipe.peak_floor:
+        if tile.peak is None:
             return 0.0
-        return np.float32(recipe.peak_floor) * peak * np.float32(tile.views.count)
+        return np.float32(tile.image.recipe.peak_floor) * tile.peak * np.float32(tile.views.count)
 
     def _masks(self, tile: Tile, erased: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
         scales = tile.views.scales

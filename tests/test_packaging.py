@@ -1,0 +1,113 @@
+"""What is shipped: every sub-package listed, one-way imports, and a wheel that works in a fresh environment."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("engine", "export", "trainer", "benchmarks")
+MAY_IMPORT = {
+    "engine": {"engine"},
+    "export": {"engine", "export"},
+    "trainer": {"engine", "trainer"},
+    "benchmarks": set(ROOMS),
+}
+
+
+def _packages_on_disk() -> set[str]:
+    found = (p.parent.relative_to(ROOT) for room in ROOMS for p in (ROOT / room).rglob("__init__.py"))
+    return {"infercam." + ".".join(p.parts) for p in found}
+
+
+def test_every_package_is_listed() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert set(tool["packages"]) == _packages_on_disk()
+    assert set(tool["package-dir"]) == _packages_on_disk()
+
+
+def _imported_rooms(file: Path) -> set[str]:
+    """Rooms that a module imports anywhere in it, absolutely or relatively."""
+    here = file.relative_to(ROOT).parts
+    out = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [tuple(a.name.split(".")) for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = tuple((node.module or "").split(".")) if node.module else ()
+            base = ("infercam", *here[: len(here) - node.level]) if node.level else ()
+            names = [(*base, *module, a.name) for a in node.names]
+        else:
+            continue
+        out |= {n[1] for n in names if len(n) > 1 and n[0] == "infercam"}
+    return out & set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_one_way(room: str) -> None:
+    wrong = {
+        str(file.relative_to(ROOT)): sorted(rooms - MAY_IMPORT[room])
+        for file in (ROOT / room).rglob("*.py")
+        if (rooms := _imported_rooms(file)) - MAY_IMPORT[room]
+    }
+    allowed = {"trainer/demo_classifier.py": ["export"]}  # a command: it trains, then exports a bundle
+    assert {k: v for k, v in wrong.items() if allowed.get(k) != v} == {}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_importing_from_the_repository_root_is_refused(room: str) -> None:
+    run = subprocess.run([sys.executable, "-c", f"import {room}"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode != 0
+    assert f"import infercam.{room}" in run.stderr
+
+
+GOLDEN_MAP = """
+import sys
+import numpy as np
+from importlib.resources import files
+from infercam.engine import Engine
+from infercam.engine.demo.scenes import scene
+
+want = np.load(sys.argv[1])
+one = scene(int(want["seed"]))
+assert one.classes == want["classes"].tolist(), (one.classes, want["classes"])
+with Engine.load(str(files("infercam.engine.demo") / "bundle")) as engine:
+    got = engine.maps(one.image, one.classes, recipe="released")
+assert "torch" not in sys.modules and "onnx" not in sys.modules
+print("largest difference", np.abs(got - want["maps"].astype(np.float32)).max())
+np.testing.assert_allclose(got, want["maps"].astype(np.float32), atol=2e-3)
+"""
+
+
+def test_the_wheel_works_in_a_fresh_environment(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = zipfile.ZipFile(wheel).namelist()
+    assert "infercam/engine/demo/bundle/response.onnx" in inside
+    assert not [n for n in inside if n.startswith(("engine/", "tests/")) or "mypy_path" in n]
+
+    home = tmp_path / "fresh"
+    venv.create(home, with_pip=True)
+    python = home / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", f"{wheel}[cpu]"], check=True, capture_output=True)
+
+    def run(*command: str | Path) -> str:
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    helped = run(home / "bin" / "infercam", "--help")
+    assert all(command in helped for command in ("export", "run", "eval", "convert", "demo"))
+    golden = ROOT / "tests" / "golden_scene.npz"
+    assert "largest difference" in run(python, "-c", GOLDEN_MAP, golden)
