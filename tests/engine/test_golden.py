@@ -73,7 +73,8 @@ def test_a_real_classifier_s_maps_do_not_depend_on_batching(
 ) -> None:
     """Four VOC photographs shrunk to a third, five ways to cut the work, to 1e-5."""
     raw = json.loads((shared / "voc" / "labels.json").read_text())
-    photos = sorted((shared / "voc" / "JPEGImages").glob("*.jpg"))[:4]
+    photos = sorted((shared / "voc" / "VOC2012" / "JPEGImages").glob("*.jpg"))[:4]
+    assert len(photos) == 4
     listed = [(p.stem, np.ascontiguousarray(read_image(p)[::3, ::3]), raw["labels"][p.stem]) for p in photos]
     recipe = Recipe(views=Views(scales=(1.0, 0.5)), iterations=3)
     with Engine.load(mobilenet, threads=1) as engine:
@@ -81,6 +82,7 @@ def test_a_real_classifier_s_maps_do_not_depend_on_batching(
         named = [(n, p, [c if isinstance(c, str) else raw["classes"][c] for c in cs]) for n, p, cs in listed]
         assert all(c in classes for _, _, cs in named for c in cs)
         want = {name: engine.maps(p, cs, recipe) for name, p, cs in named}
+    assert len(want) == 4 and all(maps.max() > 0.9 for maps in want.values())
     for threads, limits in (
         (1, Limits(batch_pixels=1, batch_views=1)),
         (1, Limits(batch_pixels=1 << 24)),
@@ -91,5 +93,6 @@ def test_a_real_classifier_s_maps_do_not_depend_on_batching(
             monkeypatch.setattr(type(engine.backend), "limits", property(lambda self, value=limits: value))
             got = {r.id: r.maps for r in engine.stream(named[::-1], recipe)}
             monkeypatch.undo()
+        assert got.keys() == want.keys()
         for name, maps in want.items():
             assert np.abs(got[name] - maps).max() <= 1e-5, (name, threads, limits)
