@@ -123,7 +123,9 @@ def _freed(model: ModelProto, picture: str, dims: Dims, *, batch: bool, size: bo
     """A copy with the given dimensions free: reshapes relaxed, the input's and outputs' shapes symbolic."""
     copy = ModelProto()
     copy.CopyFrom(model)
-    relax(copy, picture, dims, batch=batch, size=size)
+    n, h, w = _declared(model, picture)
+    # What was exported free bakes nothing, and its reshapes are better left as their author wrote them.
+    relax(copy, picture, dims, batch=batch and n is not None, size=size and None not in (h, w))
     free_input(copy, picture, dims, batch=batch, size=size)
     return copy
 
@@ -135,7 +137,7 @@ def _try(model: ModelProto, picture: str, dims: Dims, classes: int, *, batch: bo
         session = Session(freed)
         batches = (1, _BATCH) if batch else (dims.n,)
         stride = _measured_stride(session, dims, classes) if size else 0
-        for n, h, w in _shapes(dims, batches, size=size):
+        for n, h, w in _shapes(dims, batches, stride):
             _probe(session, n, h, w, classes, compare=batch, stride=stride)
         return stride
     except RunError as e:
@@ -147,12 +149,15 @@ def _try(model: ModelProto, picture: str, dims: Dims, classes: int, *, batch: bo
         raise _Prevented(f"{e}, because of {label(node)}" if node is not None else str(e)) from None
 
 
-def _shapes(dims: Dims, batches: tuple[int, ...], *, size: bool) -> Iterator[tuple[int, int, int]]:
+def _shapes(dims: Dims, batches: tuple[int, ...], stride: int) -> Iterator[tuple[int, int, int]]:
+    """Shapes to probe; with a free size (a stride), maps 1, 2 and 3 cells larger, so that windows show."""
+    h, w, s = dims.h, dims.w, stride
     for n in batches:
-        yield n, dims.h, dims.w
-        if size:
-            yield n, dims.h + 33, dims.w + 64
-            yield n, dims.h + 32, dims.w + 17
+        yield n, h, w
+        if stride:
+            yield n, h + s, w + 2 * s
+            yield n, h + 2 * s + 1, w + 3 * s + s // 2
+            yield n, h + 3 * s + s // 2 + 1, w + s
 
 
 def _probe(

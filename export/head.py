@@ -153,6 +153,8 @@ def _compose(graph: Graph, node: NodeProto, affine: _Affine) -> str:
     op = node.op_type
     if op in _SHAPE_OPS:
         return str(node.input[0])
+    if op == "Gather" and _gathers_all(graph, node):
+        return str(node.input[0])
     if op == "Gemm":
         return _gemm(graph, node, affine)
     if op == "MatMul":
@@ -164,6 +166,14 @@ def _compose(graph: Graph, node: NodeProto, affine: _Affine) -> str:
     if op in ("Add", "Sub", "Mul", "Div"):
         return _arithmetic(graph, node, affine)
     raise _NotAffine("is not linear")
+
+
+def _gathers_all(graph: Graph, node: NodeProto) -> bool:
+    """PyTorch's exporter writes a change of strides as gathering 0, 1, 2, … from a flat tensor."""
+    index = graph.constant(node.input[1])
+    if index is None or graph.rank(node.input[0]) != 1:
+        return False
+    return bool(np.array_equal(index.ravel(), np.arange(index.size))) and index.size > 1
 
 
 def _split(graph: Graph, node: NodeProto) -> tuple[int, np.ndarray]:
@@ -410,6 +420,11 @@ def _explain(
         )
     if _nearest_pool(graph, node) is None:
         return _no_pooling(None, last_linear, f"{label(node)} {why} and no pooling lies before it")
+    if last_linear is None:
+        return (
+            f"{label(node)} {why} and lies between the linear layer and the output: the output must be "
+            "the logits, or their sigmoid or softmax; another one can be named with --output"
+        )
     what = "a normalisation" if node.op_type in _NORMS else f"{node.op_type}"
     return (
         f"{label(node)} {why} and lies between the pooling and the logits: {what} there does not commute with "

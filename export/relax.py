@@ -139,13 +139,16 @@ def _relax_reshape(
     target = Graph(model).constant(node.input[1])
     if target is None:
         return False
-    wanted = free_target(before, free, after)
+    wanted = free_target(before, free, after, [int(t) for t in target])
     if wanted is None:
         return False
     sizes = [_size(piece, free) for piece in wanted]
     if _resolved(target, free) == sizes:
         return False  # its own 0 and -1 say the same already
     node.input[1] = _target_tensor(model, source, out, wanted)
+    kept = [a for a in node.attribute if a.name != "allowzero"]  # our zeros mean: copy the dimension
+    del node.attribute[:]
+    node.attribute.extend(kept)
     return True
 
 
@@ -158,15 +161,19 @@ class Piece:
     over: int = 1
 
 
-def free_target(before: Concrete, free: Concrete, after: Concrete) -> list[Piece] | None:
+def free_target(
+    before: Concrete, free: Concrete, after: Concrete, written: Sequence[int] = ()
+) -> list[Piece] | None:
     """A reshape's target in terms of its input's dimensions.
 
-    `before` and `free` are the input's shape at two sizes, `after` the target at the first. Dimensions
+    `before` and `free` are the input's shape at two sizes, `after` the target at the first, `written` the
+    target as the graph has it (-1 and 0 not filled in). Dimensions
     are paired off in order into groups of equal products; a group without a free dimension keeps its numbers.
     None where the target is not determined (a free size split into several dimensions).
     """
     pieces: list[Piece] = []
-    for ins, outs in _groups(before, after):
+    groups = _merge_outwards(_groups(before, after), before, free, written)
+    for ins, outs in groups:
         changed = [i for i in ins if before[i] != free[i]]
         if not changed:
             pieces += [Piece(times=after[o]) for o in outs]
@@ -205,6 +212,22 @@ def _groups(before: Concrete, after: Concrete) -> list[tuple[list[int], list[int
     if j < len(after):
         groups.append(([], list(range(j, len(after)))))
     return [(a, b) for a, b in groups if a or b]
+
+
+def _merge_outwards(
+    groups: list[tuple[list[int], list[int]]], before: Concrete, free: Concrete, written: Sequence[int]
+) -> list[tuple[list[int], list[int]]]:
+    """A free dimension of 1 between two others (L, N, E) -> (L, E) joins the slower one: (L*N, E).
+
+    By the numbers it could belong to either; this is how a linear layer flattens a sequence.
+    """
+    for k in range(1, len(groups)):
+        (ins, outs), (slower, to) = groups[k], groups[k - 1]
+        first = ins[0] if ins else -1
+        loose = len(ins) > 1 and len(outs) == 1 == len(to) and before[first] == 1 != free[first]
+        if loose and not (len(written) > outs[0] and written[outs[0]] == -1):
+            groups[k - 1], groups[k] = ([*slower, first], to), (ins[1:], outs)
+    return groups
 
 
 def _size(piece: Piece, shape: Concrete) -> int:
@@ -279,13 +302,18 @@ def _relax_concat(
         for i, b in zip(node.input, batches, strict=True)
         if b == _BATCH_FACTOR and nominal.get(i, (0,))[0] == 1
     ]
+    if axis == 0 or not free:
+        return False
     graph = Graph(model)
-    baked = [k for k, i in enumerate(node.input) if batches[k] == 1 and graph.constant(i) is not None]
-    if axis == 0 or not free or not baked:
+    values = [graph.constant(i) for i in node.input]
+    baked = [k for k, v in enumerate(values) if v is not None and v.ndim > 1 and v.shape[0] == 1]
+    if not baked:
         return False
     position = next(k for k, n in enumerate(model.graph.node) if n.output[:1] == node.output[:1])
-    for k in baked:
-        rank = len(probed[node.input[k]])
+    for k, v in enumerate(values):
+        if v is None or k not in baked:
+            continue
+        rank = v.ndim
         name = fresh_name(model, f"{node.input[k]}.repeated")
         first = _constant(model, np.array([0], np.int64), f"{name}.axis")
         ones = _constant(model, np.ones(rank - 1, np.int64), f"{name}.ones")

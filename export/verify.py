@@ -103,7 +103,8 @@ def _sizes(graph: ResponseGraph) -> list[tuple[int, int]]:
     if graph.height is not None and graph.width is not None:
         return [(graph.height, graph.width)] * 3
     h, w = graph.smallest
-    return [(h, w), (h + 33, w + 67), (h + 64, w + 32)]
+    step = graph.stride  # maps of other sizes than those that were probed, and pictures that are no multiple
+    return [(h, w), (h + 4 * step + 1, w + 3 * step + step // 2), (h + step - 1, w + 5 * step)]
 
 
 def texture(height: int, width: int, seed: int) -> np.ndarray:

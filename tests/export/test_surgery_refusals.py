@@ -131,7 +131,8 @@ def test_feature_extractor(toys, kind):
 def test_output_made_of_integers(toys):
     t = toys.Toy()
     y = t.node("ArgMax", fc(t, toys, pooled(t)), axis=1, name="argmax")
-    assert "'argmax' (ArgMax)" in refusal(t.model(y, elem=TensorProto.INT64))
+    text = refusal(t.model(y, elem=TensorProto.INT64))
+    assert "'argmax' (ArgMax)" in text and "the output must be the logits" in text
 
 
 def test_something_after_the_sigmoid(toys):
