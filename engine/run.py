@@ -162,6 +162,7 @@ class Run:
                 writes.close()
             finally:
                 self._tally(time.perf_counter() - began)
+        self._turn(self.engine.scheduler)  # the last images were written after the last turn
         return self.summary
 
     # -- reading -------------------------------------------------------------------------------------------
