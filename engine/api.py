@@ -85,7 +85,7 @@ class Engine:
         one = {"scales": (1.0,)}
         views = {
             name: Views(**{**v.model_dump(), **one})
-            for name in ("views", "later_views", "centre_views")
+            for name in ("views", "tile_views", "later_views", "centre_views")
             if (v := getattr(chosen, name)) is not None
         }
         return chosen.model_copy(update=views)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import Box, Placed, split_boxes, whole_box
-from .recipe import Mode, Recipe, Views
+from .recipe import Mode, Recipe
 from .task import Advanced, ImageTask, Tile
 
 
@@ -38,7 +38,7 @@ class Program:
         if tile.iteration < 0:  # a probe
             worth_it = self._worth_it(tile, result)
             tile.iteration = 0
-            tile.views = self.recipe.views
+            tile.views = self.recipe.first_of_tile()
             return worth_it, []
         tile.iteration += 1
         opened: list[Tile] = []
@@ -77,10 +77,11 @@ class Program:
 
     def _part(self, image: ImageTask, placed: Placed, peak: NDArray[np.float32]) -> Tile:
         iterations = self.recipe.iterations if self.mode == "both" else 1
-        tile = Tile(image, placed.box, placed.takes, iterations, peak=peak, views=self.recipe.views)
+        views = self.recipe.first_of_tile()
+        tile = Tile(image, placed.box, placed.takes, iterations, peak=peak, views=views)
         if self.recipe.probe:
             tile.iteration = -1
-            tile.views = Views(scales=(min(self.recipe.views.scales),), mirror=False)
+            tile.views = self.recipe.probing()
         return tile
 
     def _worth_it(self, tile: Tile, probed: Advanced) -> bool:

@@ -44,6 +44,9 @@ class Recipe(BaseModel):
 
     name: str = "custom"
     views: Views = Field(default_factory=Views, description="views of the first iteration")
+    tile_views: Views | None = Field(
+        default=None, description="views of a tile's first iteration, where not those of the whole image"
+    )
     later_views: Views | None = Field(
         default=None, description="views after the first iteration (None: same)"
     )
@@ -122,8 +125,15 @@ class Recipe(BaseModel):
             )
         return self
 
+    def first_of_tile(self) -> Views:
+        return self.tile_views or self.views
+
     def later(self) -> Views:
         return self.later_views or self.views
+
+    def probing(self) -> Views:
+        """The one cheap view of a probe: a tile's smallest."""
+        return Views(scales=(min(self.first_of_tile().scales),), mirror=False)
 
     def fingerprint(self, mode: Mode) -> str:
         """Hash of everything here that can change a map; the recipe's name is not part of it."""

@@ -136,7 +136,7 @@ def iterate(
     spec: InputSpec,
     peak: Float | None = None,
 ) -> tuple[Float, int]:
-    """Iterative erasing of one tile (§3): the accumulated map K×h×w and the number of iterations.
+    """Iterative erasing of a tile or the whole image (§3): accumulated map K×h×w, number of iterations.
 
     peak: the whole image's raw peak per class and view, for `peak_floor`; None if the tile is the whole image.
     """
@@ -145,8 +145,9 @@ def iterate(
     highest = np.zeros((h, w), np.float32)
     left: NDArray[np.bool_] | None = None
     done = 0
+    first_views = recipe.views if peak is None else recipe.first_of_tile()
     while done < iterations:
-        views = recipe.views if done == 0 else recipe.later()
+        views = first_views if done == 0 else recipe.later()
         total = multi_scale_response(tile, left, views, recipe, network, classes, spec)
         floor = 0.0 if peak is None else recipe.peak_floor * peak * views.count
         n = normalised(total, floor, recipe.peak_quantile)
@@ -170,8 +171,7 @@ def _worth_it(
     """The probe: does the smallest view alone respond to any class?"""
     if not recipe.probe:
         return True
-    views = Views(scales=(min(recipe.views.scales),), mirror=False)
-    probed = multi_scale_response(tile, None, views, recipe, network, classes, spec)
+    probed = multi_scale_response(tile, None, recipe.probing(), recipe, network, classes, spec)
     return bool((probed.max(axis=(1, 2)) >= recipe.probe * peak).any())
 
 

@@ -66,8 +66,9 @@ class CpuBackend:
 
     def estimate(self, image: ImageTask) -> int:
         area = image.height * image.width
-        later = image.recipe.later()
-        copies = 3 * sum({**dict.fromkeys(image.recipe.views.scales), **dict.fromkeys(later.scales)})
+        recipe = image.recipe
+        scales = {*recipe.views.scales, *recipe.first_of_tile().scales, *recipe.later().scales}
+        copies = 3 * sum(s * s for s in scales)
         per_class = 4 * 3  # accumulated, sum and united maps, float32
         return round(area * (3 + 2.5 * (copies + per_class * max(1, len(image.classes)))))
 
