@@ -16,7 +16,7 @@ from infercam.engine.errors import ExportError
 from onnx import ModelProto
 
 from .graph import Graph, Shape, label
-from .relax import Dims, baking_node, free_input, relax
+from .relax import Dims, Free, baking_node, free_input, relax
 from .runtime import RunError, Session
 
 _BASES = (64, 128, 224, 299, 384)  # heights tried, smallest first, where the model declares none
@@ -125,7 +125,8 @@ def _freed(model: ModelProto, picture: str, dims: Dims, *, batch: bool, size: bo
     copy.CopyFrom(model)
     n, h, w = _declared(model, picture)
     # What was exported free bakes nothing, and its reshapes are better left as their author wrote them.
-    relax(copy, picture, dims, batch=batch and n is not None, size=size and None not in (h, w))
+    fixed = Free(batch=batch and n is not None, size=size and None not in (h, w))
+    relax(copy, picture, dims, baked=fixed, free=Free(batch or n is None, size or None in (h, w)))
     free_input(copy, picture, dims, batch=batch, size=size)
     return copy
 

@@ -363,11 +363,20 @@ def _resolve(graph: Graph, tensor: str, layout: Layout) -> tuple[str, Layout]:
             tensor, layout = source, "NHWC"
         elif layout in ("NLD", "NDL") and perm == (0, 2, 1):
             tensor, layout = source, "NDL" if layout == "NLD" else "NLD"
+        elif layout == "NCHW" and _one_row(node, before, shape):
+            tensor, layout = source, "NDL"
         elif layout in ("NLD", "NDL") and _merges_positions(node, before, shape, layout):
             tensor, layout = source, "NCHW" if layout == "NDL" else "NHWC"
         else:
             break
     return tensor, layout
+
+
+def _one_row(node: NodeProto, before: tuple | None, after: tuple | None) -> bool:
+    """Whether a 1-D pooling was written as a 2-D one: (N,C,L) made (N,C,1,L)."""
+    if node.op_type not in ("Reshape", "Unsqueeze") or before is None or after is None:
+        return False
+    return len(before) == 3 and len(after) == 4 and after[2] == 1 and before[1] == after[1]
 
 
 def _merges_positions(node: NodeProto, before: tuple | None, after: tuple | None, layout: Layout) -> bool:

@@ -30,6 +30,14 @@ class Dims:
     w: int
 
 
+@dataclass(frozen=True)
+class Free:
+    """Which dimensions of the picture are meant: the batch, and height with width."""
+
+    batch: bool
+    size: bool
+
+
 def free_input(model: ModelProto, picture: str, dims: Dims, *, batch: bool, size: bool) -> None:
     """Declare the input's and outputs' dimensions: symbols where free, else numbers. In place."""
     shape = ["N" if batch else dims.n, 3, "H" if size else dims.h, "W" if size else dims.w]
@@ -44,28 +52,34 @@ def free_input(model: ModelProto, picture: str, dims: Dims, *, batch: bool, size
     del model.graph.value_info[:]
 
 
-def relax(model: ModelProto, picture: str, dims: Dims, *, batch: bool, size: bool) -> None:
-    """Rewrite, in place, the nodes that bake `dims` although the dimension is to be free.
+def relax(model: ModelProto, picture: str, dims: Dims, *, baked: Free, free: Free) -> None:
+    """Rewrite, in place, the nodes that bake the `baked` dimensions of `dims`.
 
-    What cannot be relaxed is left as it is; running the graph then shows it.
+    `free` are all dimensions that are to be free, including those that always were: a reshape that is rewritten
+    must follow these too, one that only reads these is left alone. What cannot be relaxed is left as it is;
+    running the graph then shows it.
     """
-    other = _other(dims, batch, size)
+    if not (baked.batch or baked.size):
+        return
     nominal = _concrete_shapes(model, picture, dims)
-    if size:
+    if baked.size:
         _globalise_pools(model, nominal)
-    _scale_resizes(model, nominal, size)
+    _scale_resizes(model, nominal, baked.size)
     done: set[str] = set()
     for _ in range(len(model.graph.node)):
-        probed = _concrete_shapes(model, picture, other)
-        changed = False
-        for node in list(model.graph.node):
-            key = node.output[0] if node.output else ""
-            if key in done or not _relax_node(model, node, nominal, probed):
+        probed = _concrete_shapes(model, picture, _other(dims, free.batch, free.size))
+        narrow = probed
+        if free != baked:
+            narrow = _concrete_shapes(model, picture, _other(dims, baked.batch, baked.size))
+        for node in model.graph.node:
+            if not node.output or node.output[0] in done:
                 continue
-            done.add(key)
-            changed = True
-            break  # what follows is inferred anew
-        if not changed:
+            if all(narrow.get(i) == nominal.get(i) for i in node.input):
+                continue  # reads nothing that was baked
+            if _relax_node(model, node, nominal, probed):
+                done.add(node.output[0])
+                break  # what follows is inferred anew
+        else:
             return
 
 

@@ -87,6 +87,9 @@ def _pool(t, kind, f):
 def _flatten(t, kind, y, channels):
     if kind == "flatten":
         return t.node("Flatten", y)
+    if kind == "strided_gather":  # how PyTorch's exporter writes as_strided, with the batch of 1 baked in
+        y = t.node("Reshape", y, t.const(np.array([-1])))
+        return t.node("Gather", y, t.const(np.arange(channels).reshape(1, channels)), axis=0)
     if kind == "squeeze":
         return t.node("Squeeze", y, t.const(np.array([2, 3])))
     if kind == "squeeze_all":

@@ -30,19 +30,20 @@ def runs_at(toys, graph, *shapes):
     return found
 
 
-def shuffled(toys, *, shape=(1, 3, 64, 64), last_reads_old_size=False):
+def shuffled(toys, *, shape=(1, 3, 64, 64), **at):
     """ShuffleNet's channel shuffle as an export at one size bakes it: N, h and w are numbers in two reshapes."""
     t = toys.Toy(shape=shape)
     f = t.features(channels=8)
-    y = t.node("Reshape", f, t.const(np.array([1, 2, 4, 16, 16])), name="split_groups")
+    y = t.node("Reshape", f, t.const(np.array([1, 2, 4, 16, 16])), name="split_groups", **at)
     y = t.node("Transpose", y, perm=[0, 2, 1, 3, 4])
-    y = t.node("Reshape", y, t.const(np.array([1, 8, 16, 16])), name="join_groups")
+    y = t.node("Reshape", y, t.const(np.array([1, 8, 16, 16])), name="join_groups", **at)
     w, out = head(t, toys, y, 8)
     return t.model(out), f, w
 
 
-def test_channel_shuffle_with_every_size_baked_becomes_free(toys):
-    model, f, w = shuffled(toys)
+@pytest.mark.parametrize("at", [{}, {"allowzero": 1}])
+def test_channel_shuffle_with_every_size_baked_becomes_free(toys, at):
+    model, f, w = shuffled(toys, **at)
     graph = response_graph(model)
     assert (graph.height, graph.width, graph.dynamic_batch, graph.stride) == (None, None, True, 4)
     assert graph.notes == []
@@ -135,6 +136,41 @@ def test_a_crop_of_fixed_size_is_not_taken_for_a_free_size(toys):
     assert any("stays 16x16" in n and "'crop' (Slice)" in n for n in graph.notes)
 
 
+def test_windows_that_only_fit_some_sizes_keep_the_size_fixed(toys):
+    """Windows of 2x2 cells, sizes computed at run time: it runs at every second size, so not at any size."""
+    t = toys.Toy(shape=("N", 3, 64, 64))
+    f = t.features(channels=8)
+    shape = t.node("Shape", f)
+    half = t.node(
+        "Div", t.node("Slice", shape, *(t.const(np.array([v])) for v in (2, 4, 0))), t.const(np.int64(2))
+    )
+    h, w = (t.node("Gather", half, t.const(np.array([k])), axis=0) for k in (0, 1))
+    two = t.const(np.array([2]))
+    target = t.node("Concat", t.const(np.array([0, 8])), h, two, w, two, axis=0)
+    y = t.node("Transpose", t.node("Reshape", f, target, name="windows"), perm=[0, 1, 3, 2, 5, 4])
+    y = t.node("Reshape", y, shape)
+    _, out = head(t, toys, y, 8)
+    graph = response_graph(t.model(out))
+    assert (graph.height, graph.width, graph.dynamic_batch) == (64, 64, True)
+    assert any("'windows'" in n for n in graph.notes)
+
+
+def test_reshapes_of_a_free_batch_are_left_alone(toys):
+    """L,N,E -> L*N,E with the batch free: by the numbers at batch 1 it might as well be L,N*E."""
+    t = toys.Toy(shape=("N", 3, 64, 64))
+    f = t.features()
+    y = t.node("Reshape", f, t.const(np.array([0, 0, -1])))
+    y = t.node("Transpose", y, perm=[2, 0, 1])
+    y = t.node("Reshape", y, t.const(np.array([-1, toys.K])), name="flat")
+    y = t.node("Relu", t.node("MatMul", y, t.random(toys.K, toys.K)))
+    y = t.node("Transpose", t.node("Reshape", y, t.const(np.array([256, -1, toys.K]))), perm=[1, 2, 0])
+    y = t.node("Reshape", y, t.const(np.array([-1, toys.K, 16, 16])))
+    _, out = head(t, toys, y)
+    graph = response_graph(t.model(out))
+    assert graph.dynamic_batch
+    runs_at(toys, graph, (3, 64, 64))
+
+
 def test_statistics_over_the_batch_keep_the_batch_fixed(toys):
     """Scores that depend on the rest of the batch are found by running, whatever the shapes say."""
     t = toys.Toy()
@@ -194,6 +230,7 @@ def test_different_strides_of_rows_and_columns_are_refused(toys):
         ((1, 24, 16), (7, 24, 16), (24, 16), (168, 16)),
         ((1, 24, 16), (1, 54, 16), (1, 4, 6, 16), None),  # which of rows and columns grew is not told
         ((1, 24), (1, 24), (4, 6), (4, 6)),
+        ((24, 1, 32), (24, 7, 32), (24, 32), (168, 32)),
     ],
 )
 def test_free_target(before, free, after, expected):
