@@ -55,6 +55,7 @@ RECIPES = ("released", "corrected")
 MODES = ("baseline", "split", "erase", "both")
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right
+Maps = dict[int, np.ndarray]  # class index -> H×W map, as psa saves them
 
 
 class Clock:
@@ -169,16 +170,18 @@ class Loop:
             out.append((mask * view + (1 - mask) * mean).float())
         return out
 
-    def unite(self, picture: Image.Image, boxes: Iterable[Box], label: np.ndarray, mode: str) -> np.ndarray:
-        """Maximum over the tiles' maps, each pasted at its place on zeros (§2): C×H×W float64."""
-        boxes = list(boxes)
-        canvas = np.zeros((len(boxes), len(label), picture.height, picture.width))
+    def unite(self, picture: Image.Image, boxes: Sequence[Box], label: np.ndarray, mode: str) -> Maps:
+        """Maximum over the tiles' maps, each pasted at its place on zeros (§2)."""
+        present = np.flatnonzero(label > EPSILON)
+        canvas = np.zeros((len(boxes), len(present), picture.height, picture.width))
         for i, (top, left, bottom, right) in enumerate(boxes):
             tile = picture.crop((left, top, right, bottom))
             result = self.infer_tile(tile, label, 1 if mode == "split" else ITERATIONS)
-            canvas[i, :, top:bottom, left:right] = result
+            with self.clock("unite"):
+                canvas[i, :, top:bottom, left:right] = result[present]
             self.clock.counts["tiles"] += 1
-        return np.asarray(np.max(canvas, axis=0))
+        with self.clock("unite"):
+            return dict(zip(present.tolist(), np.max(canvas, axis=0), strict=True))
 
 
 def centre_of_mass(cam: np.ndarray) -> tuple[int, int]:
@@ -277,7 +280,7 @@ def _baseline_pass(
         picture = _read_picture(loop.clock, path)
         label = one_hot(labels[name], classes)
         cam = loop.baseline(picture, label)
-        _write(loop.clock, out / f"{name}.npy", cam, labels[name])
+        _write(loop.clock, out / f"{name}.npy", {i: cam[i] for i in sorted(labels[name])})
 
 
 def _refining_pass(
@@ -298,7 +301,7 @@ def _refining_pass(
                 centres = [centre_of_mass(cam) for cam in cams.values()]
                 boxes = split(picture.height, picture.width, centres)
         maps = loop.unite(picture, boxes, one_hot(labels[name], classes), mode)
-        _write(loop.clock, out / "maps" / f"{name}.npy", maps, labels[name])
+        _write(loop.clock, out / "maps" / f"{name}.npy", maps)
 
 
 def one_hot(indices: Iterable[int], classes: int) -> np.ndarray:
@@ -316,9 +319,9 @@ def _read_picture(clock: Clock, path: Path) -> Image.Image:
             raise InputError(f"{path}: cannot be read as an image: {e}") from None
 
 
-def _write(clock: Clock, path: Path, maps: np.ndarray, indices: Iterable[int]) -> None:
+def _write(clock: Clock, path: Path, maps: Maps) -> None:
     with clock("write"), atomic_write(path) as f:
-        np.save(f, np.array({int(i): maps[i] for i in sorted(indices)}, dtype=object), allow_pickle=True)
+        np.save(f, np.array(maps, dtype=object), allow_pickle=True)
 
 
 def load_classifier(arch: str, weights: Path) -> Classifier:
