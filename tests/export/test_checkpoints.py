@@ -63,7 +63,7 @@ class Harmful:
 @pytest.mark.parametrize(
     ("held", "named"),
     [
-        ({"state_dict": STATE, "extra": Harmful()}, "__builtin__.exec"),
+        ({"state_dict": STATE, "extra": Harmful()}, "exec"),
         (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
         ({"state_dict": STATE, "args": argparse.Namespace(lr=1)}, "argparse.Namespace"),
     ],
