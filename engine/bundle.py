@@ -167,10 +167,10 @@ def read_manifest(root: Path) -> Manifest:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"{root}: no {MANIFEST}; not a bundle (make one with: infercam export)") from None
-    except (OSError, UnicodeDecodeError, ValueError) as e:
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as e:
         raise BundleError(f"{file}: cannot be read: {e}") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if not isinstance(version, int):
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BundleError(f"{file}: has no schema_version; not a bundle manifest")
     if version > SCHEMA_VERSION:
         raise BundleError(
