@@ -165,17 +165,17 @@ recipes = st.sampled_from(
     ]
 )
 modes = st.sampled_from(MODES)
+# Few sizes, so that images meet in one batch.
+SIZES = [(16, 16), (16, 16), (16, 30), (1, 1), (7, 2)]
 specs = st.lists(
-    st.tuples(st.sampled_from([1, 2, 7, 16, 30]), st.sampled_from([1, 5, 16, 30]), st.integers(1, 4)),
-    min_size=0,
-    max_size=12,
+    st.tuples(st.sampled_from(SIZES), st.integers(1, 4)).map(lambda t: (*t[0], t[1])), max_size=12
 )
 limits = st.builds(
     Limits,
     batch_pixels=st.sampled_from([1, 200, 1_000, 10_000]),
     batch_views=st.sampled_from([1, 2, 8, 64]),
-    memory=st.sampled_from([1, 10_000, 1 << 40]),
-    images=st.sampled_from([1, 3, 64]),
+    memory=st.sampled_from([1 << 40, 10_000, 1]),
+    images=st.sampled_from([64, 3, 1]),
     patience=st.sampled_from([0, 1, 8]),
 )
 
@@ -287,6 +287,23 @@ def test_only_the_images_at_fault_fail(
     simulation = simulate(specs, recipe, mode, limits, seed, fault, depth)
     failed = {name for name, m in simulation.finished.items() if isinstance(m, Exception)}
     assert failed == culprits
+    simulation.check_stats()
+
+
+@pytest.mark.parametrize("bad", [{0}, {5}, {2, 3}, {0, 1, 2, 3, 4, 5}])
+def test_a_shared_batch_is_tried_again_view_by_view(bad: set[int]) -> None:
+    """Six equal images in one batch; the good ones lose nothing and nothing is inferred twice."""
+    culprits = {f"i{n}" for n in bad}
+
+    def fault(work: Work) -> Exception | None:
+        views = work.views if isinstance(work, Respond) else []
+        return ValueError("broken") if any(v.tile.image.id in culprits for v in views) else None
+
+    simulation = simulate([(16, 16, 1)] * 6, RECIPES["released"], "both", Limits(1 << 30), 7, fault, depth=2)
+    failed = {name for name, m in simulation.finished.items() if isinstance(m, Exception)}
+    assert failed == culprits
+    assert simulation.scheduler.stats.retries > 0
+    assert max(simulation.delivered.values(), default=1) == 1
     simulation.check_stats()
 
 
