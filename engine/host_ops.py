@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .bundle import InputSpec
 from .recipe import EPSILON
-from .reference import quantile_index, resize_pixels
+from .reference import nearest_index, quantile_index, resize_pixels
 
 Float = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -62,12 +62,11 @@ class Resized:
 
 
 def resize_mask(mask: Mask, height: int, width: int) -> Mask:
-    """Nearest neighbour, source index floor(i * source / target)."""
+    """Nearest neighbour; see reference.nearest_index."""
     h, w = mask.shape
     if (h, w) == (height, width):
         return mask
-    rows = np.arange(height) * h // height
-    return mask.take(rows, axis=0).take(np.arange(width) * w // width, axis=1)
+    return mask.take(nearest_index(h, height), axis=0).take(nearest_index(w, width), axis=1)
 
 
 def masks_at(mask: Mask, shapes: Sequence[tuple[int, int]], cascade: bool) -> list[Mask]:

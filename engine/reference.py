@@ -36,11 +36,18 @@ def normalise(pixels: Pixels, spec: InputSpec) -> Float:
 
 
 def resize_nearest(mask: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
-    """Nearest neighbour: source index floor(i * source side / target side)."""
-    h, w = mask.shape
-    rows = np.minimum(np.arange(height) * h // height, h - 1)
-    cols = np.minimum(np.arange(width) * w // width, w - 1)
-    return mask[rows[:, None], cols[None, :]]
+    """Nearest neighbour as PyTorch has it; see nearest_index."""
+    return mask[nearest_index(mask.shape[0], height)[:, None], nearest_index(mask.shape[1], width)[None, :]]
+
+
+def nearest_index(source: int, target: int) -> NDArray[np.intp]:
+    """Source position of each target position: floor(i * (source / target)), in float32.
+
+    For some sizes the float32 product lies just below a whole number; the released code resizes so, and so must
+    its mask cascade (250 -> 334, 466 -> 622 and a dozen more differ by one from exact arithmetic).
+    """
+    at = np.arange(target, dtype=np.float32) * (np.float32(source) / np.float32(target))
+    return np.minimum(at.astype(np.intp), source - 1)
 
 
 def resize_bilinear(maps: Float, height: int, width: int) -> Float:
