@@ -75,7 +75,9 @@ class Recipe(BaseModel):
         default=0.02, ge=0, lt=1, description="stop when less than this share is newly erased"
     )
     iterations: int = Field(default=5, ge=1, le=100, description="at most this many on a tile")
-    accumulate: Literal["max", "sum"] = "max"
+    accumulate: Literal["max", "sum", "mean"] = Field(
+        default="max", description="over iterations; a sum is divided by its own maximum at the end"
+    )
     mask_mirrored: bool = Field(
         default=True,
         description="the mirrored copy is masked with the mirrored mask (the released code forgets to)",
@@ -120,9 +122,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         if self.peak_floor and self.accumulate == "sum":
-            raise ValueError(
-                "peak_floor needs accumulate 'max': a sum is divided by its own maximum at the end"
-            )
+            raise ValueError("peak_floor is lost in accumulate 'sum': use 'max' or 'mean'")
         return self
 
     def first_of_tile(self) -> Views:

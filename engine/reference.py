@@ -169,6 +169,8 @@ def iterate(
             break
     if recipe.accumulate == "sum":
         accumulated = normalised(accumulated)
+    elif recipe.accumulate == "mean":
+        accumulated /= np.float32(done)
     return accumulated, done
 
 
@@ -179,7 +181,7 @@ def _worth_it(
     if not recipe.probe:
         return True
     probed = multi_scale_response(tile, None, recipe.probing(), recipe, network, classes, spec)
-    return bool((probed.max(axis=(1, 2)) >= recipe.probe * peak).any())
+    return bool((peaks(probed, recipe.peak_quantile) >= recipe.probe * peak).any())
 
 
 def unite(height: int, width: int, placed: Sequence[Placed], maps: Sequence[Float], count: int) -> Float:
@@ -225,12 +227,11 @@ def response_maps(
     peak = peaks(first, recipe.peak_quantile) / np.float32(centre_views.count)
     centres = [centre_of_mass(m) for m in normalised(first, quantile=recipe.peak_quantile)]
     placed = split_boxes(height, width, centres, recipe)
-    floor = peak if recipe.peak_floor else None
     tiles = []
     for p in placed:
         tile = crop(pixels, p.box)
         if _worth_it(tile, recipe, peak, network, classes, spec):
-            tiles.append(iterate(tile, recipe, iterations, network, classes, spec, floor)[0])
+            tiles.append(iterate(tile, recipe, iterations, network, classes, spec, peak)[0])
         else:
             tiles.append(np.zeros((len(classes), p.box.height, p.box.width), np.float32))
     united = unite(height, width, placed, tiles, len(classes))

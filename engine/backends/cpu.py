@@ -227,8 +227,12 @@ class CpuBackend:
     def _final(tile: Tile) -> Float | None:
         """The tile's maps; None where a probe found nothing."""
         maps: Float | None = tile.state.accumulated
-        if maps is not None and tile.image.recipe.accumulate == "sum":
+        if maps is None:
+            return None
+        if tile.image.recipe.accumulate == "sum":
             host_ops.normalise_in_place(maps, 0.0, host_ops.peaks(maps))
+        elif tile.image.recipe.accumulate == "mean":
+            maps /= np.float32(tile.iteration)
         return maps
 
 
