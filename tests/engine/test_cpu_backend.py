@@ -53,8 +53,8 @@ def margins(recipe: Recipe) -> Iterator[Margin]:
     margin = Margin()
     normalised, centre, worth_it = reference.normalised, reference.centre_of_mass, reference._worth_it
 
-    def watched_normalised(total, floor=0.0):
-        n = normalised(total, floor)
+    def watched_normalised(*args, **named):
+        n = normalised(*args, **named)
         margin.threshold = min(margin.threshold, float(np.abs(n - recipe.threshold).min()))
         return n
 
@@ -68,9 +68,12 @@ def margins(recipe: Recipe) -> Iterator[Margin]:
 
     def watched_probe(tile, recipe, peak, network, classes, spec):
         if recipe.probe:
-            views = Views(scales=(min(recipe.views.scales),), mirror=False)
-            found = reference.multi_scale_response(tile, None, views, recipe, network, classes, spec)
-            edge = np.abs(found.max(axis=(1, 2)) - recipe.probe * peak) / np.maximum(peak, 1e-9)
+            found = reference.multi_scale_response(
+                tile, None, recipe.probing(), recipe, network, classes, spec
+            )
+            edge = np.abs(reference.peaks(found, recipe.peak_quantile) - recipe.probe * peak) / np.maximum(
+                peak, 1e-9
+            )
             margin.probe = min(margin.probe, float(edge.min()))
         return worth_it(tile, recipe, peak, network, classes, spec)
 
@@ -106,6 +109,7 @@ views = st.sampled_from(
 recipes = st.builds(
     Recipe,
     views=views,
+    tile_views=st.none() | views,
     later_views=st.none() | views,
     centre_views=st.none() | st.just(HALF) | views,
     split=st.sampled_from(["released", "paper", "none"]),
@@ -116,16 +120,17 @@ recipes = st.builds(
     threshold=st.sampled_from([0.5, 0.7, 0.95]),
     stop_share=st.sampled_from([0.0, 0.02, 0.3]),
     iterations=st.integers(1, 4),
-    accumulate=st.sampled_from(["max", "sum"]),
+    accumulate=st.sampled_from(["max", "sum", "mean"]),
     mask_mirrored=st.booleans(),
     mask_cascade=st.booleans(),
     whole=st.sampled_from(["none", "max", "mean"]),
     whole_weight=st.sampled_from([0.0, 0.3, 1.0]),
     whole_iterations=st.integers(1, 3),
     probe=st.sampled_from([0.0, 0.8, 1.0]),
+    peak_quantile=st.sampled_from([1.0, 0.99, 0.5]),
 )
 with_floor = st.builds(
-    lambda r, floor: r.model_copy(update={"peak_floor": floor if r.accumulate == "max" else 0.0}),
+    lambda r, floor: r.model_copy(update={"peak_floor": 0.0 if r.accumulate == "sum" else floor}),
     recipes,
     st.sampled_from([0.0, 0.5, 1.0]),
 )
@@ -186,9 +191,14 @@ EXOTIC = {
     "snap": Recipe(snap=16),
     "peak floor": Recipe(peak_floor=0.8, whole="mean", whole_weight=0.3),
     "probe": Recipe(probe=1.0),
+    "floor in erasing": Recipe(peak_floor=1.0, whole="max", whole_iterations=3),
+    "quantile": Recipe(peak_quantile=0.95),
+    "quantile and probe": Recipe(peak_quantile=0.9, probe=1.0),
+    "tile views": Recipe(tile_views=Views(scales=(1.0, 1.5), mirror=False)),
     "later views": Recipe(later_views=Views(scales=(1.0, 0.5), mirror=False)),
     "centre views": Recipe(centre_views=HALF),
     "sum": Recipe(accumulate="sum", iterations=3),
+    "mean": Recipe(accumulate="mean", iterations=3, peak_floor=0.5, whole="mean", whole_iterations=2),
     "paper, whole": RECIPES["paper"].model_copy(update={"whole": "max"}),
 }
 

@@ -15,6 +15,7 @@ def test_the_named_recipes_have_the_constants_of_the_method() -> None:
         assert r.later() == r.views and r.centre_views is None
         assert (r.buffer_one, r.buffer_two, r.threshold) == (10, 20, 0.7)
         assert (r.whole, r.peak_floor, r.probe, r.snap, r.overlap) == ("none", 0, 0, 1, 0)
+        assert (r.tile_views, r.peak_quantile) == (None, 1.0)
     assert EPSILON == 1e-5
     paper, released, corrected = (RECIPES[n] for n in ("paper", "released", "corrected"))
     assert (paper.accumulate, paper.stop_share, paper.iterations, paper.split) == ("sum", 0.01, 10, "paper")
@@ -57,11 +58,12 @@ def test_changes_make_a_new_recipe_and_leave_the_named_one() -> None:
         ({"views": {"scales": [0]}}, "views.scales"),
         ({"views": {"scales": [9]}}, "views.scales"),
         ({"views": {"scales": [float("nan")]}}, "views.scales"),
-        ({"accumulate": "mean"}, "accumulate"),
+        ({"accumulate": "median"}, "accumulate"),
         ({"split": "half"}, "split"),
         ({"whole": "min"}, "whole"),
         ({"whole_weight": 2}, "whole_weight"),
         ({"probe": -1}, "probe"),
+        ({"peak_quantile": 0}, "peak_quantile"),
         ({"speed": 9}, "speed"),
         ({"peak_floor": 0.5, "accumulate": "sum"}, "peak_floor"),
     ],
@@ -85,6 +87,7 @@ def test_recipes_are_frozen() -> None:
 
 OTHER = {
     "views": Views(scales=(1.0,)),
+    "tile_views": Views(scales=(1.0,)),
     "later_views": Views(scales=(1.0,)),
     "centre_views": Views(scales=(1.0,)),
     "split": "none",
@@ -103,6 +106,7 @@ OTHER = {
     "whole_iterations": 2,
     "peak_floor": 0.3,
     "probe": 0.2,
+    "peak_quantile": 0.9,
 }
 
 

@@ -98,6 +98,12 @@ def test_the_peak_floor_keeps_a_dark_tile_dark(floor: float, peak: float) -> Non
     np.testing.assert_allclose(maps, peak, atol=1e-5)
 
 
+def test_a_quantile_for_a_peak_cuts_what_is_above_it() -> None:
+    total = np.array([[[0, 1, 2, 3, 4]]], np.float32)
+    np.testing.assert_array_equal(reference.peaks(total, 0.5), [2])
+    np.testing.assert_allclose(reference.normalised(total, 0.0, 0.5), [[[0, 0.5, 1, 1, 1]]], atol=1e-5)
+
+
 def test_unite_takes_the_maximum_of_what_each_class_takes() -> None:
     a, b = np.full((2, 1, 2), 0.5, np.float32), np.full((2, 1, 2), 0.9, np.float32)
     placed = [Placed(Box(0, 0, 1, 2), (0, 1)), Placed(Box(0, 1, 1, 3), (1,))]
@@ -136,3 +142,17 @@ def test_three_classes_are_never_split_by_the_released_code(mode: str) -> None:
     )
     assert maps.shape == (3, 20, 24) and maps.dtype == np.float32
     assert maps.min() >= 0 and maps.max() <= 1
+
+
+def test_masks_are_resized_as_pytorch_does() -> None:
+    """The released code uses PyTorch's nearest; for some sizes it is off by one from exact arithmetic."""
+    torch = pytest.importorskip("torch")
+    differs = 0
+    for source in [1, 2, 3, 7, 166, 188, 250, 333, 375, 466, 500]:
+        for target in {max(1, round(source * s)) for s in (1.0, 0.5, 1.5, 2.0, 4 / 3)}:
+            at = torch.arange(source, dtype=torch.float32)[None, None]
+            want = torch.nn.functional.interpolate(at, size=target, mode="nearest")[0, 0].numpy()
+            got = reference.nearest_index(source, target)
+            np.testing.assert_array_equal(got, want.astype(int))
+            differs += int((got != np.arange(target) * source // target).any())
+    assert differs, "none of these sizes shows the difference"

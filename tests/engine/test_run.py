@@ -184,7 +184,7 @@ def test_the_constants_of_the_recipe_are_options_and_recorded(
         (["--set", "threshold"], "NAME=VALUE"),
         (["--set", "speed=9"], "speed"),
         (["--set", "views=3"], "views"),
-        (["--accumulate", "mean"], "accumulate"),
+        (["--accumulate", "median"], "accumulate"),
         (["--backend", "quantum"], "quantum"),
         (["--format", "zip"], "zip"),
         (["--dtype", "uint4"], "uint4"),
