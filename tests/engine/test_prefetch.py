@@ -76,14 +76,15 @@ def test_closing_early_waits_for_what_runs_and_starts_nothing_more() -> None:
 
     def work(n: int) -> int:
         begun.append(n)
-        time.sleep(0.01)
+        time.sleep(0.1 if n else 0)
         ended.append(n)
         return n
 
     results = prefetch(work, range(1000), threads=2, depth=8)
     assert next(results) == 0
     results.close()
-    assert sorted(begun) == sorted(ended) and len(begun) < 12
+    assert sorted(begun) == sorted(ended)
+    assert len(begun) <= 5, "of the eight that were waiting, those not begun are cancelled"
     time.sleep(0.05)
     assert len(begun) == len(ended)
     assert not [t for t in threading.enumerate() if t.name.startswith("infercam-read")]

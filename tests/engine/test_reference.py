@@ -148,11 +148,12 @@ def test_masks_are_resized_as_pytorch_does() -> None:
     """The released code uses PyTorch's nearest; for some sizes it is off by one from exact arithmetic."""
     torch = pytest.importorskip("torch")
     differs = 0
-    for source in [1, 2, 3, 7, 166, 188, 250, 333, 375, 466, 500]:
-        for target in {max(1, round(source * s)) for s in (1.0, 0.5, 1.5, 2.0, 4 / 3)}:
-            at = torch.arange(source, dtype=torch.float32)[None, None]
-            want = torch.nn.functional.interpolate(at, size=target, mode="nearest")[0, 0].numpy()
-            got = reference.nearest_index(source, target)
-            np.testing.assert_array_equal(got, want.astype(int))
-            differs += int((got != np.arange(target) * source // target).any())
+    sides = [1, 2, 3, 7, 166, 188, 333, 375, 500]
+    pairs = [(n, max(1, round(n * s))) for n in sides for s in (1.0, 0.5, 1.5, 2.0)]
+    for source, target in [*pairs, (250, 334), (466, 622)]:
+        at = torch.arange(source, dtype=torch.float32)[None, None]
+        want = torch.nn.functional.interpolate(at, size=target, mode="nearest")[0, 0].numpy()
+        got = reference.nearest_index(source, target)
+        np.testing.assert_array_equal(got, want.astype(int))
+        differs += int((got != np.arange(target) * source // target).any())
     assert differs, "none of these sizes shows the difference"
