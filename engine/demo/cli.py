@@ -23,10 +23,10 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write; an earlier demo in it is replaced.")] = Path(
-        "infercam-demo"
-    ),
-    images: Annotated[int, typer.Option(min=1, max=20_000, help="Number of scenes.")] = 40,
+    out: Annotated[
+        Path, typer.Option(help="Folder to write: new, empty, or an earlier demo's, which is replaced.")
+    ] = Path("infercam-demo"),
+    images: Annotated[int, typer.Option(min=1, max=20_000, help="Number of scenes.")] = 48,
     recipe: Annotated[str, typer.Option(help="paper, released, corrected, fast, best.")] = "released",
     seed: Annotated[int | None, typer.Option(min=0, help="Other scenes than the usual ones.")] = None,
     backend: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -99,15 +100,20 @@ def _draw(rng: Rng, size: tuple[int, int]) -> Scene | None:
     _foreground(rng, canvas)
     mask = np.zeros(size, np.uint8)
     marks = np.zeros(size, np.bool_)
-    for i, (label, (whole, mark)) in enumerate(zip(owners, placed, strict=True)):
+    for i, (label, there) in enumerate(zip(owners, placed, strict=True)):
         mine = canvas.owner == i + 1
-        if (mine & whole).sum() < MIN_VISIBLE * whole.sum() or (
-            mine & mark
-        ).sum() < MIN_MARK_VISIBLE * mark.sum():
+        if _hidden(mine, there):
             return None
         mask[mine] = label + 1
-        marks |= mine & mark
+        marks |= mine & there.mark
     return Scene(_develop(rng, canvas.rgb), mask, sorted(labels), marks)
+
+
+def _hidden(mine: NDArray[np.bool_], there: Placed) -> bool:
+    """Whether too little is left of a creature, or of its mark, where the pixels `mine` are its own."""
+    visible = (mine & there.whole).sum() / max(there.whole.sum(), 1)
+    mark = there.mark_inside * (mine & there.mark).sum() / max(there.mark.sum(), 1)
+    return bool(visible < MIN_VISIBLE or mark < MIN_MARK_VISIBLE)
 
 
 # ---- ground, clutter and what stands in front -----------------------------------------------------------
@@ -195,11 +201,18 @@ def _spots(rng: Rng, size: tuple[int, int], count: int) -> list[Points]:
     return list(draws[int(np.argmax(gaps))])
 
 
-def _place(
-    rng: Rng, canvas: Canvas, what: Creature, extent: float, spot: Points, owner: int
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+class Placed(NamedTuple):
+    """Where a creature and its mark were painted (H×W masks), and the share of the mark's outline that lies
+    inside the scene."""
+
+    whole: NDArray[np.bool_]
+    mark: NDArray[np.bool_]
+    mark_inside: float
+
+
+def _place(rng: Rng, canvas: Canvas, what: Creature, extent: float, spot: Points, owner: int) -> Placed:
     """Paint a creature with its bounding box centred at `spot`; `extent` is that box's larger side over the
-    square root of the canvas's area. Returns the masks of the whole creature and of its mark."""
+    square root of the canvas's area."""
     height, width = canvas.size
     mirror = rng.choice((-1, 1))
     turn = rng.normal(0, 0.25) if what.upright else rng.uniform(0, 2 * math.pi)
@@ -207,7 +220,7 @@ def _place(
     every = np.concatenate(outlines)
     low, high = every.min(axis=0), every.max(axis=0)
     scale = extent * math.sqrt(height * width) / max(high - low)
-    shift = spot - (low + high) / 2 * scale
+    outlines = [(outline - (low + high) / 2) * scale + spot for outline in outlines]
     base, second = (jitter(rng, colour, 12) for colour in what.palette)
     hide = coat(rng, what.coat, height, width, 0.12 * scale, base, second)
     brightness = rng.uniform(0.85, 1.15)
@@ -216,10 +229,21 @@ def _place(
     for part, outline in zip(what.parts, outlines, strict=True):
         paint = hide if part.colour is None else jitter(rng, part.colour, 9)
         light = part.light * brightness
-        drawn = canvas.fill(outline * scale + shift, paint, owner=owner, light=light, edge=part.edge)
+        drawn = canvas.fill(outline, paint, owner=owner, light=light, edge=part.edge)
         whole |= drawn
         mark = mark | drawn if part.mark else mark & ~drawn
-    return whole, mark
+    return Placed(
+        whole, mark, _inside([o for p, o in zip(what.parts, outlines, strict=True) if p.mark], canvas)
+    )
+
+
+def _inside(outlines: Sequence[Points], canvas: Canvas) -> float:
+    """The share of the outlines' points that lie inside the canvas; 0 without any."""
+    if not outlines:
+        return 0.0
+    points = np.concatenate(outlines)
+    height, width = canvas.size
+    return float(((points >= 0) & (points < (width, height))).all(axis=1).mean())
 
 
 def _develop(rng: Rng, rgb: Floats) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from infercam.engine.api import Engine
 from infercam.engine.bundle import Bundle
@@ -49,6 +49,7 @@ def test_a_scene_does_not_depend_on_numpy_s_or_opencv_s_global_state() -> None:
 
 
 @settings(max_examples=20, deadline=None)
+@example(seed=135931, size=(97, 211))  # its first attempt has a mark that lies outside the picture
 @given(seed=st.integers(0, 10**6), size=st.sampled_from([(192, 240), (160, 128), (97, 211)]))
 def test_what_every_scene_keeps(seed: int, size: tuple[int, int]) -> None:
     drawn = scene(seed, size)
