@@ -140,14 +140,17 @@ class CpuBackend:
             box = tile.box
             part = tile.image.pixels[box.y0 : box.y1, box.x0 : box.x1]
             resized = state.resized.setdefault(view.shape, self._resize(part, view.shape))
-        erased = None
-        if state.erased is not None:
-            if state.masks is None:  # two workers may both make it: the same masks
-                state.masks = self._masks(tile, state.erased)
-            erased = state.masks[view.scale]
-            if view.mirrored and tile.image.recipe.mask_mirrored:
-                erased = erased[:, ::-1]
-        resized.write(slot, view.mirrored, erased)
+        resized.write(slot, view.mirrored, self._erased(view))
+
+    def _erased(self, view: View) -> NDArray[np.bool_] | None:
+        """What is erased of a view, in its orientation; None in the first iteration."""
+        tile, state = view.tile, view.tile.state
+        if state.erased is None:
+            return None
+        if state.masks is None:  # two workers may both make it: the same masks
+            state.masks = self._masks(tile, state.erased)
+        erased: NDArray[np.bool_] = state.masks[view.scale]
+        return erased[:, ::-1] if view.mirrored and tile.image.recipe.mask_mirrored else erased
 
     def _resize(self, pixels: NDArray[np.uint8], shape: tuple[int, int]) -> host_ops.Resized:
         return host_ops.Resized(np.ascontiguousarray(pixels), shape, self._table, self.manifest.input.colour)
