@@ -41,7 +41,11 @@ class CachedCpuBackend(CpuBackend):
 
     def _key(self, view: View) -> str:
         erased = self._erased(view)
-        digest = "" if erased is None else hashlib.sha256(np.packbits(erased).tobytes()).hexdigest()[:24]
+        digest = (
+            ""
+            if erased is None
+            else hashlib.md5(np.packbits(erased).tobytes(), usedforsecurity=False).hexdigest()
+        )
         box = "_".join(map(str, view.tile.box))
         classes = "_".join(map(str, view.tile.image.classes))
         size = f"{view.shape[0]}x{view.shape[1]}{'m' if view.mirrored else ''}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 import platform
 import shlex
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.atomic import atomic_write
+from ..engine.backends.cpu import available_cores
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("infercam", "numpy", "onnxruntime", "opencv-python-headless", "pillow", "torch")
@@ -22,7 +22,7 @@ def machine() -> dict[str, Any]:
     """Processor, cores, system and versions: recorded beside every figure."""
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "gpu": "none; not measured on a GPU",

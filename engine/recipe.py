@@ -165,7 +165,7 @@ def recipe(name_or_recipe: str | Recipe, **changes: Any) -> Recipe:
     if not changes:
         return base
     try:
-        return Recipe.model_validate({**base.model_dump(), **changes})
+        return Recipe.model_validate({**base.model_dump(), "name": f"{base.name}, changed", **changes})
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"])) or "recipe"

@@ -54,8 +54,12 @@ def run(
     ] = 0.5,
     recipe: Annotated[str, typer.Option(help="paper, released, corrected, fast, best.")] = "released",
     mode: Annotated[str, typer.Option(help="baseline, split, erase, both.")] = "both",
-    scales: Annotated[str | None, typer.Option(help="Scales of the views, for example 1,0.5,1.5,2.")] = None,
-    mirror: Annotated[bool | None, typer.Option("--mirror/--no-mirror", help="Mirrored views.")] = None,
+    scales: Annotated[
+        str | None, typer.Option(help="Scales of the first iteration, for example 1,0.5,1.5,2.")
+    ] = None,
+    mirror: Annotated[
+        bool | None, typer.Option("--mirror/--no-mirror", help="Mirror the first iteration's views too.")
+    ] = None,
     threshold: Annotated[float | None, typer.Option(help="Normalised response that is erased.")] = None,
     stop_share: Annotated[float | None, typer.Option(help="Stop below this newly erased share.")] = None,
     iterations: Annotated[int | None, typer.Option(help="At most this many on a tile.")] = None,
@@ -219,8 +223,10 @@ def _changes(
         "accumulate": accumulate,
     }
     if buffer is not None:
-        one, *two = _numbers("--buffer", buffer)
-        out |= {"buffer_one": one, "buffer_two": two[0] if two else one}
+        pixels = _numbers("--buffer", buffer)
+        if len(pixels) > 2:
+            raise InputError(f"--buffer {buffer}: write one number, or two: for one class, for two")
+        out |= {"buffer_one": pixels[0], "buffer_two": pixels[-1]}
     for text in others or ():
         name, equals, value = text.partition("=")
         if not equals:

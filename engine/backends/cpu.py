@@ -47,7 +47,7 @@ class CpuBackend:
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.manifest = bundle.manifest
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or available_cores()
         self._session = _session(bundle)
         spec = self.manifest.input
         self._table = host_ops.normalise_table(spec)
@@ -251,6 +251,11 @@ def _with_whole(image: ImageTask, united: Float, whole: Float | None) -> Float:
     united *= 1 - weight
     united += weight * whole
     return united
+
+
+def available_cores() -> int:
+    """Cores that this process may use (all of them where the system cannot say)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _translate(error: Exception) -> Exception:
