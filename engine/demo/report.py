@@ -74,14 +74,23 @@ def conclusion(done: Ablation) -> str:
             parts.append(f"{words}: {', '.join(map(_gain_in_words, chosen))}")
     last = others[-1]
     return (
-        f"At its best threshold the plain CAM labels {100 * baseline.found:.0f} % of the object pixels "
-        f"({100 * baseline.right:.0f} % of what it labels is right); {last.mode} labels "
-        f"{100 * last.found:.0f} % ({100 * last.right:.0f} %). Best mIoU {'; '.join(parts)}. "
-        "This shows the whole path at work and the effect it is about, on pictures made for it: synthetic "
-        "scenes whose classes differ in one small part, and a small classifier that the project trained on "
-        "them. It says nothing of PASCAL VOC or of any other classifier; for measured figures on photos see "
-        "the README."
+        f"At its best threshold the plain CAM labels {100 * baseline.found:.0f} % of the object pixels, and "
+        f"{100 * baseline.right:.0f} % of what it labels is right; {last.mode} labels {100 * last.found:.0f} %, and "
+        f"{100 * last.right:.0f} % is right: {_how(baseline, last)}. Best mIoU {'; '.join(parts)}. "
+        "This shows the whole path at work on pictures made for it: synthetic scenes whose classes differ in "
+        "one small part, and a small classifier that the project trained on them. It says nothing of PASCAL VOC "
+        "or of any other classifier; for measured figures on photos see the README."
     )
+
+
+def _how(baseline: Outcome, other: Outcome) -> str:
+    """In what the other mode's labels differ, in words."""
+    more, better = other.found > baseline.found, other.right > baseline.right
+    if more and better:
+        return "more of the objects, and more exactly"
+    if more:
+        return "more of the objects, and less exactly"
+    return "less of the objects, but more exactly" if better else "less of the objects, and less exactly"
 
 
 def _gain_in_words(outcome: Outcome) -> str:
