@@ -34,7 +34,7 @@ def write_result(name: str, content: dict[str, Any], folder: Path = RESULTS) -> 
     """Write `results/NAME.json` with the date, the machine and the command that made it."""
     record = {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "command": f"python -m {_module()} {' '.join(shlex.quote(a) for a in sys.argv[1:])}".strip(),
+        "command": f"python -m {_module()} {' '.join(map(_argument, sys.argv[1:]))}".strip(),
         "machine": machine(),
         **content,
     }
@@ -42,6 +42,11 @@ def write_result(name: str, content: dict[str, Any], folder: Path = RESULTS) -> 
     with atomic_write(file, "w") as f:
         f.write(json.dumps(record, indent=1) + "\n")
     return file
+
+
+def _argument(text: str) -> str:
+    """An argument as it is recorded: of a path only the name, so that results do not tell of folders elsewhere."""
+    return shlex.quote(Path(text).name if "/" in text else text)
 
 
 def _module() -> str:

@@ -48,6 +48,7 @@ def main(
     arch: Annotated[str, typer.Option()] = "mobilenetv2",
     images: Annotated[int, typer.Option(min=1, help="first so many of the split")] = 20,
     rounds: Annotated[int, typer.Option(min=1, help="repeats of each contestant")] = 3,
+    recipes: Annotated[str, typer.Option(help="of the engine, separated by commas")] = ",".join(RECIPES),
     name: Annotated[str, typer.Option(help="results/NAME.json")] = "speed",
 ) -> None:
     """Measure, print a table, write results/NAME.json."""
@@ -66,7 +67,7 @@ def main(
     contestants = {"PyTorch loop, baseline": [*loop, "--mode", "baseline"]}
     contestants |= {f"PyTorch loop, {r}": [*loop, "--recipe", r] for r in SAME}
     contestants["engine, baseline"] = [*run, "--mode", "baseline"]
-    contestants |= {f"engine, {r}": [*run, "--recipe", r] for r in RECIPES}
+    contestants |= {f"engine, {r}": [*run, "--recipe", r] for r in recipes.split(",")}
     with tempfile.TemporaryDirectory() as scratch:
         measured = _measure(contestants, rounds, Path(scratch))
         same = {r: _difference(r, contestants, Path(scratch)) for r in SAME}
