@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import platform
 import shlex
+import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -69,3 +72,28 @@ def _processor() -> str:
         )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def timed_process(command: list[str], folder: Path) -> dict[str, Any]:
+    """One process: its own seconds, its CPU seconds and its peak memory."""
+    report = folder.with_suffix(".json")
+    began = time.perf_counter()
+    with subprocess.Popen(
+        [*command, "-o", str(folder), "--json", str(report)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as child:
+        errors = child.stderr.read().decode() if child.stderr else ""
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{errors}")
+    content = json.loads(report.read_text(encoding="utf-8"))
+    count = content.get("done") or content["images"]
+    return {
+        "seconds_per_image": content["seconds"] / count,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "wall_with_start": time.perf_counter() - began,
+        "peak_mb": usage.ru_maxrss / 1024,
+        "network_pixels_per_image": content.get("network_pixels", 0) / count,
+    }

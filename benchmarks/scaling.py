@@ -20,8 +20,7 @@ from rich.console import Console
 from ..engine.bundle import Bundle
 from ..engine.labels import load_labels
 from ..engine.sources import voc_source
-from .common import write_result
-from .speed import timed_process
+from .common import timed_process, write_result
 
 console = Console(stderr=True, highlight=False)
 
