@@ -9,8 +9,6 @@ memory, and how far the loop's maps and the engine's differ; then a profile of w
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 import sys
 import tempfile
