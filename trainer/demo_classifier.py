@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
@@ -94,7 +95,8 @@ def draw_scenes(count: int, seed: int, workers: int = 2) -> LabelledScenes:
     """Scenes (seed, 0) to (seed, count - 1) with their image-level labels."""
     labels = np.zeros((count, len(CLASS_NAMES)), np.float32)
     images = []
-    with ProcessPoolExecutor(workers) as pool:
+    # spawned, not forked: a fork of a process with threads (PyTorch's, ONNX Runtime's) can hang
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for i, (image, classes) in enumerate(
             pool.map(_labelled, [(seed, i) for i in range(count)], chunksize=16)
         ):
