@@ -210,7 +210,10 @@ def plot(figures: Sequence[dict[str, Any]], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     front: list[dict[str, Any]] = []
     # of equal points the named recipe, which stands last, is the one to label
-    for r in sorted(reversed(figures), key=lambda r: (r["cost"], -r["miou_frequent"])):
+    for at in sorted(
+        range(len(figures)), key=lambda at: (figures[at]["cost"], -figures[at]["miou_frequent"], -at)
+    ):
+        r = figures[at]
         if not front or r["miou_frequent"] > front[-1]["miou_frequent"]:
             front.append(r)
     axes.plot([r["cost"] for r in front], [100 * r["miou_frequent"] for r in front], "-", color="0.7")
