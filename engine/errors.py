@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 
+def shown(text: object) -> str:
+    """`text` for a message: control characters and undecodable bytes escaped, so that it stays one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 class InfercamError(Exception):
-    """Base of every error that the command line prints as one line and turns into exit code 1 or 2."""
+    """Base of every error that the command line prints as one line and turns into exit code 1 or 2.
+
+    One line whatever a file name or a manifest put into it: see `shown`.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shown(message))
 
 
 class InputError(InfercamError):

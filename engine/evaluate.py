@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 
 from . import voc
-from .errors import InputError, StoreError
+from .errors import InputError, StoreError, shown
 from .histogram import THRESHOLDS, ImageCounts, JointHistogram, count_image
 from .mapstore import MapStore
-from .paths import os_reason, shown
+from .paths import os_reason
 from .resampling import Difference, add_intervals, compare
 from .scores import EvalResult, GroupScore, Interval, Score, evaluate, summarise
 from .sources import voc_source

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, shown
 from .formats.record import as_float32
-from .paths import shown
 
 STEPS = 100
 THRESHOLDS = (np.arange(STEPS) / STEPS).astype(np.float32)

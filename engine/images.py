@@ -44,8 +44,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from .errors import InputError
-from .paths import os_reason, shown
+from .errors import InputError, shown
+from .paths import os_reason
 
 DEFAULT_MAX_PIXELS = 4_000_000
 

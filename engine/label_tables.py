@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError
-from .paths import shown
+from .errors import InputError, shown
 
 _ID_COLUMN = re.compile(r"(image|img|file)?[ _-]?(id|name|path|file|image|index)?s?", re.IGNORECASE)
 _LABEL_COLUMN = re.compile(r"(label|class|classes|category|categories|tag|target)s?[ _-]?\d*", re.IGNORECASE)

@@ -30,10 +30,10 @@ from xml.parsers import expat
 import numpy as np
 
 from . import voc
-from .errors import InputError
+from .errors import InputError, shown
 from .images import without_suffix
 from .label_tables import Cell, OneHot, parse_table, split_labels
-from .paths import check_folder, check_id, decode_utf8, is_file, is_folder, read_bytes, shown
+from .paths import check_folder, check_id, decode_utf8, is_file, is_folder, read_bytes
 from .safe_pickle import load_npy_dict
 
 _ANNOTATION_BYTES = 16 << 20

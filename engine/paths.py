@@ -6,12 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from .errors import InputError
-
-
-def shown(text: object) -> str:
-    """`text` for a message: control characters and undecodable bytes escaped, so that it stays one line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+from .errors import InputError, shown
 
 
 def os_reason(error: OSError) -> str:

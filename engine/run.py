@@ -21,10 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .api import Engine, Result
-from .errors import InputError, StoreError
+from .errors import InputError, StoreError, shown
 from .images import DEFAULT_MAX_PIXELS, read_image
 from .mapstore import MapRecord, MapStore
-from .paths import shown
 from .prefetch import prefetch
 from .recipe import Mode, Recipe
 from .scheduler import Scheduler

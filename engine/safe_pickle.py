@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InfercamError, StoreError
-from .paths import os_reason, shown
+from .errors import InfercamError, StoreError, shown
+from .paths import os_reason
 
 _KINDS = "biufSU"  # plain data only: no objects, records or voids inside the dictionary
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C

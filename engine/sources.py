@@ -18,9 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, overload
 
 from . import voc
-from .errors import InputError
+from .errors import InputError, shown
 from .images import SUFFIXES, without_suffix
-from .paths import check_folder, check_id, is_file, os_reason, read_text, shown
+from .paths import check_folder, check_id, is_file, os_reason, read_text
 
 _SUFFIX = "|".join(s[1:] for s in sorted(SUFFIXES))
 # Two columns only where the first ends like a picture, so that names with spaces need no quoting.

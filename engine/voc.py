@@ -9,8 +9,8 @@ import os
 import re
 from pathlib import Path
 
-from .errors import InputError
-from .paths import check_folder, is_file, is_folder, shown
+from .errors import InputError, shown
+from .paths import check_folder, is_file, is_folder
 
 CLASSES = [
     *["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"],

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from infercam.engine.errors import InputError
-from infercam.engine.paths import check_id, shown
+from infercam.engine.errors import InputError, shown
+from infercam.engine.paths import check_id
 from infercam.engine.sources import Item, Source, folder_source, list_source, voc_source
 
 SHARED = Path(__file__).parents[2].parent / "shared"
