@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.atomic import atomic_write
-from ..engine.backends.cpu import available_cores
+from ..engine.cores import available_cores
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("infercam", "numpy", "onnxruntime", "opencv-python-headless", "pillow", "torch")

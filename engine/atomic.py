@@ -29,11 +29,3 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def sweep_temporaries(folder: Path) -> int:
-    """Remove what killed writers left in `folder`; returns how many."""
-    left = list(folder.glob(f"{TEMP_PREFIX}*")) if folder.is_dir() else []
-    for file in left:
-        file.unlink(missing_ok=True)
-    return len(left)

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from . import voc
+from .cores import available_cores
 from .errors import InputError, StoreError, shown
 from .histogram import THRESHOLDS, ImageCounts, JointHistogram, count_image
 from .mapstore import MapStore
@@ -196,9 +197,7 @@ class _Task:
 def _workers(asked: int | None, images: int) -> int:
     if asked is not None:
         return max(asked, 1)
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return 1 if images < _INLINE else min(cores, 16)
+    return 1 if images < _INLINE else min(available_cores(), 16)
 
 
 def _run(task: _Task, chunks: list[list[tuple[str, Path]]], workers: int) -> Iterator[JointHistogram]:

@@ -7,7 +7,6 @@ two threads, and larger batches are slower, not faster (their activations leave 
 
 from __future__ import annotations
 
-import os
 import queue
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from .. import host_ops
 from ..bundle import Bundle
+from ..cores import available_cores
 from ..errors import BackendError, MissingExtra
 from ..geometry import view_size
 from ..scheduler import Limits, OutOfMemory
@@ -251,11 +251,6 @@ def _with_whole(image: ImageTask, united: Float, whole: Float | None) -> Float:
     united *= 1 - weight
     united += weight * whole
     return united
-
-
-def available_cores() -> int:
-    """Cores that this process may use (all of them where the system cannot say)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _translate(error: Exception) -> Exception:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...engine import voc
 from ...engine.bundle import Bundle, InputSpec, sha256_file
 from ...engine.errors import ExportError
 from ..checkpoints import State, fit, layers_of, read_checkpoint, split_off
@@ -24,11 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VOC_CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train"),
-    "tvmonitor",
-)
+VOC_CLASSES = tuple(voc.CLASSES)
 IMAGENET_INPUT = InputSpec(scale=1 / 255, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 MINUS_ONE_TO_ONE = InputSpec(scale=1 / 127.5, mean=(1.0, 1.0, 1.0), std=(1.0, 1.0, 1.0))
 
