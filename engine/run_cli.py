@@ -90,7 +90,7 @@ def run(
 
     changes = _changes(scales, mirror, threshold, stop_share, iterations, buffer, accumulate, change)
     chosen, checked_mode = _recipe(recipe, changes), _mode(mode)
-    source = _source(images, voc, split, list_file, root)
+    source = chosen_source(images, voc, split, list_file, root)
     source = source[:limit] if limit else source
     for note in source.notes:
         console.print(f"note: {note}", soft_wrap=True)
@@ -159,9 +159,10 @@ def _report(job: Run, out: Path, json_file: Path | None, caught: list[int]) -> N
 
 
 # -- options ---------------------------------------------------------------------------------------------------
-def _source(
+def chosen_source(
     images: Path | None, voc: Path | None, split: str | None, list_file: Path | None, root: Path | None
 ) -> Source:
+    """The one source that the options name; raises InputError for none or several."""
     from .sources import folder_source, list_source, voc_source
 
     if voc is not None and split is not None and images is None and list_file is None:

@@ -1,0 +1,57 @@
+"""The options that every command of the trainer takes to say which photos it reads, and what they become.
+
+def command(voc: VocOption = None, split: SplitOption = None, images: ImagesOption = None,
+            list_file: ListOption = None, root: RootOption = None, labels: LabelsOption = None): ...
+    photos = open_photos(voc=voc, split=split, images=images, list_file=list_file, root=root, labels=labels)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from .sources import Photos
+
+VocOption = Annotated[Path | None, typer.Option("--voc", help="VOC tree; with --split.")]
+SplitOption = Annotated[str | None, typer.Option("--split", help="Split of the VOC tree: train, val, …")]
+ImagesOption = Annotated[Path | None, typer.Option("--images", help="Folder of images.")]
+ListOption = Annotated[Path | None, typer.Option("--list", help="List of paths or ids, or psa's.")]
+RootOption = Annotated[Path | None, typer.Option("--root", help="Folder that --list is relative to.")]
+LabelsOption = Annotated[
+    str | None,
+    typer.Option("--labels", help="Image labels: .json, .csv, .npy (psa), folder of VOC XML, or `voc-xml`."),
+]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many images.")]
+
+
+def open_photos(
+    *,
+    voc: Path | None = None,
+    split: str | None = None,
+    images: Path | None = None,
+    list_file: Path | None = None,
+    root: Path | None = None,
+    labels: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> Photos:
+    """The photos that the options name, with labels where `labels` is given.
+
+    classes: the names that labels are indices of (default: VOC's 20).
+    Raises InputError for no source or two, for a source that cannot be used, and for a bad label file.
+    """
+    from ..engine import voc as voc_layout
+    from ..engine.labels import load_labels
+    from ..engine.run_cli import chosen_source
+    from .sources import Photos
+
+    source = chosen_source(images, voc, split, list_file, root)
+    if limit is not None:
+        source = source[:limit]
+    names = voc_layout.CLASSES if classes is None else list(classes)
+    found = None if labels is None else load_labels(labels, names, voc_root=voc or root)
+    return Photos(source, found)
