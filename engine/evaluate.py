@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from . import voc
 from .cores import available_cores
 from .errors import InputError, StoreError, shown
 from .histogram import THRESHOLDS, ImageCounts, JointHistogram, count_image
+from .label_png import read_mask
 from .mapstore import MapStore
-from .paths import os_reason
 from .resampling import Difference, add_intervals, compare
 from .scores import EvalResult, GroupScore, Interval, Score, evaluate, summarise
 from .sources import voc_source
@@ -88,32 +87,6 @@ def _folder(path: str | os.PathLike[str]) -> Path:
     if not folder.is_dir():
         raise InputError(f"{shown(folder)}: no such folder of masks")
     return folder
-
-
-def read_mask(file: Path) -> np.ndarray:
-    """A ground-truth PNG as (H, W) uint8 labels: palette indices or grey values, never colours.
-
-    Raises InputError for a file that is missing, damaged, or neither palette nor 8-bit grey.
-    """
-    try:
-        with file.open("rb") as f:
-            depth = f.read(25)[24:]
-            f.seek(0)
-            with Image.open(f, formats=["PNG"]) as image:
-                # Pillow stretches grey values of fewer bits to 0..255: they are indices no longer.
-                if image.mode != "P" and (image.mode != "L" or depth != b"\x08"):
-                    raise InputError(
-                        f"{shown(file)}: mode {image.mode} of {depth[0]} bits; ground truth is a palette or "
-                        "8-bit grey PNG of class indices, not colours"
-                    )
-                return np.asarray(image)
-    except InputError:
-        raise
-    except OSError as e:
-        reason = os_reason(e) if e.errno else "not a readable PNG"
-        raise InputError(f"{shown(file)}: {reason}") from None
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise InputError(f"{shown(file)}: not a readable PNG ({e})") from None
 
 
 def evaluate_store(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 from .errors import InputError, shown
@@ -80,3 +81,14 @@ def mask_path(root: Path, item_id: str) -> Path:
 
 def annotation_path(root: Path, item_id: str) -> Path:
     return root / ANNOTATIONS / f"{item_id}.xml"
+
+
+@cache
+def palette() -> bytes:
+    """The 768 bytes of PASCAL VOC's palette: entry i spreads the bits of i over red, green and blue."""
+    table = bytearray(3 * 256)
+    for i in range(256):
+        for digit in range(3):  # the octal digits of i, the lowest into the colours' highest bits
+            for channel in range(3):
+                table[3 * i + channel] |= ((i >> (3 * digit + channel)) & 1) << (7 - digit)
+    return bytes(table)

@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +20,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..atomic import atomic_write
+from ..label_png import write_label
 from .creatures import CLASS_NAMES, Creature, creature, decoy
 from .paint import COATS, Canvas, Colour, Floats, Points, Rng, coat, ellipse, jitter, limb, mix, noise, rotate
 
-__all__ = ["CLASS_NAMES", "SIZE", "Scene", "scene", "scene_id", "voc_palette", "write_voc_tree"]
+__all__ = ["CLASS_NAMES", "SIZE", "Scene", "scene", "scene_id", "write_voc_tree"]
 
 SIZE = (192, 240)
 """Height and width of a scene, in pixels, unless asked otherwise."""
@@ -262,17 +262,6 @@ def scene_id(index: int) -> str:
     return f"scene_{index:05d}"
 
 
-@cache
-def voc_palette() -> bytes:
-    """The 768 bytes of PASCAL VOC's palette: entry i spreads the bits of i over red, green and blue."""
-    table = np.zeros((256, 3), np.uint8)
-    for i in range(256):
-        for digit in range(3):  # the octal digits of i, the lowest into the colours' highest bits
-            for channel in range(3):
-                table[i, channel] |= ((i >> (3 * digit + channel)) & 1) << (7 - digit)
-    return table.tobytes()
-
-
 def write_voc_tree(
     root: str | Path,
     n: int,
@@ -296,10 +285,7 @@ def write_voc_tree(
         labels[ids[-1]] = [CLASS_NAMES[c] for c in drawn.classes]
         with atomic_write(root / "JPEGImages" / f"{ids[-1]}.jpg") as f:
             Image.fromarray(drawn.image).save(f, "JPEG", quality=95)
-        truth = Image.fromarray(drawn.mask, "P")
-        truth.putpalette(voc_palette())
-        with atomic_write(root / "SegmentationClass" / f"{ids[-1]}.png") as f:
-            truth.save(f, "PNG")
+        write_label(root / "SegmentationClass" / f"{ids[-1]}.png", drawn.mask)
         progress(i + 1)
     for split, members in (("train", ids[:train]), ("val", ids[train:])):
         with atomic_write(root / "ImageSets" / "Segmentation" / f"{split}.txt", "w") as f:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from infercam.engine import voc
 from infercam.engine.api import Engine
 from infercam.engine.bundle import Bundle
 from infercam.engine.cli import app
@@ -21,7 +22,7 @@ from infercam.engine.demo.creatures import PLANS, creature, decoy
 from infercam.engine.demo.gallery import chosen, pseudo_label, write_gallery
 from infercam.engine.demo.picture import write_picture
 from infercam.engine.demo.report import conclusion, table, write_results
-from infercam.engine.demo.scenes import CLASS_NAMES, MIN_VISIBLE, Scene, scene, voc_palette, write_voc_tree
+from infercam.engine.demo.scenes import CLASS_NAMES, MIN_VISIBLE, Scene, scene, write_voc_tree
 from infercam.engine.errors import InputError, StoreError
 from infercam.engine.geometry import Box
 from infercam.engine.recipe import MODES, recipe
@@ -110,7 +111,7 @@ def test_a_mark_that_is_hidden_makes_another_attempt(monkeypatch: pytest.MonkeyP
 
 
 def test_voc_palette_is_the_published_one() -> None:
-    table = np.frombuffer(voc_palette(), np.uint8).reshape(256, 3)
+    table = np.frombuffer(voc.palette(), np.uint8).reshape(256, 3)
     published = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 15: (192, 128, 128)}
     published |= {20: (0, 64, 128), 255: (224, 224, 192)}
     assert {i: tuple(table[i].tolist()) for i in published} == published
