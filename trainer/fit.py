@@ -167,7 +167,6 @@ class _Fit:
             )
         self.optimiser.load_state_dict(raw["optimiser"])
         self.at = _Position(**position)
-        torch.set_rng_state(raw["rng"])
 
     def _loader(self) -> DataLoader:
         workers = self.config.workers
@@ -216,6 +215,10 @@ class _Fit:
         step = self.at.epoch * self.sampler.steps + self.at.step
         apply_rate(
             self.optimiser.param_groups, config.rate * poly(step, self.total, config.power, config.warmup)
+        )
+        # Dropout as a function of the step, so that a resumed run draws what an undisturbed one would.
+        torch.manual_seed(
+            (config.seed * self.total + step) * self.fabric.world_size + self.fabric.global_rank
         )
         with self.fabric.autocast():
             losses = self.stage.loss(batch)
@@ -278,7 +281,6 @@ class _Fit:
                 self.stage.facts(),
                 optimiser=self.optimiser.state_dict(),
                 position=json.dumps(position),
-                rng=torch.get_rng_state(),
             )
             with atomic_write(self.out / HISTORY, "w") as f:
                 f.writelines(json.dumps(row) + "\n" for row in at.history)
