@@ -1,4 +1,5 @@
 """ResNet-50 as irn uses it: strides (2, 2, 2, 1), so output stride 16, and a 1×1 convolution without bias.
+Its `Backbone` is also ResNet-101, with torchvision's or Caffe's habits, for segmentation networks.
 
 irn registers every layer several times (`resnet50.conv1`, `stage1.0`, `backbone.0.0`), so a checkpoint may
 hold one to three copies of each tensor; plain torchvision names with an `fc` layer are taken as well.
@@ -7,6 +8,7 @@ hold one to three copies of each tensor; plain torchvision names with an `fc` la
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,20 +18,28 @@ from ...engine.errors import ExportError
 
 OUTPUT_STRIDES = (8, 16, 32)
 BLOCKS = (3, 4, 6, 3)
+BLOCKS_101 = (3, 4, 23, 3)
 EXPANSION = 4
+Layout = Literal["irn", "torchvision", "caffe"]
+"""What differs between trainings of the same shapes. At a layer that lost its stride, the first block is not
+dilated further (irn, torchvision) or as much as the rest (caffe); irn does not dilate layer4 at output stride
+16; caffe strides in a block's first 1×1 convolution instead of its 3×3, and pools with rounding up."""
 # Members of irn's stage1 sequential by position: conv1, bn1, relu, maxpool, layer1.
 STAGE1 = {"0": "conv1", "1": "bn1", "4": "layer1"}
 
 
 class Bottleneck(nn.Module):
-    """torchvision's bottleneck: 1×1, 3×3 (which carries stride and dilation), 1×1 to four times the width."""
+    """1×1, 3×3 (which carries the dilation and, but for Caffe, the stride), 1×1 to four times the width."""
 
-    def __init__(self, cin: int, width: int, *, stride: int, dilation: int, project: bool) -> None:
+    def __init__(
+        self, cin: int, width: int, *, stride: int, dilation: int, project: bool, caffe: bool = False
+    ) -> None:
         super().__init__()
         cout = width * EXPANSION
-        self.conv1 = nn.Conv2d(cin, width, 1, bias=False)
+        first, second = (stride, 1) if caffe else (1, stride)
+        self.conv1 = nn.Conv2d(cin, width, 1, first, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, dilation, dilation, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, second, dilation, dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, cout, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(cout)
@@ -47,31 +57,58 @@ class Bottleneck(nn.Module):
 class Backbone(nn.Module):
     """The convolutional part under torchvision's names."""
 
-    def __init__(self, *, output_stride: int, width: int) -> None:
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def __init__(
+        self,
+        *,
+        output_stride: int,
+        width: int,
+        blocks: tuple[int, int, int, int] = BLOCKS,
+        layout: Layout = "irn",
+    ) -> None:
         super().__init__()
+        self.caffe = layout == "caffe"
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        # Stride of layer3 and layer4; what a stride loses, the convolutions after it gain as dilation, but
-        # for layer4 at stride 16: irn trained it with stride 1 and no dilation.
-        stride3, dilation3 = (1, 2) if output_stride == 8 else (2, 1)
-        stride4, dilation4 = (2 if output_stride == 32 else 1), dilation3
-        self.layer1 = self._layer(width, width, BLOCKS[0], 1, (1, 1))
-        self.layer2 = self._layer(width * 4, width * 2, BLOCKS[1], 2, (1, 1))
-        self.layer3 = self._layer(width * 8, width * 4, BLOCKS[2], stride3, (1, dilation3))
-        self.layer4 = self._layer(width * 16, width * 8, BLOCKS[3], stride4, (dilation3, dilation4))
+        plan = _plan(output_stride, layout)
+        for i, (count, (stride, dilation)) in enumerate(zip(blocks, plan, strict=True)):
+            cin = width if i == 0 else (width << (i - 1)) * EXPANSION
+            self.add_module(f"layer{i + 1}", self._layer(cin, width << i, count, stride, dilation))
 
-    @staticmethod
-    def _layer(cin: int, width: int, blocks: int, stride: int, dilation: tuple[int, int]) -> nn.Sequential:
+    def _layer(
+        self, cin: int, width: int, blocks: int, stride: int, dilation: tuple[int, int]
+    ) -> nn.Sequential:
         first, rest = dilation
-        layers = [Bottleneck(cin, width, stride=stride, dilation=first, project=True)]
-        for _ in range(1, blocks):
-            layers.append(Bottleneck(width * EXPANSION, width, stride=1, dilation=rest, project=False))
+        layers = [
+            Bottleneck(cin, width, stride=stride, dilation=first, project=True, caffe=self.caffe),
+            *(
+                Bottleneck(width * EXPANSION, width, stride=1, dilation=rest, project=False)
+                for _ in range(1, blocks)
+            ),
+        ]
         return nn.Sequential(*layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1, ceil_mode=self.caffe)
         out: torch.Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return out
+
+
+def _plan(output_stride: int, layout: Layout) -> list[tuple[int, tuple[int, int]]]:
+    """(stride, (dilation of the first block, of the others)) of each layer."""
+    out = [(1, (1, 1)), (2, (1, 1))]
+    dilation = 1
+    for layer in (3, 4):
+        before = dilation
+        stride = 2 if output_stride >= 2 ** (layer + 1) else 1
+        if stride == 1 and not (layout == "irn" and layer == 4):
+            dilation *= 2
+        out.append((stride, (dilation if layout == "caffe" else before, dilation)))
+    return out
 
 
 class ResNet50(nn.Module):
