@@ -3,7 +3,7 @@
     BUNDLE/
       manifest.json     what this module describes; validated and hash-checked when read
       response.onnx     the fp32 response graph: image -> scores (N,C), response (N,C,h,w)
-      response.*.onnx   optional: other precisions (fp16, int8), listed in `graphs`
+      response.*.onnx   optional: other precisions (fp16, int8, …), in `graphs` and `precisions`
       plans/*.plan      optional: TensorRT plans, listed in `plans`
 
 `response` is taken before ReLU and without the bias of the linear layer (which is recorded in the
@@ -69,6 +69,24 @@ class Verification(_Strict):
     max_source_error: float = Field(description="the response graph's scores against the source's")
 
 
+class PrecisionReport(_Strict):
+    """What the export found when it made a graph of another precision: how far its maps are from fp32's."""
+
+    created: str = Field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
+    input_type: Literal["float32", "float16"] = "float32"
+    rest: str = Field(description="precision of the layers that are not quantised, the response layer apart")
+    quantised: int = Field(default=0, description="layers in 8 bits")
+    kept: list[str] = Field(default=[], description="nodes left in fp32 (or not quantised), each with why")
+    settings: dict[str, Any] = Field(default={}, description="calibration: images, rules")
+    checked: str = Field(description="on what, and whether the type was emulated")
+    response_error: float = Field(description="largest difference relative to the largest response, mean")
+    map_iou: float = Field(description="of the maps above 0.3, mean over images and classes")
+    worst_map_iou: float
+    max_error: float = Field(description="tolerance of response_error")
+    min_iou: float = Field(description="tolerance of map_iou")
+    notes: list[str] = []
+
+
 class Manifest(_Strict):
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -81,6 +99,7 @@ class Manifest(_Strict):
     response: str = "response"
     bias: list[float] = Field(description="the linear layer's bias, one per class; zeros if it has none")
     graphs: dict[str, str] = Field(description="precision -> file, always with 'fp32'")
+    precisions: dict[str, PrecisionReport] = Field(default={}, description="of the graphs but fp32")
     plans: list[dict[str, Any]] = []
     files: dict[str, FileEntry] = Field(description="every file of the bundle but the manifest")
     source: dict[str, Any] = Field(default_factory=dict, description="where the classifier came from")
