@@ -20,7 +20,7 @@ class Libcuda:
         def call(*args):
             if name in self.fails:
                 return self.fails[name]
-            return getattr(self, f"_{name}", lambda *_: 0)(*args)
+            return vars(type(self)).get(f"_{name}", lambda *_: 0)(self, *args)
 
         return call
 

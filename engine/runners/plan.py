@@ -1,0 +1,350 @@
+"""TensorRT plans on disk: what one was made of, whether it fits here, and where it lies.
+
+    BUNDLE/plans/KEY/          or CACHE/KEY/ (`--cache`)
+      plan.engine              what TensorRT wrote
+      plan.json                PlanRecord: validated and hash-checked before the plan is touched
+      report.json              how it compares with ONNX Runtime (export/fidelity.py)
+    BUNDLE/plans/rejected/KEY/ a plan that missed the tolerance: never loaded
+
+A plan is code for one TensorRT version and one GPU, made from one graph: where any of these differs, or the file
+is not the one that was recorded, it is not loaded. Several plans stand side by side.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..bundle import Bundle, FileEntry, sha256_file
+from ..errors import BackendError
+from .protocol import InputType
+
+PLANS = "plans"
+REJECTED = "rejected"
+PLAN_FILE = "plan.engine"
+RECORD_FILE = "plan.json"
+REPORT_FILE = "report.json"
+SCHEMA_VERSION = 1
+
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Key = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Side = Annotated[int, Field(gt=0)]
+Shape = tuple[Side, Side, Side]
+"""Views in the batch, network height, network width."""
+
+
+class PlanError(BackendError):
+    """No plan that fits, or one that cannot be trusted; the text says why and what to do."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Profile(_Strict):
+    """Shapes that a plan takes: any between `smallest` and `largest`, fastest at `best`."""
+
+    smallest: Shape
+    best: Shape
+    largest: Shape
+
+    @model_validator(mode="after")
+    def _check(self) -> Profile:
+        for low, best, high in zip(self.smallest, self.best, self.largest, strict=True):
+            if not low <= best <= high:
+                raise ValueError(f"{self.smallest} <= {self.best} <= {self.largest} does not hold")
+        return self
+
+    def takes(self, shape: Shape) -> bool:
+        bounds = zip(self.smallest, shape, self.largest, strict=True)
+        return all(low <= side <= high for low, side, high in bounds)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.smallest[0]}-{self.largest[0]} views of {_size(self.smallest)} to {_size(self.largest)}"
+        )
+
+
+def _size(shape: Shape) -> str:
+    return f"{shape[1]}x{shape[2]}"
+
+
+class Options(_Strict):
+    """How a plan is built, beside its precision and profiles."""
+
+    version_compatible: bool = False
+    """Runs on later TensorRT versions of the same major one, with the lean runtime."""
+    hardware_compatible: bool = False
+    """Runs on every GPU of compute capability 8.0 or later."""
+    stripped: bool = False
+    """Holds no weights; they come from the bundle's graph when the plan is loaded."""
+    refittable: bool = False
+    """Other weights of the same graph can be put in (a classifier trained again) without building anew."""
+    workspace_mb: int | None = Field(default=None, gt=0)
+    """Most scratch memory of one layer; None: all there is."""
+
+    @property
+    def portable(self) -> bool:
+        """Made for more than this machine, so slower on it."""
+        return self.version_compatible or self.hardware_compatible
+
+    @model_validator(mode="after")
+    def _check(self) -> Options:
+        if self.stripped and self.version_compatible:
+            raise ValueError(
+                "a stripped plan needs the full TensorRT to get its weights, a version-compatible one "
+                "runs on the lean runtime: take one of the two"
+            )
+        return self
+
+
+class Environment(NamedTuple):
+    """What a plan must fit: the GPU, and the version of each TensorRT package (None: not installed)."""
+
+    gpu: str
+    compute_capability: tuple[int, int]
+    tensorrt: str | None
+    lean: str | None = None
+    """Of `tensorrt_lean`, the small runtime that runs version-compatible plans."""
+
+
+class PlanRecord(_Strict):
+    """plan.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    created: str = Field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"))
+    precision: Precision
+    input_type: InputType
+    bundle: str = Field(description="name of the bundle it was made from")
+    bundle_hash: Hash
+    graph: str = Field(description="file name of the graph in the bundle")
+    onnx_sha256: Hash
+    structure: Hash | None = Field(default=None, description="hash of the graph without its weights")
+    profiles: list[Profile] = Field(min_length=1)
+    options: Options = Field(default_factory=Options)
+    tensorrt: str
+    gpu: str
+    compute_capability: tuple[int, int]
+    plan: FileEntry
+
+    @property
+    def key(self) -> str:
+        return plan_key(
+            self.onnx_sha256,
+            self.precision,
+            self.profiles,
+            self.options,
+            Environment(self.gpu, self.compute_capability, self.tensorrt),
+        )
+
+
+def plan_key(
+    onnx_sha256: str, precision: str, profiles: list[Profile], options: Options, environment: Environment
+) -> str:
+    """Identity of a build: 32 hexadecimal digits; anything that could change the plan changes it."""
+    made_of = {
+        "schema": SCHEMA_VERSION,
+        "onnx": onnx_sha256,
+        "precision": precision,
+        "profiles": [p.model_dump() for p in profiles],
+        "options": options.model_dump(),
+        "tensorrt": environment.tensorrt,
+        "gpu": environment.gpu,
+        "compute_capability": environment.compute_capability,
+    }
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan's folder and its record, which has been validated; the plan itself is checked by `read`."""
+
+    folder: Path
+    record: PlanRecord
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan:
+        """Read and validate plan.json; raises PlanError naming the file."""
+        return cls(folder, _read_record(folder / RECORD_FILE))
+
+    def read(self) -> bytes:
+        """The serialised plan, after its size and SHA-256 have been compared with the record's."""
+        file = self.folder / PLAN_FILE
+        entry = self.record.plan
+        try:
+            data = file.read_bytes()
+        except OSError as e:
+            raise PlanError(f"{file}: cannot be read: {e.strerror}; build it again") from None
+        if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise PlanError(f"{file}: damaged (SHA-256 differs from {RECORD_FILE}); build it again")
+        return data
+
+    def intact(self) -> bool:
+        """Whether the plan's file is the one that was recorded; reads it once."""
+        file = self.folder / PLAN_FILE
+        entry = self.record.plan
+        try:
+            return file.stat().st_size == entry.size and sha256_file(file) == entry.sha256
+        except OSError:
+            return False
+
+
+def _read_record(file: Path) -> PlanRecord:
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise PlanError(f"{file}: made by a newer infercam; build the plan again")
+        return PlanRecord.model_validate(raw)
+    except OSError as e:
+        raise PlanError(f"{file}: cannot be read: {e.strerror}") from None
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "record"
+        raise PlanError(f"{file}: {where}: {first['msg']}; build the plan again") from None
+    except (ValueError, RecursionError) as e:
+        raise PlanError(f"{file}: not a plan's record ({e}); build the plan again") from None
+
+
+def misfit(record: PlanRecord, bundle: Bundle, environment: Environment) -> str | None:
+    """Why a plan must not be used for this bundle here, in a few words; None if it may."""
+    m = bundle.manifest
+    graph = m.graphs.get(graph_of(record.precision))
+    if graph is None or m.files[graph].sha256 != record.onnx_sha256:
+        return f"made from another {graph_of(record.precision)} graph (of bundle {record.bundle!r})"
+    if record.bundle_hash != bundle.hash:
+        return f"made for another bundle ({record.bundle!r}): its classes or its preprocessing differ"
+    return runtime_misfit(record, environment) or gpu_misfit(record, environment)
+
+
+def runtime_misfit(record: PlanRecord, environment: Environment) -> str | None:
+    """Why no installed TensorRT can run the plan; None if one can."""
+    if not record.options.version_compatible:
+        if environment.tensorrt is None:
+            return "needs TensorRT, which is not installed: pip install 'infercam[gpu]'"
+        same = record.tensorrt == environment.tensorrt
+        return None if same else f"made by TensorRT {record.tensorrt}, here is {environment.tensorrt}"
+    if environment.lean is None:
+        return "needs TensorRT's lean runtime, which is not installed: pip install tensorrt-lean"
+    made, here = _version(record.tensorrt), _version(environment.lean)
+    if made[0] != here[0] or made > here:
+        return f"runs on TensorRT {record.tensorrt} to the last {made[0]}.x, the lean runtime is {environment.lean}"
+    return None
+
+
+def gpu_misfit(record: PlanRecord, environment: Environment) -> str | None:
+    """Why this GPU cannot run the plan; None if it can."""
+    here = f"{environment.gpu} (compute {_dotted(environment.compute_capability)})"
+    if record.options.hardware_compatible:
+        return (
+            None
+            if environment.compute_capability >= (8, 0)
+            else f"made for compute 8.0 or later, here is {here}"
+        )
+    if (record.gpu, record.compute_capability) != (environment.gpu, environment.compute_capability):
+        return f"made for {record.gpu} (compute {_dotted(record.compute_capability)}), here is {here}"
+    return None
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
+
+
+def _version(text: str) -> tuple[int, int]:
+    """Major and minor; zeros for what is no number, so that an odd version fits nothing."""
+    parts = [int(p) if p.isdigit() else 0 for p in text.split(".")]
+    return (parts[0], parts[1]) if len(parts) > 1 else (parts[0], 0)
+
+
+def graph_of(precision: str) -> str:
+    """Which of the bundle's graphs a precision is made from: TF32 is a way to compute the fp32 graph."""
+    return "fp32" if precision == "tf32" else precision
+
+
+def plans_folder(bundle: Bundle, cache: str | os.PathLike[str] | None = None) -> Path:
+    return bundle.path / PLANS if cache is None else Path(cache)
+
+
+class Found(NamedTuple):
+    """A plan's folder as `list_plans` sees it: the plan, and why it cannot be used (None: it can)."""
+
+    folder: Path
+    plan: Plan | None
+    problem: str | None
+
+
+def list_plans(
+    bundle: Bundle, environment: Environment, cache: str | os.PathLike[str] | None = None
+) -> list[Found]:
+    """Every plan beside the bundle (or in `cache`), newest first, those that cannot be read last."""
+    found = [_examine(folder, bundle, environment) for folder in _folders(plans_folder(bundle, cache))]
+    return sorted(
+        found, key=lambda f: (f.plan is not None, f.plan.record.created if f.plan else ""), reverse=True
+    )
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """Folders of plans; unfinished ones have hidden names."""
+    try:
+        names = sorted(p for p in root.iterdir() if not p.name.startswith(".") and p.name != REJECTED)
+    except OSError:
+        return
+    yield from (p for p in names if p.is_dir())
+
+
+def _examine(folder: Path, bundle: Bundle, environment: Environment) -> Found:
+    try:
+        plan = Plan.load(folder)
+    except PlanError as e:
+        return Found(folder, None, str(e))
+    return Found(folder, plan, misfit(plan.record, bundle, environment))
+
+
+def find_plan(
+    bundle: Bundle,
+    precision: str | None,
+    environment: Environment,
+    cache: str | os.PathLike[str] | None = None,
+) -> Plan:
+    """The newest plan of that precision (None: of any) that fits; one made for this very GPU goes first.
+
+    Raises PlanError saying why none does: there is none, or what is wrong with those there are.
+    """
+    root = plans_folder(bundle, cache)
+    build = f"infercam build {bundle.path}" + (f" --precision {precision}" if precision else "")
+    every = list_plans(bundle, environment, cache)
+    if not every:
+        raise PlanError(f"{root}: no TensorRT plan; make one with: {build}")
+    wanted = [f for f in every if f.plan is None or precision in (None, f.plan.record.precision)]
+    fitting = [f.plan for f in wanted if f.plan is not None and f.problem is None]
+    if fitting:
+        return min(fitting, key=lambda p: p.record.options.portable)  # the newest of those
+    if not wanted:
+        have = ", ".join(sorted({f.plan.record.precision for f in every if f.plan is not None}))
+        raise PlanError(f"{root}: no {precision} plan (there are: {have}); make one with: {build}")
+    first, more = wanted[0], len(wanted) - 1
+    others = f" (and {more} more that do not fit)" if more else ""
+    raise PlanError(f"{first.folder}: {first.problem}{others}; make one with: {build}")
+
+
+def describe_plan(plan: Plan) -> dict[str, Any]:
+    """What results record of a plan."""
+    r = plan.record
+    return {
+        "plan": r.key,
+        "precision": r.precision,
+        "tensorrt": r.tensorrt,
+        "gpu": r.gpu,
+        "compute_capability": _dotted(r.compute_capability),
+        "options": r.options.model_dump(),
+        "profiles": [str(p) for p in r.profiles],
+    }
