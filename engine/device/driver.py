@@ -7,6 +7,7 @@ All work goes to one stream, in order. Errors: DeviceOutOfMemory where memory is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -27,6 +28,11 @@ class DeviceError(BackendError):
 
 class DeviceOutOfMemory(DeviceError):
     """No memory of that size is left on the device, or within the budget."""
+
+
+class DeviceLost(DeviceError):
+    """The device's context is broken (a fault in a kernel, the GPU fell off the bus): nothing more can run in this
+    process."""
 
 
 class DeviceInfo(NamedTuple):
@@ -52,13 +58,17 @@ class Event(Protocol):
 
 
 class Driver(Protocol):
-    """One device, its primary context current in the calling thread, and one stream."""
+    """One device, its primary context, and one stream. Every call is made within `with driver.current():`."""
 
     name: str
 
     @property
     def stream(self) -> int:
         """The stream's native handle (a CUstream as integer)."""
+        ...
+
+    def current(self) -> AbstractContextManager[None]:
+        """The primary context is current in the calling thread within; may be nested."""
         ...
 
     def info(self) -> DeviceInfo: ...
