@@ -1,0 +1,53 @@
+"""The small classifier of `infercam demo`: seven convolutions, trained from nothing in minutes."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+# out channels, stride, dilation
+LAYERS = ((16, 2, 1), (32, 2, 1), (32, 1, 1), (48, 2, 1), (48, 1, 1), (64, 1, 1), (96, 1, 2))
+
+
+class SmallNet(nn.Module):
+    """Seven 3×3 convolutions with BatchNorm, output stride 8, then global average pooling and a linear layer.
+
+    Input N×3×H×W float32, ImageNet-normalised; output N×C scores.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        width = 3
+        for out, stride, dilation in LAYERS:
+            conv = nn.Conv2d(width, out, 3, stride, padding=dilation, dilation=dilation, bias=False)
+            blocks += [conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+            width = out
+        self.features = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(width, classes, bias=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        scores: Tensor = self.classifier(self.features(image).mean((2, 3)))
+        return scores
+
+    def forward_cam(self, image: Tensor) -> Tensor:
+        """Class activation maps after ReLU: N×C×h×w (method.md §1)."""
+        return F.relu(F.conv2d(self.features(image), self.classifier.weight[:, :, None, None]))
+
+
+def folded(net: SmallNet) -> SmallNet:
+    """A copy in evaluation mode with every BatchNorm folded into its convolution: the same scores, fewer nodes
+    in the exported graph."""
+    copied = copy.deepcopy(net).eval()
+    layers: list[nn.Module] = []
+    for layer in copied.features:
+        if isinstance(layer, nn.BatchNorm2d):
+            layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
+        else:
+            layers.append(layer)
+    copied.features = nn.Sequential(*layers)
+    return copied.to(memory_format=torch.contiguous_format)
