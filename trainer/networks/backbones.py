@@ -30,6 +30,7 @@ from infercam.export.checkpoints import fit, read_checkpoint, split_off
 from torch import Tensor, nn
 
 from ..checkpoint import is_checkpoint
+from .small import LAYERS, SmallNet
 
 LEVELS = ("c2", "c3", "c4", "c5")
 WIDTH = 64
@@ -249,7 +250,8 @@ def load_backbone(
 
 
 def _read(file: Path, cls: type[Backbone]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Name -> tensor, and options of the backbone, of a published file or of a stage's checkpoint."""
+    """Name -> tensor as the file has them, and options of the backbone, of a published file or of a stage's
+    checkpoint; raises as `load_backbone`."""
     if file.suffix == ".safetensors" or not is_checkpoint(file):
         state = read_checkpoint(file)
         return state, cls.options_of(state)
