@@ -7,14 +7,16 @@ Twins: host_ops.py and reference.py; with the same responses they agree to float
 What lies on the device (all pointers 256-byte aligned, as the pool gives them):
   image       H×W×3 uint8, RGB, rows dense
   picture     a tile resized to one network size: `picture_nbytes`; kept over mirror and iterations
-  erased      h×w uint8 at tile size, 1 = erased
+  erased      h×w uint8 at tile size, 1 = erased: `mask_nbytes`
   accumulated K planes of float32 at tile size: `maps_nbytes`
   low         K×h'×w' float32, dense: one scale's ReLU'd response, plus that of its mirrored view, un-mirrored
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -22,9 +24,11 @@ from numpy.typing import NDArray
 
 from ..bundle import InputSpec
 from ..geometry import Box
+from ..reference import quantile_index
 from ..runners.protocol import InputType, OutputShape
 from ..task import Advanced
-from .driver import Bytes, Driver, Pointer
+from .driver import Argument, Bytes, Driver, Pointer
+from .layouts import JOINS, MODES, PLANES_AT, STRUCTS, THREADS, Packet, mask_steps, normalisation
 
 Size = tuple[int, int]
 """Height and width."""
@@ -114,7 +118,7 @@ class Accumulate(NamedTuple):
     accumulated: Pointer = 0
     """`maps_nbytes(classes, tile)`, read and written; 0 for a probe or a pass that only finds the centres."""
     erased: Pointer = 0
-    """`tile` uint8, read and written; 0 with `accumulated`."""
+    """`mask_nbytes(tile)`, read and written; 0 with `accumulated`."""
     first: bool = True
     """First iteration: `accumulated` and `erased` are only written."""
     mode: Literal["max", "sum", "mean"] = "max"
@@ -155,53 +159,304 @@ class Unite(NamedTuple):
 
 
 def picture_nbytes(size: Size) -> int:
-    """Bytes of a picture: the sums of its channels, then 3×h×w uint8 in the network's channel order."""
-    raise NotImplementedError
+    """Bytes of a picture: sums and mean of its channels, then 3×h×w uint8 in the network's channel order."""
+    return PLANES_AT + 3 * size[0] * size[1]
+
+
+def mask_nbytes(tile: Size) -> int:
+    """Bytes of `erased`: one per pixel, rounded up to 4."""
+    return _stride(tile)
 
 
 def maps_nbytes(classes: int, tile: Size) -> int:
-    """Bytes of `classes` planes at tile size; each plane begins at a multiple of 16 bytes."""
-    raise NotImplementedError
+    """Bytes of `classes` float32 planes at tile size, of `maps_stride` values each."""
+    return 4 * classes * _stride(tile)
+
+
+def maps_stride(tile: Size) -> int:
+    """Values from one plane of `accumulated` to the next: the pixels, rounded up to 4, so that each plane begins
+    at a multiple of 16 bytes."""
+    return _stride(tile)
 
 
 def results_nbytes(items: Sequence[Accumulate]) -> int:
     """Bytes that `Ops.accumulate` writes at `results`."""
-    raise NotImplementedError
+    return 4 * sum(1 + 3 * item.classes for item in items)
 
 
 def read_results(items: Sequence[Accumulate], data: Bytes) -> list[Advanced]:
     """What `Ops.accumulate` wrote, once copied to the host: newly erased pixels, peaks, centres of each item."""
-    raise NotImplementedError
+    words = data[: results_nbytes(items)].view(np.int32)
+    out, at = [], 0
+    for item in items:
+        k = item.classes
+        peak = words[at + 1 : at + 1 + k].view(np.float32).copy()
+        places = words[at + 1 + k : at + 1 + 3 * k].reshape(k, 2).tolist() if item.locate else []
+        out.append(Advanced(int(words[at]), peak, [(y, x) for y, x in places]))
+        at += 1 + 3 * k
+    return out
 
 
 class Ops:
-    """Launches the kernels. `workspace` gives what a call needs for itself (freed before it returns, in stream
-    order). Any call may raise DeviceOutOfMemory; then it has launched nothing, but may have written scratch."""
+    """Launches the kernels. `workspace` gives what a call needs for itself; it is freed before the call returns,
+    in stream order. Any call may raise DeviceOutOfMemory: then it has launched and written nothing."""
 
     def __init__(self, driver: Driver, spec: InputSpec, workspace: Workspace, uploads: Uploads) -> None:
-        raise NotImplementedError
+        self._driver = driver
+        self._workspace = workspace
+        self._uploads = uploads
+        self._reversed = np.int32(spec.colour == "BGR")
+        table = normalisation(spec)
+        self._normalisation = workspace.allocate(table.nbytes)
+        uploads.send(self._normalisation, table)
+
+    def close(self) -> None:
+        """Free what is held between calls (the normalisation table)."""
+        self._workspace.free(self._normalisation)
 
     def resize(self, items: Sequence[Resize]) -> None:
         """Pictures as Pillow makes them (bicubic, antialiased when shrinking), bit for bit."""
-        raise NotImplementedError
+        if not items:
+            return
+        spans = [_Spans() for _ in range(2)]
+        tables, rows = spans
+        places = [
+            (
+                tables.take(_axis_nbytes(i.box.width, i.size[1])),
+                tables.take(_axis_nbytes(i.box.height, i.size[0])),
+                rows.take(3 * i.box.height * i.size[1]),
+            )
+            for i in items
+        ]
+        axes, jobs = Packet("Axis", 2 * len(items)), Packet("ResizeItem", len(items))
+        with self._scratch(tables.nbytes, rows.nbytes, axes.nbytes, jobs.nbytes) as (
+            table,
+            row,
+            axis_at,
+            job_at,
+        ):
+            for item, (across, down, mine) in zip(items, places, strict=True):
+                box, (height, width) = item.box, item.size
+                axes.struct(table + across, box.width, width, _taps(box.width, width), 0)
+                axes.struct(table + down, box.height, height, _taps(box.height, height), 0)
+                first = item.image + 3 * (box.y0 * item.image_width + box.x0)
+                jobs.struct(
+                    first, row + mine, item.picture, table + across, table + down,
+                    item.image_width, box.height, height, width, 0,
+                )  # fmt: skip
+            self._uploads.send(axis_at, axes.bytes())
+            self._uploads.send(job_at, jobs.bytes())
+            n = len(items)
+            longest = max(max(i.size) for i in items)
+            self._launch("resample_weights", (_blocks(longest), 2 * n, 1), axis_at)
+            widest = max(i.box.height * i.size[1] for i in items)
+            self._launch("resize_rows", (_blocks(widest), n, 1), job_at, self._reversed)
+            largest = max(i.size[0] * i.size[1] for i in items)
+            self._launch("resize_columns", (_blocks(largest, COLUMN_ROUNDS), n, 3), job_at)
+            self._launch("mean_colours", (_blocks(n), 1, 1), job_at, np.int32(n), self._normalisation)
 
     def erase(self, slots: Sequence[Slot], size: Size, out: Pointer, input_type: InputType) -> None:
         """Write the network's input, len(slots)×3×h×w: normalised, mirrored, erased pixels filled with the
         picture's mean (method.md §3 step 1)."""
-        raise NotImplementedError
+        if not slots:
+            return
+        packet = Packet("EraseSlot", len(slots))
+        chains: dict[tuple[Size, ...], tuple[int, int]] = {}
+        for slot in slots:
+            at = steps = 0
+            if slot.erased:
+                key = (slot.tile, *slot.chain, size)
+                if key not in chains:
+                    chains[key] = packet.array(mask_steps(key)), len(key) - 1
+                at, steps = chains[key]
+            flipped = slot.mirrored and slot.mask_mirrored
+            packet.struct(slot.picture, slot.erased, slot.tile[1], slot.mirrored, flipped, at, steps, 0)
+        kernel, per_thread = {"float32": ("erase_float", 4), "float16": ("erase_half", 8)}[input_type]
+        grid = (_blocks(len(slots) * 3 * math.prod(size), per_thread * ERASE_ROUNDS), 1, 1)
+        with self._upload(packet) as at:
+            dims = (np.int32(len(slots)), np.int32(size[0]), np.int32(size[1]))
+            self._launch(kernel, grid, at, self._normalisation, out, *dims)
 
     def gather(self, items: Sequence[Gather], response: Pointer, shape: OutputShape) -> None:
         """From the response N×C×h'×w' of a batch to the tiles' `low` maps."""
-        raise NotImplementedError
+        if not items:
+            return
+        packet = Packet("GatherItem", len(items))
+        for i in items:
+            at = packet.array(np.asarray(i.classes, np.int32))
+            packet.struct(i.low, at, len(i.classes), i.plain, i.mirrored, i.add, 0)
+        most = max(len(i.classes) for i in items) * shape.height * shape.width
+        with self._upload(packet) as at:
+            dims = (np.int32(shape.classes), np.int32(shape.height), np.int32(shape.width))
+            self._launch("gather", (_blocks(most), len(items), 1), at, response, *dims)
 
     def accumulate(self, items: Sequence[Accumulate], results: Pointer) -> None:
         """Advance each tile by one iteration (§3 steps 2 to 4); see `results_nbytes`, `read_results`."""
-        raise NotImplementedError
+        if not items:
+            return
+        totals, ranks = _Spans(), _Spans()
+        places = [
+            (
+                totals.take(0 if i.accumulated and i.first else maps_nbytes(i.classes, i.tile)),
+                ranks.take(i.classes * STRUCTS["RankState"].itemsize if i.quantile < 1 else 0),
+            )
+            for i in items
+        ]
+        packet = Packet("TileItem", len(items))
+        parts = [_tile_arrays(packet, i) for i in items]
+        with self._scratch(totals.nbytes, ranks.nbytes, packet.nbytes) as (total, rank, at):
+            result = results
+            for item, (total_at, rank_at), arrays in zip(items, places, parts, strict=True):
+                in_place = item.accumulated and item.first
+                packet.struct(
+                    item.accumulated if in_place else total + total_at,
+                    item.accumulated,
+                    item.erased,
+                    result,
+                    rank + rank_at if item.quantile < 1 else 0,
+                    *item.tile,
+                    maps_stride(item.tile),
+                    item.classes,
+                    *arrays,
+                    quantile_index(math.prod(item.tile), item.quantile),
+                    item.first,
+                    item.mode != "max",
+                    item.locate,
+                    item.threshold,
+                )
+                result += 4 * (1 + 3 * item.classes)
+            self._driver.zero(results, results_nbytes(items))
+            if ranks.nbytes:
+                self._driver.zero(rank, ranks.nbytes)
+            self._uploads.send(at, packet.bytes())
+            self._advance(items, at)
+
+    def _advance(self, items: Sequence[Accumulate], packet: Pointer) -> None:
+        n, classes = len(items), max(i.classes for i in items)
+        tiled = max(_cells(i.tile) for i in items)
+        self._launch("upsample", (tiled, n, classes), packet)
+        pixels = max(math.prod(i.tile) for i in items)
+        if any(i.quantile < 1 for i in items):
+            for shift, bits in RANK_DIGITS:
+                grid = (_blocks(pixels, PEAK_ROUNDS), n, classes)
+                self._launch("rank_histogram", grid, packet, np.int32(shift), np.int32(bits))
+                self._launch("rank_select", (1, n, classes), packet, np.int32(bits), np.int32(shift == 0))
+        if any(i.locate for i in items):
+            self._launch("centre_of_mass", (1, n, classes), packet, threads=CENTRE_THREADS)
+        if any(i.accumulated for i in items):
+            self._launch("accumulate", (_blocks(pixels, 4), n, 1), packet)
 
     def unite(self, item: Unite, out: Pointer) -> None:
         """Write the image's maps, K×H×W float32, dense (§2)."""
-        raise NotImplementedError
+        every = [*item.parts, item.whole] if item.whole else list(item.parts)
+        packet = Packet("PartItem", len(every))
+        sums = bool(every) and item.mode == "sum"
+        takes = [packet.array(_takes(part, item.classes)) for part in every]
+        peak_bytes = 4 * item.classes * len(every) if sums else 0
+        with self._scratch(packet.nbytes, peak_bytes) as (at, peaks):
+            for n, (part, take) in enumerate(zip(every, takes, strict=True)):
+                box = part.box
+                packet.struct(
+                    part.accumulated, peaks + 4 * item.classes * n if sums else 0,
+                    box.y0, box.x0, box.height, box.width, maps_stride((box.height, box.width)),
+                    take, part.iterations, 0,
+                )  # fmt: skip
+            if every:
+                self._uploads.send(at, packet.bytes())
+            if sums:
+                self._driver.zero(peaks, peak_bytes)
+                pixels = max(part.box.area for part in every)
+                self._launch("plane_peaks", (_blocks(pixels, PEAK_ROUNDS), len(every), item.classes), at)
+            height, width = item.size
+            join = item.join if item.whole else "none"
+            self._launch(
+                "unite",
+                (-(-width // CELL[1]), -(-height // CELL[0]), item.classes),
+                at,
+                out,
+                *(np.int32(v) for v in (height, width, len(item.parts), MODES[item.mode], JOINS[join])),
+                np.float32(item.weight),
+            )
 
-    def close(self) -> None:
-        """Free what is held between calls (the normalisation table)."""
-        raise NotImplementedError
+    # -- launching -----------------------------------------------------------------------------------------
+    def _launch(
+        self, kernel: str, grid: tuple[int, int, int], *arguments: Argument, threads: int = THREADS
+    ) -> None:
+        if min(grid):  # no classes: nothing to do
+            self._driver.launch(kernel, grid, (threads, 1, 1), arguments)
+
+    @contextmanager
+    def _upload(self, packet: Packet) -> Iterator[Pointer]:
+        with self._scratch(packet.nbytes) as (at,):
+            self._uploads.send(at, packet.bytes())
+            yield at
+
+    @contextmanager
+    def _scratch(self, *sizes: int) -> Iterator[list[Pointer]]:
+        """Workspace of these sizes, all of it or none; 0 for a size of 0."""
+        taken: list[Pointer] = []
+        try:
+            for size in sizes:
+                taken.append(self._workspace.allocate(size) if size else 0)
+            yield taken
+        finally:
+            for pointer in taken:
+                if pointer:
+                    self._workspace.free(pointer)
+
+
+# As in the kernels' sources; a test compares them.
+COLUMN_ROUNDS = 8
+ERASE_ROUNDS = 8
+PEAK_ROUNDS = 16
+CENTRE_THREADS = 1024
+CELL = (32, 64)
+"""Rows and columns of one block of `upsample` and `unite`."""
+RANK_DIGITS = ((20, 11), (10, 10), (0, 10))
+"""(shift, bits) of each step of the search for a quantile."""
+
+
+class _Spans:
+    """Parts of one allocation, each at a multiple of 256 bytes."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+
+    def take(self, nbytes: int) -> int:
+        at = self.nbytes
+        self.nbytes += -(-nbytes // 256) * 256
+        return at
+
+
+def _stride(tile: Size) -> int:
+    return -(-tile[0] * tile[1] // 4) * 4
+
+
+def _blocks(work: int, per_thread: int = 1) -> int:
+    return -(-work // (THREADS * per_thread))
+
+
+def _cells(tile: Size) -> int:
+    return -(-tile[0] // CELL[0]) * -(-tile[1] // CELL[1])
+
+
+def _taps(source: int, target: int) -> int:
+    """Most weights of one output pixel (Pillow's ksize)."""
+    return math.ceil(2.0 * max(1.0, source / target)) * 2 + 1
+
+
+def _axis_nbytes(source: int, target: int) -> int:
+    return 4 * target * (2 + _taps(source, target))
+
+
+def _tile_arrays(packet: Packet, item: Accumulate) -> tuple[int, int, int]:
+    """Appends a tile's low maps and floor; returns their offsets: lows_at, lows, floor_at."""
+    lows = np.array([(low.pointer, *low.size) for low in item.lows], STRUCTS["LowMap"])
+    floor_at = -1 if item.floor is None else packet.array(np.asarray(item.floor, np.float32))
+    return packet.array(lows), len(item.lows), floor_at
+
+
+def _takes(part: Part, classes: int) -> Bytes:
+    out = np.zeros(classes, np.uint8)
+    out[list(part.takes)] = 1
+    return out

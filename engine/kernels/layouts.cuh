@@ -1,0 +1,123 @@
+// Descriptors: one struct per item of a call. device/layouts.py has the same as NumPy dtypes; a test compares
+// every offset. Arrays of changing length follow the descriptors in the same upload ("packet"); `*_at` are byte
+// offsets into it.
+#pragma once
+
+#include "common.cuh"
+
+// Head of a picture; 3×h×w uint8 planes follow at PLANES_AT, in the network's channel order.
+struct Picture {
+    u64 sums[3];     // of each plane's pixels
+    float fill[3];   // mean of the normalised plane
+    float unused;
+};
+constexpr int PLANES_AT = 64;
+
+// One axis of a resize: `source` pixels to `target`.
+struct Axis {
+    int* table;  // written: first[target], count[target], weights[taps][target]
+    int source;
+    int target;
+    int taps;
+    int unused;
+};
+
+struct ResizeItem {
+    const u8* tile;  // its first pixel in the image
+    u8* rows;        // scratch: 3×tile_height×width
+    u8* picture;
+    const int* across;  // tables of the two axes
+    const int* down;
+    int image_width;
+    int tile_height;
+    int height;  // of the network's input
+    int width;
+    int unused;
+};
+
+// How a byte becomes the network's input, per channel in the network's order.
+struct Normalisation {
+    float values[3][256];
+    u16 halves[3][256];
+    double mean[3];
+    double std[3];
+    double scale;
+};
+
+// One step of a mask's nearest-neighbour resize, from the larger index to the smaller.
+struct MaskStep {
+    float down;  // source / target rows, in float32 as reference.nearest_index
+    float across;
+    int last_row;  // source rows - 1
+    int last_column;
+};
+
+struct EraseSlot {
+    const u8* picture;
+    const u8* erased;  // 0: nothing
+    int tile_width;
+    int mirrored;
+    int mask_mirrored;
+    int steps_at;  // MaskStep[steps], from the network's size to the tile's
+    int steps;
+    int unused;
+};
+
+struct GatherItem {
+    float* low;
+    int classes_at;  // int[classes]
+    int classes;
+    int plain;  // slot, -1: none
+    int mirrored;
+    int add;
+    int unused;
+};
+
+struct LowMap {
+    const float* data;
+    int height;
+    int width;
+};
+
+// One tile's iteration. Maps are planes of `stride` floats (the pixels, rounded up to 4).
+struct TileItem {
+    float* total;        // summed views; `accumulated` itself in the first iteration
+    float* accumulated;  // 0: only the peak is wanted (and the centres)
+    u8* erased;
+    u32* result;  // newly erased; float peak[classes]; int centre[classes][2]
+    u32* ranks;   // RankState[classes] where the peak is a quantile, else 0
+    int height;
+    int width;
+    int stride;
+    int classes;
+    int lows_at;  // LowMap[lows]
+    int lows;
+    int floor_at;  // float[classes]; -1: none
+    int rank;      // the quantile's place among the sorted pixels
+    int first;
+    int add;
+    int locate;
+    float threshold;
+};
+
+// Where the search for one class's quantile stands: the value's leading bits, and how many of the pixels that
+// share them are below it. The histogram is of the next bits.
+constexpr int RANK_BINS = 2048;
+struct RankState {
+    u32 prefix;
+    u32 below;
+    u32 histogram[RANK_BINS];
+};
+
+struct PartItem {
+    const float* maps;
+    float* peaks;  // maximum of each plane, for a sum; else 0
+    int y0;
+    int x0;
+    int height;
+    int width;
+    int stride;
+    int takes_at;  // u8[classes]
+    float iterations;
+    int unused;
+};
