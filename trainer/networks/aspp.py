@@ -66,7 +66,9 @@ class ASPPv3(nn.Sequential):
 
     def __init__(self, channels: int, classes: int, rates: list[int], width: int = V3_WIDTH) -> None:
         super().__init__(
-            _ConcatenatedASPP(channels, width, rates), *_conv(width, width, 3, 1), nn.Conv2d(width, classes, 1)
+            _ConcatenatedASPP(channels, width, rates),
+            *_conv(width, width, 3, 1),
+            nn.Conv2d(width, classes, 1),
         )
 
 

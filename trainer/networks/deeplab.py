@@ -6,20 +6,21 @@
     resnet38       conv6, 4096 channels        psa
 
 BatchNorm of the backbone stays as it was loaded, as is usual with so small batches; a version 3 head trains
-its own. Checkpoints of other tools are taken as they are, see `named`.
+its own. Checkpoints of other tools are taken as they are, see published.py.
 """
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from infercam.engine.bundle import InputSpec
 from infercam.engine.errors import InputError
 from infercam.export.archs import IMAGENET_INPUT, resnet50
-from infercam.export.checkpoints import fit, read_checkpoint
+from infercam.export.checkpoints import fit
 from torch import Tensor, nn
 
 from ..checkpoint import is_checkpoint, load_checkpoint, load_network
@@ -32,11 +33,11 @@ from .backbones import (
     ResNet50Backbone,
     load_backbone,
 )
+from .published import Published, read_published
 
 STAGE = "segment"
 OUTPUT_STRIDES = (8, 16)
 CAFFE_INPUT = InputSpec(colour="BGR", scale=1.0, mean=(122.675, 116.669, 104.008), std=(1.0, 1.0, 1.0))
-State = Mapping[str, Tensor]
 
 
 class ResNetFeatures(ResNet50Backbone):
@@ -141,16 +142,16 @@ def load_deeplab(file: Path, output_stride: int | None = None) -> DeepLab:
         network = build_deeplab(facts)
         load_network(network, state, file)
         return network
-    state = named(read_checkpoint(file))
-    arch, head = _arch(state), _head(state)
-    if arch is None or head is None:
+    found = read_published(file)
+    if found.arch is None or found.head is None:
+        names = ", ".join(list(found.backbone)[:3])
         raise InputError(
-            f"{file}: not a DeepLab over ResNet-50 or -101 with an ASPP head; its layers begin with "
-            f"{', '.join(list(state)[:3])}"
+            f"{file}: not a DeepLab over ResNet-50 or -101 with an ASPP head (it holds {names}, …)"
         )
-    backbone = {"arch": arch, "output_stride": output_stride or 8, "layout": _layout(state)}
-    network = build_deeplab({"backbone": backbone, "classes": head[1], "head": head[0]})
-    _fit_parts(network, state, file, with_head=True)
+    version, classes = found.head
+    backbone = {"arch": found.arch, "output_stride": output_stride or 8, **found.options}
+    network = build_deeplab({"backbone": backbone, "classes": classes, "head": version})
+    _fit(network, found, file, with_head=True)
     return network
 
 
@@ -175,76 +176,43 @@ def start_deeplab(
     facts |= {"classes": classes, "head": head}
     if weights is None:
         if not random:
-            raise InputError(f"{arch}: give pre-trained weights (--weights FILE), or --random to start without")
+            raise InputError(
+                f"{arch}: give pre-trained weights (--weights FILE), or --random to start without"
+            )
         return build_deeplab(facts), []
     weights = Path(weights)
-    build = FEATURES.get(arch)
-    ours = weights.suffix != ".safetensors" and is_checkpoint(weights)
-    if build not in RESNETS or ours:
+    if weights.suffix != ".safetensors" and is_checkpoint(weights):
+        return _from_stage(weights, facts), []
+    if FEATURES.get(arch) not in RESNETS:
         build_deeplab(facts)  # complains of an unknown name or stride
-        return _from_backbone(arch, weights, facts), []
-    state = named(read_checkpoint(weights))
-    facts["backbone"]["layout"] = _layout(state)
+        backbone = load_backbone(arch, weights, output_stride=output_stride)
+        return DeepLab(backbone, classes, head), []
+    found = read_published(weights)
+    facts["backbone"] |= found.options
     network = build_deeplab(facts)
-    found = _head(state)
-    _fit_parts(network, state, weights, with_head=found == (head, classes))
-    if found in (None, (head, classes)):
+    whole = found.head == (head, classes)
+    _fit(network, found, weights, with_head=whole)
+    if whole or found.head is None:
         return network, []
-    version, rows = found
-    return network, [f"{weights}: its {version} head for {rows} classes is not taken, ours starts anew"]
+    version, rows = found.head
+    return network, [f"{weights}: its head ({version}, {rows} classes) is left out; a new one starts"]
 
 
-def _from_backbone(arch: str, weights: Path, facts: Mapping[str, Any]) -> DeepLab:
-    """The backbone of a classifier, or of any stage's checkpoint; the head starts anew."""
-    if arch not in ("resnet101", "resnet50"):
-        backbone = load_backbone(arch, weights, output_stride=facts["backbone"]["output_stride"])
-        return DeepLab(backbone, facts["classes"], facts["head"])
-    state, stored = _any_checkpoint(weights)
-    found = stored.get("backbone", {}).get("arch", "another architecture")
-    if found != arch:
-        raise InputError(f"{weights}: a checkpoint of {found}, not {arch}")
-    options = {k: stored["backbone"][k] for k in ("width", "layout") if k in stored["backbone"]}
-    network = build_deeplab({**facts, "backbone": {**facts["backbone"], **options}})
-    part = {k.removeprefix("backbone.net."): v for k, v in state.items() if k.startswith("backbone.net.")}
-    fit(network.backbone.net, part, what=arch, origin=weights)
+def _fit(network: DeepLab, found: Published, origin: Path, *, with_head: bool) -> None:
+    fit(network.backbone.net, found.backbone, what=network.backbone.arch, origin=origin)
+    if with_head:
+        fit(network.classifier, found.classifier, what=f"ASPP {network.head}", origin=origin)
+
+
+def _from_stage(file: Path, facts: dict[str, Any]) -> DeepLab:
+    """The backbone out of a checkpoint of any stage of the trainer; the head starts anew."""
+    raw = torch.load(file, map_location="cpu", weights_only=True)
+    stored = dict(json.loads(raw["facts"]).get("backbone", {}))
+    arch, stride = facts["backbone"]["arch"], facts["backbone"]["output_stride"]
+    if stored.get("arch") != arch:
+        raise InputError(f"{file}: a checkpoint of {stored.get('arch', 'an unknown network')}, not {arch}")
+    network = build_deeplab({**facts, "backbone": {**stored, "output_stride": stride}})
+    prefix = "backbone.net."
+    state = {k.removeprefix(prefix): v for k, v in raw["network"].items() if k.startswith(prefix)}
+    fit(network.backbone.net, state, what=arch, origin=file)
     return network
-
-
-def _any_checkpoint(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Of whichever stage wrote it."""
-    import torch
-
-    stage = torch.load(file, map_location="cpu", weights_only=True)["stage"]
-    return load_checkpoint(file, stage)
-
-
-# -- names of published checkpoints ----------------------------------------------------------------------------
-WRAPPERS = re.compile(r"^(?:(?:module|base|scale_net|scale|Scale)\.)+")
-KAZUTO_BLOCK = re.compile(r"^layer([2-5])\.block(\d+)\.(reduce|conv3x3|increase|shortcut)\.(conv|bn)\.(.+)$")
-KAZUTO_STEP = {"reduce": "1", "conv3x3": "2", "increase": "3"}
-
-
-def named(state: State) -> dict[str, Tensor]:
-    """A published state dict under torchvision's names for the backbone, `classifier.*` for the head.
-
-    Understood: torchvision's deeplabv3 (`backbone.*`, `classifier.*`; the auxiliary head is left out) and
-    plain ResNets, irn's classifier, deeplab-pytorch's v2 (`base.layer1.conv1.conv.weight`, `base.aspp.c0.*`,
-    older ones with `scale.` or `aspp.stages.c0`), and v2 ports with `layer5.conv2d_list.*`. The last two are
-    Caffe's layout, which `_layout` sees from the marker that is left in `classifier.c*`'s company.
-    """
-    out: dict[str, Tensor] = {}
-    for key, value in resnet50.canonical(state, "checkpoint").items():
-        new = _name(WRAPPERS.sub("", key))
-        if new is not None:
-            out[new] = value
-    return out
-
-
-def _name(key: str) -> str | None:
-    key = resnet50.canonical_name(key).removeprefix("resnet50.")
-    key = re.sub(r"^backbone\.(?=(conv1|bn1|layer\d)\.)", "", key)
-    if key.startswith(("aux_classifier.", "fc.")) or re.fullmatch(r"classifier\.(weight|bias)", key):
-        return None  # of a classifier, or only used in training
-    if m := re.match(r"^(?:aspp\.(?:stages\.)?c|layer5\.conv2d_list\.)(\d)\.(.+)$", key):
-        return f"classifier.c{m[1]}.{m[2]}"
-    return key
