@@ -9,6 +9,7 @@ classifier checkpoint that exports can also be trained on. Every backbone gives 
     c4     min(16, output)   1024 (conv5, before b6)   1024  layer3         96    block 12
     c5     output_stride     4096 (conv6, after bn7)   2048  layer4         1280  head
 
+`small`, the demo's network, has 32, 48, 64 and 96 channels at strides 4, 8, 8 and 8.
 Strides that `output_stride` does not allow are dilations instead. A side of n pixels becomes
 ceil(n / stride) cells. ResNet-38's levels are taken after BatchNorm and ReLU, as psa's `forward_as_dict`
 does (its output stride may be 8 or 16; at 16, c4 and c5 have stride 16).
@@ -30,7 +31,7 @@ from infercam.export.checkpoints import fit, read_checkpoint, split_off
 from torch import Tensor, nn
 
 from ..checkpoint import is_checkpoint
-from .small import LAYERS, SmallNet
+from .small import SmallNet
 
 LEVELS = ("c2", "c3", "c4", "c5")
 WIDTH = 64
@@ -207,8 +208,38 @@ class MobileNetV2Backbone(Backbone):
         return {**super().facts(), "padding": self.padding}
 
 
+class SmallBackbone(Backbone):
+    """The demo's small network (small.py): for synthetic scenes and tests."""
+
+    arch = "small"
+    heads = ("classifier",)
+    ends = (2, 4, 5, 6)
+    """The last convolution of each level."""
+
+    def __init__(self, output_stride: int, width: int = WIDTH) -> None:
+        if output_stride != 8:
+            raise ValueError("output_stride must be 8")
+        super().__init__(output_stride, width)
+        self.net = SmallNet(1, width)
+        del self.net.classifier
+        self.channels = {level: self.net.widths[end] for level, end in zip(LEVELS, self.ends, strict=True)}
+        self.strides = {"c2": 4, "c3": 8, "c4": 8, "c5": 8}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        out = {}
+        for i in range(len(self.net.widths)):
+            x = self.net.features[3 * i : 3 * i + 3](x)  # convolution, BatchNorm, ReLU
+            if i in self.ends:
+                out[LEVELS[self.ends.index(i)]] = x
+        return out
+
+    def early(self) -> list[nn.Module]:
+        return []
+
+
 BACKBONES: dict[str, type[Backbone]] = {
-    b.arch: b for b in (ResNet38Backbone, ResNet50Backbone, ResNet101Backbone, MobileNetV2Backbone)
+    b.arch: b
+    for b in (ResNet38Backbone, ResNet50Backbone, ResNet101Backbone, MobileNetV2Backbone, SmallBackbone)
 }
 
 
@@ -242,14 +273,14 @@ def load_backbone(
                 f"{arch}: give pre-trained weights (--weights FILE), or --random to start without"
             )
         return build_backbone(arch, output_stride=output_stride, **options)
-    raw, told = _read(Path(weights), cls)
+    raw, told = read_weights(Path(weights), cls)
     state, _ = split_off(cls.named(raw, str(weights)), cls.heads)
     backbone = build_backbone(arch, output_stride=output_stride, **{**told, **options})
     fit(backbone.net, state, what=arch, origin=weights)
     return backbone
 
 
-def _read(file: Path, cls: type[Backbone]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_weights(file: Path, cls: type[Backbone]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Name -> tensor as the file has them, and options of the backbone, of a published file or of a stage's
     checkpoint; raises as `load_backbone`."""
     if file.suffix == ".safetensors" or not is_checkpoint(file):

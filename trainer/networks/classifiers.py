@@ -80,7 +80,7 @@ def _with_head(backbone: Backbone, classes: int) -> tuple[nn.Module, nn.Module]:
 
 def _old_head(backbone: Backbone, weights: Path) -> Tensor | None:
     """The checkpoint's linear layer; None where it has none under the usual name, or one with a bias."""
-    raw, _ = read_weights(weights, backbone.arch)
+    raw, _ = read_weights(weights, type(backbone))
     state = backbone.named(raw, str(weights))
     name = backbone.heads[0]
     return None if f"{name}.bias" in state else state.get(f"{name}.weight")

@@ -16,19 +16,20 @@ LAYERS = ((16, 2, 1), (32, 2, 1), (32, 1, 1), (48, 2, 1), (48, 1, 1), (64, 1, 1)
 class SmallNet(nn.Module):
     """Seven 3×3 convolutions with BatchNorm, output stride 8, then global average pooling and a linear layer.
 
-    Input N×3×H×W float32, ImageNet-normalised; output N×C scores.
+    Input N×3×H×W float32, ImageNet-normalised; output N×C scores. `width` other than 64 scales the channels.
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, width: int = 64) -> None:
         super().__init__()
+        self.widths = [out * width // 64 for out, _, _ in LAYERS]
         blocks: list[nn.Module] = []
-        width = 3
-        for out, stride, dilation in LAYERS:
-            conv = nn.Conv2d(width, out, 3, stride, padding=dilation, dilation=dilation, bias=False)
-            blocks += [conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
-            width = out
+        cin = 3
+        for cout, (_, stride, dilation) in zip(self.widths, LAYERS, strict=True):
+            conv = nn.Conv2d(cin, cout, 3, stride, padding=dilation, dilation=dilation, bias=False)
+            blocks += [conv, nn.BatchNorm2d(cout), nn.ReLU(inplace=True)]
+            cin = cout
         self.features = nn.Sequential(*blocks)
-        self.classifier = nn.Linear(width, classes, bias=False)
+        self.classifier = nn.Linear(cin, classes, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
         scores: Tensor = self.classifier(self.features(image).mean((2, 3)))
