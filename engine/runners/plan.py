@@ -16,8 +16,9 @@ import datetime as dt
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import log
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -76,6 +77,17 @@ class Profile(_Strict):
 
 def _size(shape: Shape) -> str:
     return f"{shape[1]}x{shape[2]}"
+
+
+def pixels(shape: Shape) -> int:
+    return shape[0] * shape[1] * shape[2]
+
+
+def pick_profile(profiles: Sequence[Profile], shape: Shape) -> int | None:
+    """Position of the profile to run a shape in: of those that take it, the one tuned nearest to its number of
+    pixels; None where none takes it."""
+    fitting = [i for i, p in enumerate(profiles) if p.takes(shape)]
+    return min(fitting, key=lambda i: abs(log(pixels(shape) / pixels(profiles[i].best))), default=None)
 
 
 class Options(_Strict):

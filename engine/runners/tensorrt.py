@@ -8,7 +8,6 @@ rather than to what the largest profile could.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log2
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ from ..device.driver import DeviceInfo, DeviceOutOfMemory, Driver, Pointer
 from ..device.probe import probe
 from ..errors import BackendError
 from ..scheduler import OutOfMemory
-from .plan import Environment, Plan, PlanError, Shape, describe_plan, find_plan, misfit
+from .plan import Environment, Plan, PlanError, Shape, describe_plan, find_plan, misfit, pick_profile
 from .protocol import InputType, OutputShape
 from .tensorrt_api import (
     ICudaEngine,
@@ -213,11 +212,10 @@ class TensorRTRunner:
         slot.shape = shape
 
     def _profile(self, shape: Shape) -> int:
-        """The profile that takes the shape and is fastest nearest to it, by the number of pixels."""
-        fitting = [i for i, p in enumerate(self._profiles) if p.takes(shape)]
-        if not fitting:
+        profile = pick_profile(self._profiles, shape)
+        if profile is None:
             raise BackendError(self._outside(_words(shape)))
-        return min(fitting, key=lambda i: abs(log2(_pixels(shape) / _pixels(self._profiles[i].best))))
+        return profile
 
     def _outside(self, what: str) -> str:
         profiles = "; ".join(map(str, self._profiles))
@@ -301,10 +299,6 @@ def refit(trt: TensorRT, log: Log, engine: ICudaEngine, graph: Path) -> None:
 
 def _takes_size(smallest: Shape, largest: Shape, height: int, width: int) -> bool:
     return smallest[1] <= height <= largest[1] and smallest[2] <= width <= largest[2]
-
-
-def _pixels(shape: Shape) -> int:
-    return shape[0] * shape[1] * shape[2]
 
 
 def _words(shape: Shape) -> str:

@@ -1,0 +1,250 @@
+"""How far a faster form of the network is from the fp32 graph, on real images and in the maps' own terms.
+
+Any two networks can be compared: a TensorRT plan with ONNX Runtime, an int8 graph with the fp32 one. Both get the
+same inputs, those that the method makes: every scale of the picture, then the same with erased what the first
+map shows (method.md §1, §3 step 1). Reported: the relative error of the responses, the IoU of the thresholded maps,
+and, where ground truth is given, the change of the best mIoU (§4).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from infercam.engine import host_ops, reference
+from infercam.engine.bundle import Manifest
+from infercam.engine.errors import InputError
+from infercam.engine.evaluate import read_mask
+from infercam.engine.geometry import view_size
+from infercam.engine.histogram import JointHistogram
+from infercam.engine.images import read_image
+from infercam.engine.reference import Network
+from infercam.engine.scores import summarise
+from infercam.engine.sources import Item
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+Float = NDArray[np.float32]
+
+SCALES = (1.0, 0.5, 1.5, 2.0)
+MAP_THRESHOLD = 0.3
+_ERASED = 0.7  # normalised response that the method erases
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tolerance(_Strict):
+    """What a network may miss by, and still be used in the fp32 one's place."""
+
+    response_error: float = Field(gt=0, description="mean over views of the largest relative difference")
+    iou: float = Field(ge=0, le=1, description="least mean IoU of the thresholded maps")
+    miou_drop: float = Field(ge=0, description="most percentage points of best mIoU lost")
+
+
+TOLERANCES = {
+    "fp32": Tolerance(response_error=1e-3, iou=0.995, miou_drop=0.1),
+    "tf32": Tolerance(response_error=1e-2, iou=0.99, miou_drop=0.1),
+    "fp16": Tolerance(response_error=2e-2, iou=0.99, miou_drop=0.1),
+    "bf16": Tolerance(response_error=0.1, iou=0.97, miou_drop=0.3),
+    "int8": Tolerance(response_error=0.3, iou=0.9, miou_drop=0.5),
+    "fp8": Tolerance(response_error=0.3, iou=0.9, miou_drop=0.5),
+}
+
+
+class Fidelity(_Strict):
+    """What a comparison found; errors relative to the larger magnitude of the two, IoU and mIoU in 0..1."""
+
+    images: int
+    views: int = Field(description="inputs that both networks were given")
+    maps: int = Field(description="pairs of class maps of which at least one is not empty")
+    response_error: float = Field(description="mean over views")
+    worst_response_error: float
+    map_threshold: float = MAP_THRESHOLD
+    iou: float | None = Field(description="mean over maps; None where every map is empty")
+    worst_iou: float | None
+    worst_image: str | None = Field(description="the image of worst_iou")
+    masks: int = Field(description="images with ground truth")
+    reference_miou: float | None = None
+    candidate_miou: float | None = None
+
+    @property
+    def miou_drop(self) -> float | None:
+        """Percentage points of best mIoU lost; None without ground truth."""
+        if self.reference_miou is None or self.candidate_miou is None:
+            return None
+        return 100 * (self.reference_miou - self.candidate_miou)
+
+    def missed(self, tolerance: Tolerance) -> str | None:
+        """What is out of tolerance, in a few words; None if nothing is."""
+        if not self.response_error <= tolerance.response_error:
+            return f"responses differ by {self.response_error:.2g} (at most {tolerance.response_error:g})"
+        if self.iou is not None and not self.iou >= tolerance.iou:
+            return f"IoU of the maps is {self.iou:.4f} (at least {tolerance.iou:g})"
+        if self.miou_drop is not None and not self.miou_drop <= tolerance.miou_drop:
+            return f"best mIoU falls by {self.miou_drop:.2f} points (at most {tolerance.miou_drop:g})"
+        return None
+
+    def line(self) -> str:
+        """The figures on one line."""
+        parts = [
+            f"{self.images} images, {self.views} views",
+            f"response error {self.response_error:.1e} (worst {self.worst_response_error:.1e})",
+        ]
+        if self.iou is not None:
+            parts.append(f"IoU at {self.map_threshold:g}: {self.iou:.4f} (worst {self.worst_iou:.4f})")
+        if self.miou_drop is not None:
+            parts.append(f"best mIoU {-self.miou_drop:+.2f} points on {self.masks} masks")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture to compare on."""
+
+    id: str
+    pixels: NDArray[np.uint8] = field(repr=False)
+    classes: Sequence[int] | None = None
+    """Whose maps are compared; None: those in `mask`, or those that the reference network predicts."""
+    mask: NDArray[np.uint8] | None = field(default=None, repr=False)
+    """Ground truth H×W: 0 background, c + 1 class c, 255 ignored."""
+
+
+def read_samples(items: Iterable[Item]) -> Iterator[Sample]:
+    """Pictures, with their masks where the source names some, read one at a time; raises InputError."""
+    for item in items:
+        mask = read_mask(item.mask) if item.mask is not None and item.mask.is_file() else None
+        yield Sample(item.id, read_image(item.path), mask=mask)
+
+
+def compare(
+    reference_network: Network,
+    candidate: Network,
+    samples: Iterable[Sample],
+    manifest: Manifest,
+    *,
+    scales: Sequence[float] = SCALES,
+    watch: Callable[[int], None] | None = None,
+) -> Fidelity:
+    """Run both networks on the samples and compare responses and maps.
+
+    Networks take N×3×h×w float32, normalised, and give N×C×h'×w' before ReLU. A graph of one fixed size gets the
+    picture at that size alone. Memory does not grow with the samples; `watch` is called with 1 after each.
+    Raises InputError where there is no sample or a mask does not fit, BackendError as the networks do.
+    """
+    seen = _Seen(len(manifest.classes))
+    for sample in samples:
+        _compare_one(reference_network, candidate, sample, manifest, scales, seen)
+        if watch is not None:
+            watch(1)
+    return seen.summary()
+
+
+def relative_error(a: NDArray, b: NDArray) -> float:
+    """Largest difference of two arrays, relative to the larger of their magnitudes (0 if both are zero)."""
+    scale = max(float(np.abs(a).max(initial=0)), float(np.abs(b).max(initial=0)))
+    return float(np.abs(a - b).max(initial=0)) / scale if scale else 0.0
+
+
+class _Seen:
+    """What has been compared so far."""
+
+    def __init__(self, classes: int) -> None:
+        self.images = 0
+        self.errors: list[float] = []
+        self.ious: list[tuple[float, str]] = []
+        self.histograms = JointHistogram(classes), JointHistogram(classes)
+        self.masks = 0
+
+    def summary(self) -> Fidelity:
+        if not self.images:
+            raise InputError("no images to compare on")
+        worst = min(self.ious, default=(None, None))
+        mious = [summarise(h).all.miou for h in self.histograms] if self.masks else [None, None]
+        return Fidelity(
+            images=self.images,
+            views=len(self.errors),
+            maps=len(self.ious),
+            response_error=float(np.mean(self.errors)),
+            worst_response_error=max(self.errors),
+            iou=float(np.mean([iou for iou, _ in self.ious])) if self.ious else None,
+            worst_iou=worst[0],
+            worst_image=worst[1],
+            masks=self.masks,
+            reference_miou=mious[0],
+            candidate_miou=mious[1],
+        )
+
+
+def _compare_one(
+    reference_network: Network,
+    candidate: Network,
+    sample: Sample,
+    manifest: Manifest,
+    scales: Sequence[float],
+    seen: _Seen,
+) -> None:
+    """One picture: its plain views, then the views with erased what the reference's map shows."""
+    spec = manifest.input
+    if spec.height and spec.width:
+        sizes = [(spec.height, spec.width)]
+    else:
+        height, width = sample.pixels.shape[:2]
+        sizes = [view_size(height, width, scale) for scale in scales]
+    inputs = [reference.normalise(reference.resize_pixels(sample.pixels, *size), spec) for size in sizes]
+    classes: list[int] | None = None if sample.classes is None else list(sample.classes)
+    left: NDArray[np.bool_] | None = None
+    for _ in range(2):
+        pairs: list[tuple[Float, Float]] = []
+        for x, size in zip(inputs, sizes, strict=True):
+            view = x if left is None else reference.erase(x, reference.resize_nearest(left, *size))
+            a, b = reference_network(view[None])[0], candidate(view[None])[0]
+            seen.errors.append(relative_error(a, b) if np.isfinite(b).all() else float("inf"))
+            classes = classes if classes is not None else _classes(sample, a, manifest)
+            pairs.append((a[classes], np.nan_to_num(b[classes])))
+        maps = [_maps([pair[which] for pair in pairs], sample.pixels.shape[:2]) for which in (0, 1)]
+        seen.ious += [(iou, sample.id) for iou in _ious(maps[0], maps[1])]
+        if left is None and sample.mask is not None:
+            for histogram, m in zip(seen.histograms, maps, strict=True):
+                histogram.add(m, classes or [], sample.mask, sample.id)
+            seen.masks += 1
+        left = maps[0].max(axis=0, initial=0) < np.float32(_ERASED)
+    seen.images += 1
+
+
+def _classes(sample: Sample, response: Float, manifest: Manifest) -> list[int]:
+    """The classes in the mask; without one those that the response predicts, one at least (method.md §1)."""
+    if sample.mask is not None:
+        return [int(v) - 1 for v in np.unique(sample.mask) if 0 < v <= len(manifest.classes)]
+    scores = response.mean(axis=(1, 2), dtype=np.float64) + manifest.bias
+    positive = np.flatnonzero(scores > 0).tolist() if manifest.multi_label else []
+    return positive or [int(scores.argmax())]
+
+
+def _maps(responses: Sequence[Float], shape: tuple[int, ...]) -> Float:
+    """Normalised maps K×H×W of one picture from its responses at all scales."""
+    count = len(responses[0])
+    total = host_ops.sum_views([(r, None) for r in responses], count, shape[0], shape[1])
+    return reference.normalised(total) if count else total
+
+
+def _ious(a: Float, b: Float) -> Iterator[float]:
+    for one, other in zip(a > MAP_THRESHOLD, b > MAP_THRESHOLD, strict=True):
+        union = np.count_nonzero(one | other)
+        if union:
+            yield np.count_nonzero(one & other) / union
+
+
+def report_json(fidelity: Fidelity, tolerance: Tolerance) -> str:
+    """report.json: the figures, the tolerance and whether it is kept."""
+    missed = fidelity.missed(tolerance)
+    report = {
+        "passed": missed is None,
+        "missed": missed,
+        "fidelity": {**fidelity.model_dump(), "miou_drop": fidelity.miou_drop},
+        "tolerance": tolerance.model_dump(),
+    }
+    return json.dumps(report, indent=2) + "\n"
