@@ -6,7 +6,7 @@ from importlib import import_module
 
 import typer
 
-COMMANDS: tuple[str, ...] = ()
+COMMANDS: tuple[str, ...] = ("affinity_cli", "classify_cli")
 
 
 def register(app: typer.Typer) -> None:
