@@ -8,6 +8,8 @@ The reference squares the dense N×N matrix T (random_walk_ref.py). Here T is ne
   with its spectrum in [-1, 1], so t^n may be cut off after K terms of its Chebyshev series; what is left out is
   bounded by the sum of its coefficients. K = 80 to 95 products do for n = 256, to within 1e-5.
 - A product is a stencil: each of the 34 offsets and its mirror image is a diagonal of the matrix.
+
+In double precision: rounding an entry of T shifts its eigenvalues, and the power n multiplies that shift.
 """
 
 from __future__ import annotations
@@ -114,14 +116,14 @@ def walk(
             f"affinity {tuple(affinity.shape)} does not fit radius {radius}, maps {tuple(maps.shape)}"
         )
     inside = torch.from_numpy(pairs_inside(height, width, radius, border)).to(affinity.device)
-    weights = torch.where(inside, affinity.float(), 0).pow(beta).flatten(2)
+    weights = torch.where(inside, affinity.double(), 0).pow(beta).flatten(2)
     if not torch.isfinite(weights).all():
         raise InputError("an affinity is not a number; the checkpoint may hold NaN")
     matrix = _Matrix(*_distinct_steps(weights, offsets, height, width))
     coefficients = chebyshev_power(2**log2_steps, tolerance / matrix.spread())
-    start = maps.to(affinity.device, torch.float32).flatten(2) * matrix.root
+    start = maps.to(affinity.device, torch.float64).flatten(2) * matrix.root
     product = _by_stencil if affinity.is_cuda else _by_diagonals
-    return (product(matrix, start, coefficients) / matrix.root).view(maps.shape)
+    return (product(matrix, start, coefficients) / matrix.root).view(maps.shape).float()
 
 
 def chebyshev_power(power: int, tolerance: float) -> list[float]:
@@ -204,9 +206,9 @@ def _by_diagonals(matrix: _Matrix, x: Tensor, coefficients: list[float]) -> Tens
     from scipy.sparse import dia_array
 
     count, n = len(matrix.steps), x.shape[2]
-    out = np.empty(x.shape, np.float32)
+    out = np.empty(x.shape)
     for b, rows in enumerate(x.numpy()):
-        data = np.zeros((2 * count + 1, n), np.float32)  # S[i, j] is at column j
+        data = np.zeros((2 * count + 1, n))  # S[i, j] is at column j
         data[:count] = matrix.forward[b].numpy()  # the mirror images: S[j + step, j]
         for k, step in enumerate(matrix.steps):
             data[count + k, step:] = data[k, : n - step]

@@ -49,7 +49,7 @@ def test_the_order_of_the_neighbours_is_psas() -> None:
     h=st.integers(1, 11),
     w=st.integers(1, 12),
     k=st.integers(1, 3),
-    log2_steps=st.integers(0, 9),
+    log2_steps=st.integers(0, 12),
     beta=st.sampled_from([1.0, 8.0, 10.0]),
     border=st.sampled_from(["all", "psa"]),
     seed=st.integers(0, 2**31),
@@ -64,14 +64,14 @@ def test_equals_the_dense_reference(
         torch.from_numpy(affinity), torch.from_numpy(maps), beta=beta, log2_steps=log2_steps, border=border
     )
     assert found.dtype == torch.float32 and found.shape == maps.shape
-    np.testing.assert_allclose(found.numpy(), want, atol=3e-5)
+    np.testing.assert_allclose(found.numpy(), want, atol=1.1e-5)
 
 
 def test_equals_the_dense_reference_on_a_large_grid() -> None:
     rng = np.random.default_rng(5)
     affinity, maps = _affinities(rng, 27, 35, 0.5), rng.random((3, 27, 35))
     found = walk(torch.from_numpy(affinity), torch.from_numpy(maps))
-    np.testing.assert_allclose(found.numpy(), walk_ref(affinity, maps), atol=3e-5)
+    np.testing.assert_allclose(found.numpy(), walk_ref(affinity, maps), atol=1.1e-5)
 
 
 @settings(max_examples=20)
@@ -81,7 +81,7 @@ def test_other_radii(h: int, w: int, radius: int, seed: int) -> None:
     affinity, maps = rng.random((len(search_offsets(radius)), h, w)), rng.random((1, h, w))
     found = walk(torch.from_numpy(affinity), torch.from_numpy(maps), radius=radius, log2_steps=4)
     np.testing.assert_allclose(
-        found.numpy(), walk_ref(affinity, maps, radius=radius, log2_steps=4), atol=3e-5
+        found.numpy(), walk_ref(affinity, maps, radius=radius, log2_steps=4), atol=1.1e-5
     )
 
 
@@ -90,15 +90,13 @@ def test_other_radii(h: int, w: int, radius: int, seed: int) -> None:
 def test_the_stencil_equals_the_diagonals(h: int, w: int, batch: int, seed: int) -> None:
     """What runs on CUDA is run here on the CPU, beside what runs on the CPU."""
     rng = np.random.default_rng(seed)
-    weights = rng.random((batch, 34, h, w)).astype(np.float32) ** 3 * pairs_inside(h, w)
-    weights, steps = random_walk._distinct_steps(
-        torch.from_numpy(weights.astype(np.float32)).flatten(2), search_offsets(), h, w
-    )
+    weights = torch.from_numpy(rng.random((batch, 34, h, w)) ** 3 * pairs_inside(h, w)).flatten(2)
+    weights, steps = random_walk._distinct_steps(weights, search_offsets(), h, w)
     matrix = _Matrix(weights, steps)
-    maps = torch.from_numpy(rng.random((batch, 4, h * w)).astype(np.float32))
+    maps = torch.from_numpy(rng.random((batch, 4, h * w)))
     coefficients = chebyshev_power(64, 1e-7)
     torch.testing.assert_close(
-        _by_stencil(matrix, maps, coefficients), _by_diagonals(matrix, maps, coefficients), rtol=0, atol=2e-5
+        _by_stencil(matrix, maps, coefficients), _by_diagonals(matrix, maps, coefficients), rtol=0, atol=1e-12
     )
 
 
@@ -107,7 +105,7 @@ def test_the_stencil_carries_the_whole_walk(monkeypatch: pytest.MonkeyPatch) -> 
     affinity, maps = _affinities(rng, 14, 19), rng.random((2, 14, 19))
     monkeypatch.setattr(random_walk, "_by_diagonals", _by_stencil)
     found = walk(torch.from_numpy(affinity), torch.from_numpy(maps))
-    np.testing.assert_allclose(found.numpy(), walk_ref(affinity, maps), atol=3e-5)
+    np.testing.assert_allclose(found.numpy(), walk_ref(affinity, maps), atol=1.1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -116,7 +114,7 @@ def test_cuda_equals_the_dense_reference() -> None:
     affinity, maps = _affinities(rng, 24, 31), rng.random((2, 24, 31))
     found = walk(torch.from_numpy(affinity).cuda(), torch.from_numpy(maps))
     assert found.is_cuda
-    np.testing.assert_allclose(found.cpu().numpy(), walk_ref(affinity, maps), atol=3e-5)
+    np.testing.assert_allclose(found.cpu().numpy(), walk_ref(affinity, maps), atol=1.1e-5)
 
 
 def test_a_batch_is_its_images_and_padding_stays_apart() -> None:
@@ -139,14 +137,14 @@ def test_a_constant_stays_and_nothing_crosses_a_wall() -> None:
     rng = np.random.default_rng(3)
     h, w = 16, 21
     affinity = torch.from_numpy(_affinities(rng, h, w))
-    torch.testing.assert_close(walk(affinity, torch.ones(1, h, w)), torch.ones(1, h, w), rtol=0, atol=1e-4)
+    torch.testing.assert_close(walk(affinity, torch.ones(1, h, w)), torch.ones(1, h, w), rtol=0, atol=1.1e-5)
     side = np.arange(w) < 9
     apart = np.ones((34, h, w))
     for p, (_, dx) in enumerate(search_offsets()):
         there = np.roll(side, -dx)
         apart[p] = (side == there)[None]
     maps = torch.from_numpy(np.tile(side.astype(np.float32), (h, 1))[None])
-    torch.testing.assert_close(walk(torch.from_numpy(apart), maps), maps, rtol=0, atol=1e-4)
+    torch.testing.assert_close(walk(torch.from_numpy(apart), maps), maps, rtol=0, atol=1.1e-5)
 
 
 def test_alone_every_node_keeps_its_value() -> None:
