@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +27,7 @@ from .dataset import EpochSampler, collate, raise_if_broken, to_device
 from .errors import TrainingError
 from .progress import Progress
 from .schedule import apply_rate, poly
+from .signals import caught_signals
 from .stage import Stage
 
 if TYPE_CHECKING:
@@ -130,7 +127,7 @@ class _Fit:
         started = time.monotonic()
         self._set_up()
         loader = self._loader()
-        with _signals() as caught, Progress(self.stage.name, self._planned(), self.rank0) as bar:
+        with caught_signals() as caught, Progress(self.stage.name, self._planned(), self.rank0) as bar:
             bar.skip((self.at.epoch * self.sampler.steps + self.at.step) * self._images_a_step())
             while self.at.epoch < self.config.epochs:
                 self._epoch(loader, bar, caught)
@@ -310,24 +307,3 @@ def _finite(value: float) -> bool:
 def _line(name: str, row: dict[str, float], epochs: int) -> str:
     rest = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch")
     return f"{name}: epoch {int(row['epoch'])}/{epochs}: {rest}"
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT, for the loop to stop between two steps; a second one ends at once."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def handle(number: int, _: Any) -> None:
-        if caught:
-            raise SystemExit(128 + number)
-        caught.append(number)
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,33 @@
+"""SIGTERM and SIGINT as a request to stop at the next safe place."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Collects the signals, for a loop to look at between two steps; a second one ends at once.
+
+    Signals reach the main thread only: elsewhere the list stays empty.
+    """
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def handle(number: int, _: Any) -> None:
+        if caught:
+            raise SystemExit(128 + number)
+        caught.append(number)
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
