@@ -168,6 +168,8 @@ class Engine:
             try:
                 while self.backend.collect():  # an abandoned stream leaves nothing behind in the backend
                     pass
+                for image in scheduler.in_flight:
+                    self.backend.release(image)
             finally:
                 self._streaming.release()
 

@@ -272,6 +272,11 @@ class Scheduler:
         return not self._live
 
     @property
+    def in_flight(self) -> list[ImageTask]:
+        """Images that have not left."""
+        return list(self._live)
+
+    @property
     def tiles_in_flight(self) -> int:
         return sum(image.open_tiles for image in self._live)
 

@@ -1,0 +1,436 @@
+"""Everything on the GPU: images, tiles, masks, responses and maps live in its memory, and the host only hands out
+work. What comes back is a few numbers per tile and iteration, and the finished maps.
+
+A batch is reported done as soon as it is enqueued: nothing in it is for the host to decide, and the stream keeps
+the order. So the next iterations of other tiles, and the sums of these, are queued behind it before it has even
+begun, and the device never waits for a decision while there are images enough. Only the results of Advance and
+Unite wait for an event, and `collect` waits for the oldest of those alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Bundle
+from ..device.driver import Bytes, DeviceLost, DeviceOutOfMemory, Driver, Event
+from ..device.ops import (
+    Accumulate,
+    Gather,
+    Low,
+    Ops,
+    Part,
+    Resize,
+    Slot,
+    maps_nbytes,
+    mask_nbytes,
+    picture_nbytes,
+    read_results,
+    results_nbytes,
+)
+from ..device.ops import Unite as UniteItem
+from ..device.pool import Pool
+from ..device.residents import ImageOnDevice, LowMap, TileOnDevice
+from ..device.staging import Downloads, Landing, Uploads
+from ..geometry import Box, view_size
+from ..runners.protocol import OutputShape, Runner
+from ..scheduler import Limits, OutOfMemory
+from ..task import Advance, Done, ImageTask, Respond, Tile, Unite, View, Work
+
+Float = NDArray[np.float32]
+
+DEPTH = 3
+"""Batches enqueued and not finished: one runs, the others are there when it ends, whatever the host does."""
+BATCH_PIXELS = 4_000_000
+"""Network pixels that fill a large GPU; more only takes memory."""
+ACTIVATIONS = 1024
+"""Bytes that a network is taken to need per input pixel. A wrong guess costs a halving, nothing else."""
+
+
+class _Awaited(NamedTuple):
+    """Work whose results are on their way to the host."""
+
+    event: Event
+    works: Sequence[Work]
+    landing: Landing
+    read: Callable[[Bytes], Sequence[Any]]
+    """The landed bytes -> each work's result."""
+
+
+class DeviceBackend:
+    """See protocol.Backend. Takes over `driver` and `runner`: closes them when it is closed.
+
+    budget: bytes of device memory for images and batches, beside the network's own (default: a share of what is
+    free now). batch_pixels: network pixels of a batch (default: what the budget allows, at most BATCH_PIXELS).
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        driver: Driver,
+        runner: Runner,
+        budget: int | None = None,
+        batch_pixels: int | None = None,
+        depth: int = DEPTH,
+    ) -> None:
+        self.name = runner.name
+        self.manifest = bundle.manifest
+        self.depth = depth
+        self.driver = driver
+        self.runner = runner
+        spec = self.manifest.input
+        self.fixed_size = (spec.height, spec.width) if spec.height and spec.width else None
+        self._batches: deque[Event] = deque()
+        self._advances: list[Advance] = []
+        self._awaited: deque[_Awaited] = deque()
+        self._ready: list[Done] = []
+        self._held: list[Done] = []
+        """Batches that filled the queue: reported when there is room, so that `collect` has something to report
+        whenever there is none."""
+        with driver.current():
+            self.pool = Pool(driver, budget)
+            self.uploads = Uploads(driver)
+            self.downloads = Downloads(driver)
+            self._ops = Ops(driver, spec, self.pool, self.uploads)
+        self._batch_pixels = batch_pixels or self._affordable_pixels()
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            batch_pixels=self._batch_pixels,
+            batch_views=64 if self.manifest.input.dynamic_batch else 1,
+            memory=self.pool.budget // 2,
+        )
+
+    def _affordable_pixels(self) -> int:
+        """A quarter of the budget in one batch: input, responses, and what the network may need itself."""
+        classes, cell = len(self.manifest.classes), self.manifest.stride**2
+        per_pixel = 3 * self._input_itemsize + 4 * classes / cell + ACTIVATIONS
+        return max(1, min(BATCH_PIXELS, int(self.pool.budget / 4 / per_pixel)))
+
+    @property
+    def _input_itemsize(self) -> int:
+        return np.dtype(self.runner.input_type).itemsize
+
+    def estimate(self, image: ImageTask) -> int:
+        """Device bytes. Tiles overlap: together they have up to about 2.5 times the image's pixels."""
+        area, recipe, classes = image.height * image.width, image.recipe, max(1, len(image.classes))
+        scales = {*recipe.views.scales, *recipe.first_of_tile().scales, *recipe.later().scales}
+        seen = sum(s * s for s in scales)
+        pictures = 3 * seen
+        lows = 4 * classes * seen / self.manifest.stride**2
+        accumulated = 4 * classes + 1
+        return round(area * (3 + 2.5 * (pictures + lows + accumulated) + 4 * classes))
+
+    # -- the loop ------------------------------------------------------------------------------------------
+    def has_room(self) -> bool:
+        with self.driver.current():
+            while self._batches and self._batches[0].done():
+                self._batches.popleft()
+        return len(self._batches) < self.depth
+
+    def submit(self, work: Work) -> None:
+        if isinstance(work, Advance):  # kept until all that are due together are known: one launch for all
+            self._advances.append(work)
+            return
+        with self.driver.current():
+            self._flush()
+            try:
+                self._unite(work) if isinstance(work, Unite) else self._respond(work)
+            except DeviceLost:
+                raise
+            except Exception as e:
+                self._ready.append(Done(work, error=_translate(e)))
+
+    def collect(self) -> list[Done]:
+        """See protocol.Backend. Where there is no room, it waits for the oldest batch alone: the next one is then
+        submitted while the others run."""
+        with self.driver.current():
+            self._flush()
+            if not self._ready and not self.has_room():
+                self._batches.popleft().wait()
+            if self._held and self.has_room():
+                self._ready += self._held
+                self._held.clear()
+            if not self._ready and self._awaited:
+                self._land(self._awaited.popleft())
+            while self._awaited and self._awaited[0].event.done():
+                self._land(self._awaited.popleft())
+        out, self._ready = self._ready, []
+        return out
+
+    def _land(self, awaited: _Awaited) -> None:
+        """Wait for results and report them."""
+        awaited.event.wait()
+        results = awaited.read(awaited.landing.data)
+        self.downloads.give_back(awaited.landing)
+        self._ready += [Done(work, result) for work, result in zip(awaited.works, results, strict=True)]
+
+    def release(self, image: ImageTask) -> None:
+        state, image.state = image.state, None
+        if state is not None:
+            state.release()
+
+    def close(self) -> None:
+        with self.driver.current():
+            with suppress(DeviceLost):  # then nothing runs any more
+                self.driver.record().wait()
+            self._batches.clear()
+            self._awaited.clear()
+            self._advances.clear()
+            self.runner.close()
+            self._ops.close()
+            self.uploads.close()
+            self.downloads.close()
+            self.pool.close()
+        self.driver.close()
+
+    def describe(self) -> dict[str, object]:
+        return {
+            "backend": self.name,
+            "runner": self.runner.describe(),
+            "device": self.driver.describe(),
+            "memory_budget": self.pool.budget,
+            "batch_pixels": self._batch_pixels,
+        }
+
+    def scores(self, pixels: NDArray[np.uint8]) -> Float:
+        size = self.fixed_size or pixels.shape[:2]
+        height, width = size
+        classes = len(self.manifest.classes)
+        landing = self.downloads.reserve(4 * classes)
+        sizes = (pixels.size, picture_nbytes(size), 3 * height * width * self._input_itemsize, 4 * classes)
+        with self.driver.current(), self.pool.scratch(*sizes) as (image, picture, x, scores):
+            self.uploads.send(image, _bytes(pixels))
+            box = Box(0, 0, *pixels.shape[:2])
+            self._ops.resize([Resize(image, pixels.shape[1], box, size, picture)])
+            self._ops.erase([Slot(picture)], size, x, self.runner.input_type)
+            self.runner.scores(1, height, width, x, scores)
+            self.downloads.fetch(landing, scores)
+            self.driver.record().wait()
+        out = landing.data.view(np.float32).copy()
+        self.downloads.give_back(landing)
+        return out
+
+    # -- Respond -------------------------------------------------------------------------------------------
+    def _respond(self, work: Respond) -> None:
+        """Enqueue a batch; where it fails for lack of memory it can be tried again, whole or in parts."""
+        views = work.views
+        self._upload({view.tile.image for view in views})
+        self._resize(views)
+        shape = self.runner.response_shape(*views[0].shape)
+        most = self.runner.max_batch(*views[0].shape)
+        for begin in range(0, len(views), most):
+            self._infer(views[begin : begin + most], shape)
+        self._batches.append(self.driver.record())
+        (self._ready if len(self._batches) < self.depth else self._held).append(Done(work))
+
+    def _upload(self, images: set[ImageTask]) -> None:
+        for image in images:
+            if image.state is None:
+                image.state = ImageOnDevice(self.pool)
+            if not image.state.pixels:
+                pointer = image.state.allocate(image.pixels.size)
+                self.uploads.send(pointer, _bytes(image.pixels))
+                image.state.pixels = pointer
+
+    def _resize(self, views: Sequence[View]) -> None:
+        """Make the pictures that are not there yet, all in one launch."""
+        missing: dict[tuple[int, tuple[int, int]], tuple[View, Resize]] = {}
+        try:
+            for view in views:
+                tile, image = view.tile, view.tile.image
+                if tile.state is None:
+                    tile.state = TileOnDevice()
+                key = (id(tile), view.shape)
+                if view.shape not in tile.state.pictures and key not in missing:
+                    pointer = image.state.allocate(picture_nbytes(view.shape))
+                    item = Resize(image.state.pixels, image.width, tile.box, view.shape, pointer)
+                    missing[key] = view, item
+            if missing:
+                self._ops.resize([item for _, item in missing.values()])
+        except Exception:
+            for view, item in missing.values():
+                view.tile.image.state.free(item.picture)
+            raise
+        for view, item in missing.values():
+            view.tile.state.pictures[view.shape] = item.picture
+
+    def _infer(self, views: Sequence[View], shape: OutputShape) -> None:
+        lows = [self._low(view, shape) for view in views]
+        due = [(view, low) for view, low in zip(views, lows, strict=True) if view.mirrored not in low.seen]
+        if not due:
+            return
+        height, width = views[0].shape
+        sizes = len(due) * 3 * height * width * self._input_itemsize, len(due) * 4 * _count(shape)
+        with self.pool.scratch(*sizes) as (image, response):
+            slots = [self._slot(view) for view, _ in due]
+            self._ops.erase(slots, (height, width), image, self.runner.input_type)
+            self.runner.respond(len(due), height, width, image, response)
+            self._ops.gather(_gathers(due), response, shape)
+        for view, low in due:
+            low.seen.add(view.mirrored)
+
+    @staticmethod
+    def _low(view: View, shape: OutputShape) -> LowMap:
+        """Where the view's responses are summed with its mirror image's."""
+        lows: dict[int, LowMap] = view.tile.state.lows
+        if view.scale not in lows:
+            image = view.tile.image
+            nbytes = 4 * len(image.classes) * shape.height * shape.width
+            lows[view.scale] = LowMap(image.state.allocate(nbytes), (shape.height, shape.width))
+        return lows[view.scale]
+
+    def _slot(self, view: View) -> Slot:
+        tile, recipe, state = view.tile, view.tile.image.recipe, view.tile.state
+        picture = state.pictures[view.shape]
+        if tile.iteration <= 0:
+            return Slot(picture, view.mirrored)
+        size = (tile.box.height, tile.box.width)
+        chain = [self.fixed_size or view_size(*size, s) for s in tile.views.scales[: view.scale]]
+        return Slot(
+            picture,
+            view.mirrored,
+            state.erased,
+            size,
+            chain if recipe.mask_cascade else (),
+            recipe.mask_mirrored,
+        )
+
+    # -- Advance -------------------------------------------------------------------------------------------
+    def _flush(self) -> None:
+        """Enqueue the Advances that were submitted, as one."""
+        works, self._advances = self._advances, []
+        if works:
+            self._advance(works)
+
+    def _advance(self, works: list[Advance]) -> None:
+        try:
+            self._accumulate(works)
+        except DeviceLost:
+            raise
+        except Exception as e:  # one image's, or too much at once: in halves, down to the one that fails
+            if len(works) == 1:
+                self._ready.append(Done(works[0], error=_translate(e)))
+                return
+            self._advance(works[: len(works) // 2])
+            self._advance(works[len(works) // 2 :])
+
+    def _accumulate(self, works: list[Advance]) -> None:
+        """Either all of it is enqueued, or nothing is and an exception is raised."""
+        items = [_accumulate_item(work.tile) for work in works]
+        nbytes = results_nbytes(items)
+        landing = self.downloads.reserve(nbytes)
+        try:
+            with self.pool.scratch(nbytes) as (results,):
+                self._ops.accumulate(items, results)
+                self.downloads.fetch(landing, results)
+        except Exception:
+            self.downloads.give_back(landing)
+            raise
+        for work in works:
+            tile, image = work.tile, work.tile.image.state
+            image.drop_lows(tile.state)
+            if tile.iteration + 1 == tile.iterations:
+                image.drop_pictures(tile.state)
+        event = self.driver.record()
+        self._awaited.append(_Awaited(event, works, landing, lambda data: read_results(items, data)))
+
+    # -- Unite ---------------------------------------------------------------------------------------------
+    def _unite(self, work: Unite) -> None:
+        image = work.image
+        item = _unite_item(image)
+        shape = (item.classes, *item.size)
+        nbytes = 4 * item.classes * item.size[0] * item.size[1]
+        landing = self.downloads.reserve(nbytes)
+        try:
+            with self.pool.scratch(nbytes) as (out,):
+                self._ops.unite(item, out)
+                self.downloads.fetch(landing, out)
+        except Exception:
+            self.downloads.give_back(landing)
+            raise
+
+        def read(data: Bytes) -> Sequence[Float]:
+            return [data.view(np.float32).reshape(shape).copy()]  # the buffer goes to the next image
+
+        self._awaited.append(_Awaited(self.driver.record(), [work], landing, read))
+
+
+def _gathers(due: Sequence[tuple[View, LowMap]]) -> list[Gather]:
+    """A view and its mirror image in one batch are one item."""
+    slots: dict[int, tuple[View, LowMap, dict[bool, int]]] = {}
+    for at, (view, low) in enumerate(due):
+        slots.setdefault(low.pointer, (view, low, {}))[2][view.mirrored] = at
+    return [
+        Gather(low.pointer, view.tile.image.classes, at.get(False, -1), at.get(True, -1), bool(low.seen))
+        for view, low, at in slots.values()
+    ]
+
+
+def _accumulate_item(tile: Tile) -> Accumulate:
+    """What to do with a tile's responses; allocates its maps and mask when they are first needed."""
+    image, recipe, state = tile.image, tile.image.recipe, tile.state
+    size, classes = (tile.box.height, tile.box.width), len(image.classes)
+    probes, first = tile.iteration < 0, tile.iteration == 0
+    keeps = bool(tile.takes) and not probes
+    if keeps and not state.accumulated:
+        state.accumulated = image.state.allocate(maps_nbytes(classes, size))
+    if keeps and not state.erased:
+        state.erased = image.state.allocate(mask_nbytes(size))
+    floor = None
+    if tile.peak is not None and not probes:
+        floor = np.float32(recipe.peak_floor) * tile.peak * np.float32(tile.views.count)
+    return Accumulate(
+        tile=size,
+        classes=classes,
+        lows=[Low(low.pointer, low.size) for _, low in sorted(state.lows.items())],
+        quantile=recipe.peak_quantile,
+        floor=floor,
+        accumulated=state.accumulated if keeps else 0,
+        erased=state.erased if keeps else 0,
+        first=first,
+        mode=recipe.accumulate,
+        threshold=recipe.threshold,
+        locate=tile.locates and first,
+    )
+
+
+def _unite_item(image: ImageTask) -> UniteItem:
+    parts, whole = [], None
+    for tile in image.tiles:
+        if not tile.takes or tile.state is None or not tile.state.accumulated:
+            continue  # a centre pass, or a tile where the probe found nothing
+        part = Part(tile.state.accumulated, tile.box, tile.takes, tile.iteration)
+        if tile.whole:
+            whole = part
+        else:
+            parts.append(part)
+    recipe = image.recipe
+    alone = all(tile.whole or not tile.takes for tile in image.tiles)
+    return UniteItem(
+        size=(image.height, image.width),
+        classes=len(image.classes),
+        parts=parts,
+        whole=whole,
+        join="only" if alone else "max" if recipe.whole == "max" else "mean",
+        weight=recipe.whole_weight,
+        mode=recipe.accumulate,
+    )
+
+
+def _bytes(pixels: NDArray[np.uint8]) -> Bytes:
+    return np.ascontiguousarray(pixels).reshape(-1)
+
+
+def _count(shape: OutputShape) -> int:
+    return shape.classes * shape.height * shape.width
+
+
+def _translate(error: Exception) -> Exception:
+    return OutOfMemory(str(error)) if isinstance(error, DeviceOutOfMemory) else error
