@@ -8,14 +8,14 @@ and, where ground truth is given, the change of the best mIoU (§4).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from infercam.engine import host_ops, reference
 from infercam.engine.bundle import Manifest
-from infercam.engine.errors import InputError
+from infercam.engine.errors import BackendError, InputError, MissingExtra
 from infercam.engine.evaluate import read_mask
 from infercam.engine.geometry import view_size
 from infercam.engine.histogram import JointHistogram
@@ -149,6 +149,26 @@ def relative_error(a: NDArray, b: NDArray) -> float:
     return float(np.abs(a - b).max(initial=0)) / scale if scale else 0.0
 
 
+def onnx_network(graph: Path, manifest: Manifest) -> Network:
+    """A graph of the bundle in ONNX Runtime on all cores; raises MissingExtra or BackendError."""
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise MissingExtra("onnxruntime", "cpu", "comparing with the fp32 graph") from None
+    options = ort.SessionOptions()
+    options.enable_mem_pattern = False  # every call has another shape
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # ONNX Runtime's exceptions share no base below Exception
+        raise BackendError(f"{graph}: ONNX Runtime cannot load it: {str(e).splitlines()[0]}") from None
+
+    def run(x: Float) -> Float:
+        return np.asarray(session.run([manifest.response], {manifest.input.name: x})[0], np.float32)
+
+    return run
+
+
 class _Seen:
     """What has been compared so far."""
 
@@ -238,13 +258,13 @@ def _ious(a: Float, b: Float) -> Iterator[float]:
             yield np.count_nonzero(one & other) / union
 
 
-def report_json(fidelity: Fidelity, tolerance: Tolerance) -> str:
-    """report.json: the figures, the tolerance and whether it is kept."""
-    missed = fidelity.missed(tolerance)
-    report = {
-        "passed": missed is None,
-        "missed": missed,
-        "fidelity": {**fidelity.model_dump(), "miou_drop": fidelity.miou_drop},
-        "tolerance": tolerance.model_dump(),
-    }
-    return json.dumps(report, indent=2) + "\n"
+class Report(_Strict):
+    """report.json: the figures, the tolerance, and what misses it (None: nothing)."""
+
+    missed: str | None
+    fidelity: Fidelity
+    tolerance: Tolerance
+
+    @classmethod
+    def of(cls, fidelity: Fidelity, tolerance: Tolerance) -> Report:
+        return cls(missed=fidelity.missed(tolerance), fidelity=fidelity, tolerance=tolerance)

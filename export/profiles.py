@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from math import ceil, floor
 from typing import NamedTuple
 
@@ -196,6 +197,27 @@ class Recorder:
         return done
 
 
+def record(
+    bundle: Bundle,
+    items: Iterable[tuple[str, NDArray[np.uint8], Sequence[int]]],
+    recipe: str | Recipe,
+    mode: Mode = "both",
+    threads: int | None = None,
+    watch: Callable[[int], None] | None = None,
+) -> Recording:
+    """Run the CPU engine over pictures (id, H×W×3 uint8, classes) and keep every tile's centres and counts."""
+    from infercam.engine.backends.cpu import CpuBackend
+
+    recorder = Recorder(CpuBackend(bundle, threads))
+    with Engine(bundle, recorder) as engine:  # type: ignore[arg-type]  # the rest of Backend by __getattr__
+        for result in engine.stream(items, recipe, mode):
+            if result.error is not None:
+                raise result.error
+            if watch is not None:
+                watch(1)
+    return recorder.recording
+
+
 # -- which profiles serve them ---------------------------------------------------------------------------------
 def choose_profiles(shapes: Shapes, manifest: Manifest, count: int = PROFILES) -> list[Profile]:
     """At most `count` profiles: each tuned for views of about one size, the last one takes the whole range.
@@ -208,10 +230,7 @@ def choose_profiles(shapes: Shapes, manifest: Manifest, count: int = PROFILES) -
     if manifest.input.height and manifest.input.width:
         return [_profile(shapes, margin=0)]
     groups = _partition(shapes, count - 1) if count > 1 else []
-    every = _whole_range(shapes)
-    if len(groups) == 1:  # views of one size: the whole range is that profile turned about
-        return [_profile(shapes), every] if every != _profile(shapes) else [every]
-    return [*map(_profile, groups), every]
+    return list(dict.fromkeys([*map(_profile, groups), _whole_range(shapes)]))
 
 
 def coverage(profiles: Sequence[Profile], shapes: Shapes) -> list[float]:
@@ -277,7 +296,7 @@ def _bins(ordered: list[Shape]) -> list[list[Shape]]:
         else:
             sizes.append([shape])
     step = ceil(len(sizes) / _BINS)
-    return [sum(sizes[i : i + step], []) for i in range(0, len(sizes), step)]
+    return [list(chain.from_iterable(sizes[i : i + step])) for i in range(0, len(sizes), step)]
 
 
 def _mean_log(shapes: Shapes) -> float:
@@ -308,27 +327,3 @@ def _least_spread(x: NDArray[np.float64], w: NDArray[np.float64], count: int) ->
         runs.append((start, stop))
         stop = start
     return runs[::-1]
-
-
-Watch = Callable[[int], None]
-
-
-def record(
-    bundle: Bundle,
-    items: Iterable[tuple[str, NDArray[np.uint8], Sequence[int]]],
-    recipe: str | Recipe,
-    mode: Mode = "both",
-    threads: int | None = None,
-    watch: Watch | None = None,
-) -> Recording:
-    """Run the CPU engine over pictures (id, H×W×3 uint8, classes) and keep every tile's centres and counts."""
-    from infercam.engine.backends.cpu import CpuBackend
-
-    recorder = Recorder(CpuBackend(bundle, threads))
-    with Engine(bundle, recorder) as engine:  # type: ignore[arg-type]  # the rest of Backend by __getattr__
-        for result in engine.stream(items, recipe, mode):
-            if result.error is not None:
-                raise result.error
-            if watch is not None:
-                watch(1)
-    return recorder.recording

@@ -138,7 +138,6 @@ class PlanRecord(_Strict):
     input_type: InputType
     bundle: str = Field(description="name of the bundle it was made from")
     bundle_hash: Hash
-    graph: str = Field(description="file name of the graph in the bundle")
     onnx_sha256: Hash
     structure: Hash | None = Field(default=None, description="hash of the graph without its weights")
     profiles: list[Profile] = Field(min_length=1)
@@ -229,9 +228,9 @@ def _read_record(file: Path) -> PlanRecord:
 
 def misfit(record: PlanRecord, bundle: Bundle, environment: Environment) -> str | None:
     """Why a plan must not be used for this bundle here, in a few words; None if it may."""
-    m = bundle.manifest
-    graph = m.graphs.get(graph_of(record.precision))
-    if graph is None or m.files[graph].sha256 != record.onnx_sha256:
+    if graph_of(record.precision) not in bundle.manifest.graphs:
+        return f"made from a {graph_of(record.precision)} graph, which the bundle has not"
+    if graph_hash(bundle, record.precision) != record.onnx_sha256:
         return f"made from another {graph_of(record.precision)} graph (of bundle {record.bundle!r})"
     if record.bundle_hash != bundle.hash:
         return f"made for another bundle ({record.bundle!r}): its classes or its preprocessing differ"
@@ -280,6 +279,16 @@ def _version(text: str) -> tuple[int, int]:
 def graph_of(precision: str) -> str:
     """Which of the bundle's graphs a precision is made from: TF32 is a way to compute the fp32 graph."""
     return "fp32" if precision == "tf32" else precision
+
+
+def graph_hash(bundle: Bundle, precision: str) -> str:
+    """SHA-256 of the graph that a precision is made from, weights in a file beside it included."""
+    m = bundle.manifest
+    name = m.graphs[graph_of(precision)]
+    beside = sorted(f for f in m.files if f.startswith(f"{name}."))
+    if not beside:
+        return m.files[name].sha256
+    return hashlib.sha256("".join(m.files[f].sha256 for f in [name, *beside]).encode()).hexdigest()
 
 
 def plans_folder(bundle: Bundle, cache: str | os.PathLike[str] | None = None) -> Path:

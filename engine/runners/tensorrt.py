@@ -16,7 +16,17 @@ from ..device.driver import DeviceInfo, DeviceOutOfMemory, Driver, Pointer
 from ..device.probe import probe
 from ..errors import BackendError
 from ..scheduler import OutOfMemory
-from .plan import Environment, Plan, PlanError, Shape, describe_plan, find_plan, misfit, pick_profile
+from .plan import (
+    Environment,
+    Plan,
+    PlanError,
+    Shape,
+    describe_plan,
+    find_plan,
+    graph_of,
+    misfit,
+    pick_profile,
+)
 from .protocol import InputType, OutputShape
 from .tensorrt_api import (
     ICudaEngine,
@@ -107,7 +117,7 @@ class TensorRTRunner:
         self._runtime = self._trt.Runtime(self._log)  # kept: the engine lives in it
         self._engine = _deserialise(self._runtime, self._log, plan)
         if plan.record.options.stripped:
-            refit(self._trt, self._log, self._engine, bundle.path / plan.record.graph)
+            refit(self._trt, self._log, self._engine, bundle.graph(graph_of(plan.record.precision)))
         self._check_engine()
         self._limit = contexts
         self._slots: list[_Slot] = []  # least recently used first
