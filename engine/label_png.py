@@ -10,8 +10,9 @@ from PIL import Image
 
 from . import voc
 from .atomic import atomic_write
-from .errors import InputError, StoreError, shown
+from .errors import InputError, shown
 from .histogram import IGNORE
+from .image_index import cannot_write
 from .paths import os_reason
 
 
@@ -65,7 +66,10 @@ def read_label(file: Path, classes: int, size: tuple[int, int] | None = None) ->
 
 
 def write_label(file: Path, label: NDArray[np.uint8]) -> None:
-    """Write an (H, W) uint8 label as a PNG with VOC's colours, atomically; raises StoreError."""
+    """Write an (H, W) uint8 label as a PNG with VOC's colours, atomically.
+
+    Raises StoreError (DiskFullError where no space is left).
+    """
     if label.ndim != 2 or label.dtype != np.uint8:
         raise ValueError(f"a label is one plane of uint8, not {label.dtype} of shape {label.shape}")
     image = Image.fromarray(label)  # mode L
@@ -74,4 +78,4 @@ def write_label(file: Path, label: NDArray[np.uint8]) -> None:
         with atomic_write(file) as f:
             image.save(f, "PNG")
     except OSError as e:
-        raise StoreError(f"{shown(file)}: cannot be written: {e.strerror or e}") from None
+        raise cannot_write(file, e) from None

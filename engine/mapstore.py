@@ -23,11 +23,9 @@ the caller names the format, never because a folder says so.
 from __future__ import annotations
 
 import datetime as dt
-import errno
 import json
 import os
 import platform
-import threading
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -43,6 +41,7 @@ from .formats.irn import IrnCodec
 from .formats.npz import NpzCodec
 from .formats.psa import PsaCodec
 from .formats.record import Codec, Decoded, MapRecord, as_float32
+from .image_index import DiskFullError, ImageIndex, cannot_write
 
 __all__ = ["FORMATS", "DiskFullError", "MapRecord", "MapStore", "StoreInfo"]
 
@@ -53,10 +52,6 @@ STALE_SECONDS = 3600.0  # a temporary file older than this has lost its writer
 Format = Literal["npz", "psa", "irn"]
 FORMATS: tuple[str, ...] = get_args(Format)
 _CODECS: dict[str, Codec] = {"npz": NpzCodec(), "psa": PsaCodec(), "irn": IrnCodec()}
-
-
-class DiskFullError(StoreError):
-    """No space is left: the rest of a run would fail as well."""
 
 
 class StoreInfo(BaseModel):
@@ -80,7 +75,7 @@ class MapStore:
         self.path = path
         self.info = info
         self._codec = _CODECS[info.format]
-        self._index = _Index(path / INDEX) if indexed else None
+        self._index = ImageIndex(path / INDEX) if indexed else None
 
     @classmethod
     def create_or_open(
@@ -103,7 +98,7 @@ class MapStore:
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise _cannot_write(root, e) from None
+            raise cannot_write(root, e) from None
         if (root / INFO).exists():
             wanted = _compatible(root, read_info(root), wanted)
         try:
@@ -111,7 +106,7 @@ class MapStore:
                 f.write(wanted.model_dump_json(indent=1) + "\n")
             sweep_stale(root)
         except OSError as e:
-            raise _cannot_write(root / INFO, e) from None
+            raise cannot_write(root / INFO, e) from None
         return cls(root, wanted)
 
     @classmethod
@@ -171,7 +166,7 @@ class MapStore:
             with atomic_write(file) as f:
                 f.write(data)
         except OSError as e:
-            raise _cannot_write(file, e) from None
+            raise cannot_write(file, e) from None
         self._index.append(record.id, fingerprint, len(data))
         return len(data)
 
@@ -184,6 +179,19 @@ class MapStore:
             return self.file(id).stat().st_size == entry[1]
         except (OSError, StoreError):
             return False
+
+    def fingerprint(self, id: str) -> str:
+        """What decides an image's maps, for those who derive something from them; '' where there are none.
+
+        As given to `write`; in a folder of another tool, the file's size and time.
+        """
+        if self._index is not None:
+            return (self._index.get(id) or ("",))[0]
+        try:
+            status = self.file(id).stat()
+        except OSError:
+            return ""
+        return f"{status.st_size} {status.st_mtime_ns}"
 
     def read(self, id: str) -> MapRecord:
         """One image's maps as float32 in [0, 1]; raises StoreError naming the file."""
@@ -224,82 +232,6 @@ class MapStore:
 
 def _reopen(cls: type[MapStore], path: Path, info: StoreInfo, indexed: bool) -> MapStore:
     return cls(path, info, indexed=indexed)
-
-
-class _Index:
-    """`index.jsonl` in memory: id -> (fingerprint, bytes), fingerprints shared; loaded when first asked."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._lock = threading.Lock()
-        self._entries: dict[str, tuple[str, int]] | None = None
-        self._shared: dict[str, str] = {}
-        self._torn: bool | None = None  # unknown until the first append
-
-    def exists(self) -> bool:
-        return self._file.exists()
-
-    def get(self, id: str) -> tuple[str, int] | None:
-        with self._lock:
-            return self._load().get(id)
-
-    def ids(self) -> list[str]:
-        with self._lock:
-            return list(self._load())
-
-    def append(self, id: str, fingerprint: str, size: int) -> None:
-        line = json.dumps({"id": id, "fingerprint": fingerprint, "bytes": size}, separators=(",", ":")) + "\n"
-        with self._lock:
-            torn = self._ends_torn() if self._torn is None else self._torn
-            data = (("\n" if torn else "") + line).encode()
-            self._torn = True  # until the whole line is known to be there
-            try:
-                fd = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-                try:
-                    if os.write(fd, data) < len(data):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                finally:
-                    os.close(fd)
-            except OSError as e:
-                raise _cannot_write(self._file, e) from None
-            self._torn = False
-            if self._entries is not None:
-                self._put(self._entries, id, fingerprint, size)
-
-    def _ends_torn(self) -> bool:
-        try:
-            with self._file.open("rb") as f:
-                f.seek(-1, os.SEEK_END)
-                return f.read(1) != b"\n"
-        except OSError:  # missing or empty
-            return False
-
-    def _put(self, entries: dict[str, tuple[str, int]], id: str, fingerprint: str, size: int) -> None:
-        entries.pop(id, None)  # the latest is last
-        entries[id] = (self._shared.setdefault(fingerprint, fingerprint), size)
-
-    def _load(self) -> dict[str, tuple[str, int]]:
-        if self._entries is None:
-            entries: dict[str, tuple[str, int]] = {}
-            try:
-                with self._file.open("rb") as f:
-                    for line in f:
-                        self._parse(entries, line)
-            except FileNotFoundError:
-                pass
-            except OSError as e:
-                raise StoreError(f"{self._file}: cannot be read: {e.strerror or e}") from None
-            self._entries = entries
-        return self._entries
-
-    def _parse(self, entries: dict[str, tuple[str, int]], line: bytes) -> None:
-        if not line.endswith(b"\n"):
-            return  # torn, or being written right now
-        try:
-            entry = json.loads(line)
-            self._put(entries, str(entry["id"]), str(entry["fingerprint"]), int(entry["bytes"]))
-        except (ValueError, KeyError, TypeError):
-            return  # a fragment that a later writer ended; its image is made again
 
 
 def read_info(root: Path) -> StoreInfo:
@@ -381,9 +313,3 @@ def _compatible(root: Path, there: StoreInfo, wanted: StoreInfo) -> StoreInfo:
     if there.classes != wanted.classes:
         raise StoreError(f"{root}: already holds maps of other classes; {advice}")
     return wanted.model_copy(update={"created": there.created})
-
-
-def _cannot_write(file: Path, e: OSError) -> StoreError:
-    if e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError(f"{file}: disk full; free some space and run again to go on from here")
-    return StoreError(f"{file}: cannot be written: {e.strerror or e}")

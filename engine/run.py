@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .api import Engine, Result
-from .errors import InputError, StoreError, shown
+from .failures import FAILURES, Failures
 from .images import DEFAULT_MAX_PIXELS, read_image
 from .mapstore import MapRecord, MapStore
 from .prefetch import prefetch
@@ -29,7 +29,6 @@ from .recipe import Mode, Recipe
 from .scheduler import Scheduler
 from .sources import Item, Source
 
-FAILURES = "failures.jsonl"
 WRITES_WAITING = 8
 
 
@@ -120,7 +119,7 @@ class Run:
         self.store = MapStore.create_or_open(
             out, fmt=fmt, dtype=dtype, classes=classes, settings=self.summary.settings
         )
-        self.failures = _Failures(out / FAILURES)
+        self.failures = Failures(out / FAILURES)
         self._prints: dict[str, str] = {}  # id -> fingerprint, for images in flight
         self._base = self._base_fingerprint()
 
@@ -237,25 +236,6 @@ class Run:
             s.mean_iterations = round(stats.iterations / stats.tiles, 3) if stats.tiles else 0.0
 
 
-class _Failures:
-    """`failures.jsonl` beside the maps: one line per failed image of the latest run; absent if none failed."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        try:
-            file.unlink(missing_ok=True)
-        except OSError as e:
-            raise StoreError(f"{file}: cannot be removed: {e.strerror}") from None
-
-    def add(self, name: str, error: Exception) -> None:
-        line = json.dumps({"id": shown(name), "reason": one_line(error)}, ensure_ascii=False)
-        try:
-            with self.file.open("a", encoding="utf-8") as f:
-                f.write(line + "\n")
-        except OSError as e:
-            raise StoreError(f"{self.file}: cannot be written: {e.strerror}") from None
-
-
 class _Writes:
     """One writer thread behind a bounded queue; its first error is raised by the next `put`, or by `close`."""
 
@@ -279,9 +259,3 @@ class _Writes:
         self._pool.shutdown(wait=True)
         if self._error is not None:
             raise self._error
-
-
-def one_line(error: BaseException) -> str:
-    """An error as one line; an unexpected kind is named."""
-    text = shown(" ".join(str(error).split())) or type(error).__name__
-    return text if isinstance(error, InputError | StoreError) else f"{type(error).__name__}: {text}"
