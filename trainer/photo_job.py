@@ -6,7 +6,6 @@ runs in a pool of spawned processes and writes the file. Only a few photos are u
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import signal
 import time
@@ -18,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..engine.atomic import atomic_write
 from ..engine.errors import InfercamError, StoreError, shown
+from ..engine.failures import FAILURES, Failures
 from .progress import Progress
 from .signals import caught_signals
 
-FAILURES = "failures.jsonl"
 Finish = Callable[..., None]
 """(id, *what prepare gave): writes the photo's file; picklable; raises InfercamError for this photo alone."""
 
@@ -35,8 +33,8 @@ class JobSummary:
     done: int
     kept: int
     """There already."""
-    failures: list[tuple[str, str]]
-    """(id, reason), also in OUT/failures.jsonl."""
+    failures: list[str]
+    """Ids; the reasons are in OUT/failures.jsonl."""
     seconds: float
     stopped: int = 0
     """The signal that stopped it before the end, or 0."""
@@ -68,7 +66,8 @@ def run_job(
     """
     started = time.monotonic()
     left = [item_id for item_id in ids if not file(item_id).exists()]
-    failures: list[tuple[str, str]] = []
+    failures: list[str] = []
+    listed = Failures(out / FAILURES)
     done = 0
     with caught_signals() as caught, Progress(what, len(ids)) as bar, _Pool(finish, workers) as pool:
         bar.skip(len(ids) - len(left))
@@ -81,7 +80,8 @@ def run_job(
             except BrokenProcessPool:
                 raise StoreError(f"{what}: a process died at {shown(item_id)} (out of memory?)") from None
             except InfercamError as e:
-                failures.append((item_id, str(e)))
+                failures.append(item_id)
+                listed.add(item_id, e)
             bar.advance(1, f"{len(failures)} failed" if failures else "")
 
         waiting: deque[tuple[str, Future[None]]] = deque()
@@ -94,7 +94,6 @@ def run_job(
         while waiting:
             ended(*waiting.popleft())
         stopped = caught[0] if caught else 0
-    _list(out / FAILURES, failures)
     kept = len(ids) - len(left)
     return JobSummary(done, kept, failures, round(time.monotonic() - started, 1), stopped)
 
@@ -141,16 +140,3 @@ def _hold(finish: Finish) -> None:
 
 def _held(item_id: str, *given: Any) -> None:
     _FINISH[0](item_id, *given)
-
-
-def _list(file: Path, failures: list[tuple[str, str]]) -> None:
-    """One line a failure; no file where there is none."""
-    try:
-        if not failures:
-            file.unlink(missing_ok=True)
-            return
-        with atomic_write(file, "w") as f:
-            for item_id, reason in failures:
-                f.write(json.dumps({"id": shown(item_id), "reason": reason}, ensure_ascii=False) + "\n")
-    except OSError as e:
-        raise StoreError(f"{file}: cannot be written: {e.strerror}") from None

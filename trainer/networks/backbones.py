@@ -34,6 +34,7 @@ from ..checkpoint import is_checkpoint
 from .small import SmallNet
 
 LEVELS = ("c2", "c3", "c4", "c5")
+CAFFE_INPUT = InputSpec(colour="BGR", scale=1.0, mean=(122.675, 116.669, 104.008), std=(1.0, 1.0, 1.0))
 WIDTH = 64
 State = Mapping[str, Tensor]
 
@@ -127,6 +128,7 @@ class ResNet50Backbone(Backbone):
         if output_stride not in resnet50.OUTPUT_STRIDES:
             raise ValueError(f"output_stride must be one of {resnet50.OUTPUT_STRIDES}")
         self.layout = layout
+        self.input = CAFFE_INPUT if layout == "caffe" else IMAGENET_INPUT
         self.net = resnet50.Backbone(
             output_stride=output_stride, width=width, blocks=self.blocks, layout=layout
         )

@@ -11,67 +11,23 @@ its own. Checkpoints of other tools are taken as they are, see published.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from infercam.engine.bundle import InputSpec
 from infercam.engine.errors import InputError
-from infercam.export.archs import IMAGENET_INPUT, resnet50
 from infercam.export.checkpoints import fit
 from torch import Tensor, nn
 
 from ..checkpoint import is_checkpoint, load_checkpoint, load_network
 from .aspp import Head, make_head
-from .backbones import (
-    WIDTH,
-    Backbone,
-    MobileNetV2Backbone,
-    ResNet38Backbone,
-    ResNet50Backbone,
-    load_backbone,
-)
+from .backbones import Backbone, build_backbone, load_backbone
 from .published import Published, read_published
 
 STAGE = "segment"
 OUTPUT_STRIDES = (8, 16)
-CAFFE_INPUT = InputSpec(colour="BGR", scale=1.0, mean=(122.675, 116.669, 104.008), std=(1.0, 1.0, 1.0))
-
-
-class ResNetFeatures(ResNet50Backbone):
-    """ResNet-50 with the dilations that segmentation networks were trained with; the last level only."""
-
-    blocks = resnet50.BLOCKS
-
-    def __init__(
-        self, output_stride: int, width: int = WIDTH, layout: resnet50.Layout = "torchvision"
-    ) -> None:
-        Backbone.__init__(self, output_stride, width)
-        self.net = resnet50.Backbone(
-            output_stride=output_stride, width=width, blocks=self.blocks, layout=layout
-        )
-        self.layout = layout
-        self.input = CAFFE_INPUT if layout == "caffe" else IMAGENET_INPUT
-        self.channels, self.strides = {"c5": width * 8 * resnet50.EXPANSION}, {"c5": output_stride}
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"c5": self.net(x)}
-
-    def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "layout": self.layout}
-
-
-class ResNet101Features(ResNetFeatures):
-    arch = "resnet101"
-    blocks = resnet50.BLOCKS_101
-
-
-FEATURES: dict[str, type[Backbone]] = {
-    b.arch: b for b in (ResNet101Features, ResNetFeatures, MobileNetV2Backbone, ResNet38Backbone)
-}
-RESNETS = (ResNet101Features, ResNetFeatures)
+RESNETS = ("resnet50", "resnet101")
 
 
 class DeepLab(nn.Module):
@@ -121,13 +77,13 @@ class DeepLab(nn.Module):
 
 def build_deeplab(facts: Mapping[str, Any]) -> DeepLab:
     """A network with random weights from `DeepLab.facts`; raises InputError for what it does not know."""
-    options = dict(facts["backbone"])
-    arch = options.pop("arch")
-    if arch not in FEATURES:
-        raise InputError(f"no architecture {arch!r} for segmentation; known: {', '.join(FEATURES)}")
-    if options["output_stride"] not in OUTPUT_STRIDES:
-        raise InputError(f"output stride {options['output_stride']}: DeepLab has 8 or 16")
-    return DeepLab(FEATURES[arch](**options), facts["classes"], facts["head"])
+    _check_stride(facts["backbone"]["output_stride"])
+    return DeepLab(build_backbone(**facts["backbone"]), facts["classes"], facts["head"])
+
+
+def _check_stride(output_stride: int) -> None:
+    if output_stride not in OUTPUT_STRIDES:
+        raise InputError(f"output stride {output_stride}: DeepLab has 8 or 16")
 
 
 def load_deeplab(file: Path, output_stride: int | None = None) -> DeepLab:
@@ -137,7 +93,7 @@ def load_deeplab(file: Path, output_stride: int | None = None) -> DeepLab:
     Raises InputError or ExportError (one line) for a file of another kind, stage or architecture.
     """
     file = Path(file)
-    if file.suffix != ".safetensors" and is_checkpoint(file):
+    if _ours(file):
         state, facts = load_checkpoint(file, STAGE)
         network = build_deeplab(facts)
         load_network(network, state, file)
@@ -166,30 +122,20 @@ def start_deeplab(
 ) -> tuple[DeepLab, list[str]]:
     """A network to train, and lines that say what was taken of `weights`.
 
-    weights: a classifier's checkpoint of that architecture (the head then starts anew), a published DeepLab
-    (its head is taken too if it is of the same version and classes), a checkpoint of one of the trainer's
-    stages, or None with `random`.
+    weights: what load_backbone takes (a classifier's checkpoint, or one of the trainer's stages): the head
+    then starts anew; or a published DeepLab, whose head is taken too if it is of the same version and
+    classes; None with `random`.
     Raises InputError for an unknown arch or missing weights; ExportError where the weights are of another
     architecture, naming keys.
     """
-    facts: dict[str, Any] = {"backbone": {"arch": arch, "output_stride": output_stride}}
-    facts |= {"classes": classes, "head": head}
-    if weights is None:
-        if not random:
-            raise InputError(
-                f"{arch}: give pre-trained weights (--weights FILE), or --random to start without"
-            )
-        return build_deeplab(facts), []
-    weights = Path(weights)
-    if weights.suffix != ".safetensors" and is_checkpoint(weights):
-        return _from_stage(weights, facts), []
-    if FEATURES.get(arch) not in RESNETS:
-        build_deeplab(facts)  # complains of an unknown name or stride
-        backbone = load_backbone(arch, weights, output_stride=output_stride)
+    _check_stride(output_stride)
+    found = None
+    if arch in RESNETS and weights is not None and not _ours(weights):
+        found = read_published(weights)
+    if found is None or not (found.classifier or found.layout == "caffe"):  # a classifier
+        backbone = load_backbone(arch, weights, output_stride=output_stride, random=random)
         return DeepLab(backbone, classes, head), []
-    found = read_published(weights)
-    facts["backbone"] |= found.options
-    network = build_deeplab(facts)
+    network = DeepLab(build_backbone(arch, output_stride=output_stride, **found.options), classes, head)
     whole = found.head == (head, classes)
     _fit(network, found, weights, with_head=whole)
     if whole or found.head is None:
@@ -198,21 +144,11 @@ def start_deeplab(
     return network, [f"{weights}: its head ({version}, {rows} classes) is left out; a new one starts"]
 
 
+def _ours(file: Path) -> bool:
+    return file.suffix != ".safetensors" and is_checkpoint(file)
+
+
 def _fit(network: DeepLab, found: Published, origin: Path, *, with_head: bool) -> None:
     fit(network.backbone.net, found.backbone, what=network.backbone.arch, origin=origin)
     if with_head:
         fit(network.classifier, found.classifier, what=f"ASPP {network.head}", origin=origin)
-
-
-def _from_stage(file: Path, facts: dict[str, Any]) -> DeepLab:
-    """The backbone out of a checkpoint of any stage of the trainer; the head starts anew."""
-    raw = torch.load(file, map_location="cpu", weights_only=True)
-    stored = dict(json.loads(raw["facts"]).get("backbone", {}))
-    arch, stride = facts["backbone"]["arch"], facts["backbone"]["output_stride"]
-    if stored.get("arch") != arch:
-        raise InputError(f"{file}: a checkpoint of {stored.get('arch', 'an unknown network')}, not {arch}")
-    network = build_deeplab({**facts, "backbone": {**stored, "output_stride": stride}})
-    prefix = "backbone.net."
-    state = {k.removeprefix(prefix): v for k, v in raw["network"].items() if k.startswith(prefix)}
-    fit(network.backbone.net, state, what=arch, origin=file)
-    return network
