@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .augment import colour_jitter, random_crop, random_flip, random_long_side, to_tensor
 from .average_precision import average_precision
-from .config import StageConfig
+from .config import StageConfig, make_config
 from .dataset import StageDataset
 from .fit import LAST
 from .networks.classifiers import Trainable
@@ -86,8 +86,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "side": 240,
     },
 }
-"""Where a network's usual settings are not the defaults; the first of `PRESETS`' values that a setting file
-or the command line does not give."""
+"""A network's usual settings, where they are not the defaults."""
+
+
+def usual_config(file: Path | None = None, **changes: Any) -> ClassifyConfig:
+    """Settings of a file and of `changes` (None: not given); what neither gives is as usual for the network.
+
+    Raises InputError for an unknown name or a value out of range.
+    """
+    given = make_config(ClassifyConfig, file, **changes)
+    return make_config(
+        ClassifyConfig, None, **{**PRESETS[given.arch], **given.model_dump(exclude_unset=True)}
+    )
 
 
 class ClassifyStage(StageBase):

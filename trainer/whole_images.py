@@ -53,6 +53,11 @@ def my_share(ids: Sequence[str]) -> list[str]:
     return list(ids[torch.distributed.get_rank() :: torch.distributed.get_world_size()])
 
 
+def first_process() -> bool:
+    """Whether this process is the one that writes files."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
 def gathered(mine: dict[str, T]) -> dict[str, T]:
     """What all processes found, in each of them."""
     if not torch.distributed.is_initialized():

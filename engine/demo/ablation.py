@@ -23,10 +23,10 @@ from ..sources import voc_source
 from .scenes import write_voc_tree
 
 BUNDLE = Path(__file__).parent / "bundle"
-"""The committed bundle; `python -m infercam.trainer.demo_classifier` makes it again."""
+"""The committed bundle; `infercam classify --demo -o DIR` makes another."""
 
 DEMO_SEED = 2022
-"""Of the demo's scenes; the classifier was trained and chosen on others (trainer/demo_classifier.py)."""
+"""Of the demo's scenes; the classifier was trained and chosen on others (trainer/scene_tree.py)."""
 
 SPLIT = "val"
 RESAMPLES = 500

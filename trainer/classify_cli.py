@@ -1,0 +1,219 @@
+"""`infercam classify`: options of the classifier's training. The work is in classify.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .source_options import (
+    ImagesOption,
+    LabelsOption,
+    LimitOption,
+    ListOption,
+    RootOption,
+    SplitOption,
+    VocOption,
+    open_photos,
+)
+
+if TYPE_CHECKING:
+    from .classify_stage import ClassifyConfig
+    from .sources import Photos
+
+DEMO_SCENES, DEMO_VALIDATION = 3000, 300
+
+
+def register(app: typer.Typer) -> None:
+    app.command("classify")(classify_command)
+
+
+def classify_command(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run; made, or gone on with.")],
+    voc: VocOption = None,
+    split: SplitOption = None,
+    images: ImagesOption = None,
+    list_file: ListOption = None,
+    root: RootOption = None,
+    labels: LabelsOption = None,
+    limit: LimitOption = None,
+    val_split: Annotated[
+        str | None, typer.Option(help="Split of the VOC tree to validate on; the best epoch is exported.")
+    ] = None,
+    val_list: Annotated[Path | None, typer.Option(help="The same from a list, relative to --root.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Class names, one a line (default: the label file's, else VOC's).")
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="The demo's classifier, on scenes drawn in OUT.")
+    ] = False,
+    scenes: Annotated[int, typer.Option(min=8, help="With --demo: training scenes.")] = DEMO_SCENES,
+    val_scenes: Annotated[int, typer.Option(min=8, help="With --demo: validation.")] = DEMO_VALIDATION,
+    arch: Annotated[
+        str | None, typer.Option(help="resnet38 (default), resnet50, mobilenetv2, or small.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Pre-trained weights: a published checkpoint, or a run's best.ckpt.")
+    ] = None,
+    random: Annotated[bool, typer.Option("--random", help="Start from random weights.")] = False,
+    augment: Annotated[str | None, typer.Option(help="plain (default) or split-unite.")] = None,
+    centres: Annotated[
+        Path | None,
+        typer.Option(help="Map store whose centres cut the tiles (default: the classifier's own maps)."),
+    ] = None,
+    tiles: Annotated[
+        str | None, typer.Option(help="Tiles of 3 or more classes: released (default) or paper.")
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to write (default: OUT/bundle).")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings, TOML or JSON; options win over it.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    batch: Annotated[int | None, typer.Option(min=1)] = None,
+    rate: Annotated[float | None, typer.Option(help="Learning rate; the linear layer's is larger.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Side of the training crop, pixels.")] = None,
+    long_side: Annotated[
+        str | None, typer.Option(help="Longer side before the crop: LOW,HIGH pixels.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    accelerator: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1)] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that load images.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting, NAME=JSON; may be repeated.")
+    ] = None,
+) -> None:
+    """Train a multi-label classifier on image-level labels and export it as a bundle.
+
+    Run it again to go on after a stop. With `--augment split-unite` four in five training pictures are tiles,
+    cut as the inference cuts them (see the paper's table 4).
+    """
+    from ..engine.errors import InputError
+    from .classify import classify
+    from .classify_stage import usual_config
+
+    changes: dict[str, Any] = {
+        "arch": "small" if demo and arch is None else arch,
+        "augment": augment,
+        "split": tiles,
+        "epochs": epochs,
+        "batch": batch,
+        "rate": rate,
+        "crop": crop,
+        "long_side": long_side and _two("--long-side", long_side),
+        "seed": seed,
+        "accelerator": accelerator,
+        "devices": devices,
+        "workers": workers,
+        "threads": threads,
+        **_others(change),
+    }
+    chosen = usual_config(config, **changes)
+    source = {"voc": voc, "split": split, "images": images, "list_file": list_file, "root": root}
+    if demo:
+        if any(source.values()) or labels or val_split or val_list or classes:
+            raise InputError("--demo draws its own images; give no other source, labels or classes")
+        names, photos, held_out = _demo(out, scenes, val_scenes)
+    else:
+        names = class_names(classes, labels)
+        photos = open_photos(**source, labels=labels, classes=names, limit=limit)
+        held_out = _validation(voc, val_split, val_list, root, labels, names)
+    result = classify(
+        photos,
+        out,
+        chosen,
+        names,
+        weights=weights,
+        random=random,
+        validation=held_out,
+        centres=centres,
+        bundle=bundle,
+    )
+    _report(result.ap, result.mean_ap, result.bundle, result.best_epoch, chosen)
+
+
+def class_names(file: Path | None, labels: str | Path | None) -> list[str]:
+    """The classes to train: those of a file, else those that a JSON label file names, else VOC's."""
+    from ..engine.voc import CLASSES
+    from ..export.classes import read_classes
+
+    if file is not None:
+        return read_classes(file)
+    if labels is not None and str(labels).endswith(".json"):
+        try:
+            found = json.loads(Path(labels).read_text(encoding="utf-8"))["classes"]
+        except (OSError, ValueError, KeyError, TypeError):  # the label reader says what is wrong with it
+            return CLASSES
+        return [str(name) for name in found]
+    return CLASSES
+
+
+def _demo(out: Path, scenes: int, val_scenes: int) -> tuple[list[str], Photos, Photos]:
+    """Class names, training and validation photos of the demo's scenes."""
+    from ..engine.demo.scenes import CLASS_NAMES
+    from .scene_tree import TRAIN_SEED, VALIDATION_SEED, scene_tree
+
+    found = []
+    for name, count, seed in (("train", scenes, TRAIN_SEED), ("val", val_scenes, VALIDATION_SEED)):
+        tree = scene_tree(out / "scenes" / name, count, seed)
+        found.append(open_photos(voc=tree, split="train", labels=tree / "labels.json", classes=CLASS_NAMES))
+    return list(CLASS_NAMES), *found  # type: ignore[return-value]
+
+
+def _validation(
+    voc: Path | None,
+    split: str | None,
+    list_file: Path | None,
+    root: Path | None,
+    labels: str | None,
+    names: list[str],
+) -> Photos | None:
+    if split is not None:
+        return open_photos(voc=voc, split=split, labels=labels, classes=names)
+    if list_file is not None:
+        return open_photos(list_file=list_file, root=root or voc, labels=labels, classes=names)
+    return None
+
+
+def _two(option: str, text: str) -> list[int]:
+    from ..engine.errors import InputError
+
+    try:
+        low, high = (int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} {text}: write two whole numbers, LOW,HIGH") from None
+    return [low, high]
+
+
+def _others(change: list[str] | None) -> dict[str, Any]:
+    from ..engine.errors import InputError
+
+    out: dict[str, Any] = {}
+    for text in change or ():
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}: write NAME=VALUE")
+        try:
+            out[name] = json.loads(value)
+        except ValueError:
+            out[name] = value
+    return out
+
+
+def _report(
+    ap: dict[str, float], mean: float | None, bundle: str, epoch: int, config: ClassifyConfig
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    out = Console(highlight=False)
+    if ap:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("average precision (%)")
+        table.add_column("", justify="right")
+        for name, value in ap.items():
+            table.add_row(name, f"{100 * value:.1f}")
+        table.add_row("mean", f"{100 * (mean or 0):.1f}")
+        out.print(table)
+    out.print(f"epoch {epoch} of {config.epochs} -> {bundle}", soft_wrap=True, markup=False)
