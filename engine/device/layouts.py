@@ -34,7 +34,8 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "Picture": _struct(sums=(P, 3), fill=(F, 3), unused=F),
     "Axis": _struct(table=P, source=I, target=I, taps=I, unused=I),
     "ResizeItem": _struct(
-        tile=P, rows=P, picture=P, across=P, down=P, image_width=I, tile_height=I, height=I, width=I, unused=I
+        tile=P, middle=P, picture=P, first=P, second=P,
+        image_width=I, middle_height=I, middle_width=I, height=I, width=I, columns_first=I,
     ),
     "Normalisation": _struct(
         values=(F, (3, 256)), halves=(np.uint16, (3, 256)), mean=(D, 3), std=(D, 3), scale=D

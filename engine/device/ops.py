@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
 from ..bundle import InputSpec
@@ -218,42 +219,30 @@ class Ops:
         """Pictures as Pillow makes them (bicubic, antialiased when shrinking), bit for bit."""
         if not items:
             return
-        spans = [_Spans() for _ in range(2)]
-        tables, rows = spans
-        places = [
-            (
-                tables.take(_axis_nbytes(i.box.width, i.size[1])),
-                tables.take(_axis_nbytes(i.box.height, i.size[0])),
-                rows.take(3 * i.box.height * i.size[1]),
-            )
-            for i in items
-        ]
-        axes, jobs = Packet("Axis", 2 * len(items)), Packet("ResizeItem", len(items))
-        with self._scratch(tables.nbytes, rows.nbytes, axes.nbytes, jobs.nbytes) as (
-            table,
-            row,
-            axis_at,
-            job_at,
-        ):
-            for item, (across, down, mine) in zip(items, places, strict=True):
-                box, (height, width) = item.box, item.size
-                axes.struct(table + across, box.width, width, _taps(box.width, width), 0)
-                axes.struct(table + down, box.height, height, _taps(box.height, height), 0)
-                first = item.image + 3 * (box.y0 * item.image_width + box.x0)
+        tables, middles = _Spans(), _Spans()
+        plans = [_plan(i.box, i.size, tables, middles) for i in items]
+        n = len(items)
+        axes, jobs = Packet("Axis", 2 * n), Packet("ResizeItem", n)
+        with self._scratch(tables.nbytes, middles.nbytes, axes.nbytes, jobs.nbytes) as scratch:
+            table, middle, axes_at, jobs_at = scratch
+            for item, plan in zip(items, plans, strict=True):
+                for axis in plan.axes:
+                    axes.struct(table + axis.at, axis.source, axis.target, axis.taps, 0)
+                tile = item.image + 3 * (item.box.y0 * item.image_width + item.box.x0)
+                at = [table + axis.at for axis in plan.axes]
+                sizes = (*plan.middle, *item.size)
                 jobs.struct(
-                    first, row + mine, item.picture, table + across, table + down,
-                    item.image_width, box.height, height, width, 0,
-                )  # fmt: skip
-            self._uploads.send(axis_at, axes.bytes())
-            self._uploads.send(job_at, jobs.bytes())
-            n = len(items)
+                    tile, middle + plan.at, item.picture, *at, item.image_width, *sizes, plan.columns_first
+                )
+            self._uploads.send(axes_at, axes.bytes())
+            self._uploads.send(jobs_at, jobs.bytes())
             longest = max(max(i.size) for i in items)
-            self._launch("resample_weights", (_blocks(longest), 2 * n, 1), axis_at)
-            widest = max(i.box.height * i.size[1] for i in items)
-            self._launch("resize_rows", (_blocks(widest), n, 1), job_at, self._reversed)
-            largest = max(i.size[0] * i.size[1] for i in items)
-            self._launch("resize_columns", (_blocks(largest, COLUMN_ROUNDS), n, 3), job_at)
-            self._launch("mean_colours", (_blocks(n), 1, 1), job_at, np.int32(n), self._normalisation)
+            between = max(math.prod(plan.middle) for plan in plans)
+            largest = max(math.prod(i.size) for i in items)
+            self._launch("resample_weights", (_blocks(longest), 2 * n, 1), axes_at)
+            self._launch("resize_first", (_blocks(between), n, 1), jobs_at, self._reversed)
+            self._launch("resize_second", (_blocks(largest, SUM_ROUNDS), n, 3), jobs_at)
+            self._launch("mean_colours", (_blocks(n), 1, 1), jobs_at, np.int32(n), self._normalisation)
 
     def erase(self, slots: Sequence[Slot], size: Size, out: Pointer, input_type: InputType) -> None:
         """Write the network's input, len(slots)×3×h×w: normalised, mirrored, erased pixels filled with the
@@ -406,7 +395,7 @@ class Ops:
 
 
 # As in the kernels' sources; a test compares them.
-COLUMN_ROUNDS = 8
+SUM_ROUNDS = 8
 ERASE_ROUNDS = 8
 PEAK_ROUNDS = 16
 CENTRE_THREADS = 1024
@@ -414,6 +403,8 @@ CELL = (32, 64)
 """Rows and columns of one block of `upsample` and `unite`."""
 RANK_DIGITS = ((20, 11), (10, 10), (0, 10))
 """(shift, bits) of each step of the search for a quantile."""
+
+PILLOW_ORDERS = int(PIL.__version__.split(".")[0]) >= 13
 
 
 class _Spans:
@@ -440,13 +431,43 @@ def _cells(tile: Size) -> int:
     return -(-tile[0] // CELL[0]) * -(-tile[1] // CELL[1])
 
 
-def _taps(source: int, target: int) -> int:
-    """Most weights of one output pixel (Pillow's ksize)."""
-    return math.ceil(2.0 * max(1.0, source / target)) * 2 + 1
+def columns_first(source: Size, target: Size) -> bool:
+    """Whether Pillow resizes the columns before the rows: since version 13, where the height shrinks by more than
+    twice what the width does. The intermediate is rounded, so the order shows in the last bit."""
+    less_height, less_width = source[0] - target[0], source[1] - target[1]
+    return PILLOW_ORDERS and less_height > max(0, 2 * less_width)
 
 
-def _axis_nbytes(source: int, target: int) -> int:
-    return 4 * target * (2 + _taps(source, target))
+class _Axis(NamedTuple):
+    at: int
+    """Of its table in the scratch."""
+    source: int
+    target: int
+    taps: int
+
+
+class _Plan(NamedTuple):
+    """How a picture is resized: two passes, and what lies between them."""
+
+    axes: list[_Axis]
+    middle: Size
+    at: int
+    columns_first: bool
+
+
+def _plan(box: Box, size: Size, tables: _Spans, middles: _Spans) -> _Plan:
+    tile = box.height, box.width
+    down, across = (_axis(*sides, tables) for sides in zip(tile, size, strict=True))
+    if columns_first(tile, size):
+        axes, middle = [down, across], (size[0], tile[1])
+    else:
+        axes, middle = [across, down], (tile[0], size[1])
+    return _Plan(axes, middle, middles.take(3 * math.prod(middle)), axes[0] is down)
+
+
+def _axis(source: int, target: int, tables: _Spans) -> _Axis:
+    taps = math.ceil(2.0 * max(1.0, source / target)) * 2 + 1  # Pillow's ksize
+    return _Axis(tables.take(4 * target * (2 + taps)), source, target, taps)
 
 
 def _tile_arrays(packet: Packet, item: Accumulate) -> tuple[int, int, int]:

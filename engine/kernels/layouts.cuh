@@ -24,15 +24,16 @@ struct Axis {
 
 struct ResizeItem {
     const u8* tile;  // its first pixel in the image
-    u8* rows;        // scratch: 3×tile_height×width
+    u8* middle;      // scratch: 3×middle_height×middle_width, resized along one axis
     u8* picture;
-    const int* across;  // tables of the two axes
-    const int* down;
+    const int* first;  // tables of the axes, in the order of the passes
+    const int* second;
     int image_width;
-    int tile_height;
+    int middle_height;
+    int middle_width;
     int height;  // of the network's input
     int width;
-    int unused;
+    int columns_first;
 };
 
 // How a byte becomes the network's input, per channel in the network's order.

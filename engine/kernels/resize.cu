@@ -1,8 +1,10 @@
 // A tile's picture at a network size, as Pillow makes it, bit for bit: bicubic (a = -0.5), widened when
-// shrinking; rows first, then columns; 8-bit fixed-point weights, the intermediate rounded to uint8.
+// shrinking; one axis after the other (ops.columns_first says which), in fixed-point weights, the intermediate
+// rounded to uint8.
 //
 // Once per tile and size, kept over mirror and iterations: not in the inner loop, hence two plain passes.
-// Bytes: rows read 3 H W and write 3 H w; columns read 3 H w and write 3 h w (taps come from the cache).
+// Bytes: 3 per source pixel read, 3 per pixel of the intermediate written and read, 3 per pixel of the picture written
+// (the other taps come from the cache).
 #include "layouts.cuh"
 
 constexpr int PRECISION_BITS = 32 - 8 - 2;
@@ -40,51 +42,57 @@ extern "C" __global__ void __launch_bounds__(THREADS) resample_weights(const Axi
 
 __device__ inline u8 rounded(int sum) { return static_cast<u8>(min(max(sum >> PRECISION_BITS, 0), 255)); }
 
-// Grid: pixels of the intermediate, items. One thread: the three channels of one pixel.
-extern "C" __global__ void __launch_bounds__(THREADS) resize_rows(const ResizeItem* items, int reversed) {
+// One pass: the weighted pixels around output position `i` of an axis; `step` apart in `pixels`, which begins at the
+// source's first.
+__device__ inline int weighted(const u8* pixels, const int* table, int target, int i, int step) {
+    const int first = table[i], count = table[target + i];
+    const int* weights = table + 2 * target + i;
+    pixels += static_cast<size_t>(first) * step;
+    int sum = 1 << (PRECISION_BITS - 1);
+    for (int t = 0; t < count; ++t) sum += pixels[static_cast<size_t>(t) * step] * weights[t * target];
+    return min(max(sum >> PRECISION_BITS, 0), 255);
+}
+
+// Grid: pixels of the intermediate, items. From the image's interleaved channels to planes. `reversed`: the network
+// takes BGR.
+extern "C" __global__ void __launch_bounds__(THREADS) resize_first(const ResizeItem* items, int reversed) {
     const ResizeItem item = items[blockIdx.y];
-    if (blockIdx.x == 0 && threadIdx.x < 3) {  // resize_columns adds to them
+    if (blockIdx.x == 0 && threadIdx.x < 3) {  // resize_second adds to them
         reinterpret_cast<Picture*>(item.picture)->sums[threadIdx.x] = 0;
     }
-    const int plane = item.tile_height * item.width;
+    const int plane = item.middle_height * item.middle_width;
     const int i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= plane) return;
-    const int y = i / item.width, x = i % item.width;
-    const int first = item.across[x], count = item.across[item.width + x];
-    const int* weights = item.across + 2 * item.width + x;
-    const u8* pixel = item.tile + (static_cast<size_t>(y) * item.image_width + first) * 3;
-    int sum[3] = {1 << (PRECISION_BITS - 1), 1 << (PRECISION_BITS - 1), 1 << (PRECISION_BITS - 1)};
-    for (int t = 0; t < count; ++t) {
-        const int weight = weights[t * item.width];
-        for (int c = 0; c < 3; ++c) sum[c] += pixel[3 * t + c] * weight;
-    }
+    const int y = i / item.middle_width, x = i % item.middle_width;
+    const int row = 3 * item.image_width;
+    const u8* tile = item.tile + (item.columns_first ? 3 * x : static_cast<size_t>(y) * row);
     for (int c = 0; c < 3; ++c) {
-        item.rows[static_cast<size_t>(reversed ? 2 - c : c) * plane + i] = rounded(sum[c]);
+        const int value = item.columns_first ? weighted(tile + c, item.first, item.middle_height, y, row)
+                                             : weighted(tile + c, item.first, item.middle_width, x, 3);
+        item.middle[static_cast<size_t>(reversed ? 2 - c : c) * plane + i] = static_cast<u8>(value);
     }
 }
 
-constexpr int COLUMN_ROUNDS = 8;  // pixels per thread, so that one sum per block and channel is few atomics
+constexpr int SUM_ROUNDS = 8;  // pixels per thread, so that one sum per block and channel is few atomics
 
 // Grid: pixels of the picture, items, channels.
-extern "C" __global__ void __launch_bounds__(THREADS) resize_columns(const ResizeItem* items) {
+extern "C" __global__ void __launch_bounds__(THREADS) resize_second(const ResizeItem* items) {
     __shared__ u32 scratch[THREADS / WARP];
     const ResizeItem item = items[blockIdx.y];
     const int plane = item.height * item.width;
-    const int start = blockIdx.x * THREADS * COLUMN_ROUNDS;
+    const int start = blockIdx.x * THREADS * SUM_ROUNDS;
     if (start >= plane) return;
-    const u8* rows = item.rows + static_cast<size_t>(blockIdx.z) * item.tile_height * item.width;
+    const u8* middle = item.middle + static_cast<size_t>(blockIdx.z) * item.middle_height * item.middle_width;
     u8* out = item.picture + PLANES_AT + static_cast<size_t>(blockIdx.z) * plane;
     u32 total = 0;
-    for (int round = 0; round < COLUMN_ROUNDS; ++round) {
+    for (int round = 0; round < SUM_ROUNDS; ++round) {
         const int i = start + round * THREADS + threadIdx.x;
         if (i >= plane) break;
         const int y = i / item.width, x = i % item.width;
-        const int first = item.down[y], count = item.down[item.height + y];
-        const int* weights = item.down + 2 * item.height + y;
-        int sum = 1 << (PRECISION_BITS - 1);
-        for (int t = 0; t < count; ++t) sum += rows[(first + t) * item.width + x] * weights[t * item.height];
-        const u8 value = rounded(sum);
-        out[i] = value;
+        const u8* row = middle + static_cast<size_t>(y) * item.middle_width;
+        const int value = item.columns_first ? weighted(row, item.second, item.width, x, 1)
+                                             : weighted(middle + x, item.second, item.height, y, item.width);
+        out[i] = static_cast<u8>(value);
         total += value;
     }
     total = block_reduce<Sum>(total, 0u, scratch);
