@@ -1,7 +1,7 @@
 """`infercam eval`: the maps of a store against ground-truth masks, in one pass, over several processes.
 
 The counting is in histogram.py, the figures in scores.py, the bootstrap in resampling.py; their public
-names can be imported from here.
+names can be imported from here. Labels instead of maps: evaluate_labels.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -36,6 +37,7 @@ __all__ = [
     "ImageCounts",
     "Interval",
     "JointHistogram",
+    "Predictions",
     "Score",
     "add_intervals",
     "compare",
@@ -44,6 +46,7 @@ __all__ = [
     "evaluate_store",
     "folder_ground_truth",
     "read_mask",
+    "score",
     "summarise",
     "voc_ground_truth",
 ]
@@ -112,26 +115,72 @@ def evaluate_store(
     than the mask, or where a mask has values beyond the classes. Memory does not grow with the maps: about
     3 KB an image are kept.
     """
+    return score(_Maps(store), truth, missing, min_images, workers, bootstrap, progress)
+
+
+class Predictions(Protocol):
+    """What is scored, maps or labels, by the images' ids; sent to the processes that count."""
+
+    noun: str
+    path: Path
+    classes: list[str]
+    settings: dict[str, Any]
+
+    def __contains__(self, id: object) -> bool: ...
+
+    def add(self, counted: JointHistogram, id: str, mask: np.ndarray) -> None:
+        """Count one image."""
+
+
+def score(
+    predictions: Predictions,
+    truth: GroundTruth,
+    missing: str,
+    min_images: int,
+    workers: int | None,
+    bootstrap: int,
+    progress: Callable[[int], None] | None,
+) -> EvalResult:
+    """As `evaluate_store`, of any predictions."""
     if missing not in MISSING:
         raise InputError(f"missing is one of {', '.join(MISSING)}, not {missing!r}")
-    present, absent = _present(store, truth, missing)
+    present, absent = _present(predictions, truth, missing)
     chunks = [present[i : i + _CHUNK] for i in range(0, len(present), _CHUNK)]
-    task = _Task(store, missing == "zero")
-    total = JointHistogram(len(store.info.classes))
+    task = _Task(predictions, missing == "zero")
+    total = JointHistogram(len(predictions.classes))
     for part in _run(task, chunks, _workers(workers, len(present))):
         total.merge(part)
         if progress:
             progress(int(part.images.sum()))
-    result = summarise(total, min_images=min_images, class_names=store.info.classes)
+    result = summarise(total, min_images=min_images, class_names=predictions.classes)
     result.ground_truth, result.split = truth.masks, truth.split
-    result.maps, result.settings, result.missing = str(store.path), store.info.settings, absent
+    result.maps, result.settings, result.missing = str(predictions.path), predictions.settings, absent
     if bootstrap:
         add_intervals(result, bootstrap)
     return result
 
 
-def _present(store: MapStore, truth: GroundTruth, missing: str) -> tuple[list[tuple[str, Path]], int]:
-    absent = [id for id, _ in truth.pairs if id not in store]
+class _Maps:
+    """The maps of a store; pickled without its index, which is not loaded."""
+
+    noun = "maps"
+
+    def __init__(self, store: MapStore) -> None:
+        self.store, self.path = store, store.path
+        self.classes, self.settings = store.info.classes, store.info.settings
+
+    def __contains__(self, id: object) -> bool:
+        return id in self.store
+
+    def add(self, counted: JointHistogram, id: str, mask: np.ndarray) -> None:
+        found = self.store.read_stored(id)
+        counted.add(found.maps, found.classes, mask, id)
+
+
+def _present(
+    predictions: Predictions, truth: GroundTruth, missing: str
+) -> tuple[list[tuple[str, Path]], int]:
+    absent = [id for id, _ in truth.pairs if id not in predictions]
     if not absent:
         return list(truth.pairs), 0
     if len(absent) == len(truth.pairs):
@@ -141,7 +190,7 @@ def _present(store: MapStore, truth: GroundTruth, missing: str) -> tuple[list[tu
     if missing == "error" or len(absent) == len(truth.pairs):
         some = ", ".join(map(shown, absent[:3])) + (", …" if len(absent) > 3 else "")
         count = f"{len(absent)} of the {len(truth.pairs)} images of {truth.split}"
-        raise InputError(f"{store.path}: no maps for {count} ({some}); {advice}")
+        raise InputError(f"{predictions.path}: no {predictions.noun} for {count} ({some}); {advice}")
     if missing == "zero":
         return list(truth.pairs), len(absent)
     gone = set(absent)
@@ -150,20 +199,19 @@ def _present(store: MapStore, truth: GroundTruth, missing: str) -> tuple[list[tu
 
 @dataclass(frozen=True)
 class _Task:
-    """What one process does with a chunk; pickled with its store, whose index is not loaded."""
+    """What one process does with a chunk."""
 
-    store: MapStore
+    predictions: Predictions
     zero: bool
 
     def __call__(self, pairs: list[tuple[str, Path]]) -> JointHistogram:
-        counted = JointHistogram(len(self.store.info.classes))
+        counted = JointHistogram(len(self.predictions.classes))
         for id, mask_file in pairs:
             mask = read_mask(mask_file)
-            if self.zero and id not in self.store:
+            if self.zero and id not in self.predictions:
                 counted.add(np.zeros((0, *mask.shape), np.uint8), [], mask, id)
             else:
-                found = self.store.read_stored(id)
-                counted.add(found.maps, found.classes, mask, id)
+                self.predictions.add(counted, id, mask)
         return counted
 
 

@@ -174,6 +174,8 @@ class JointHistogram:
         self.images_with = np.zeros(shape, np.int64)
         self.images = np.zeros(len(GROUPS), np.int64)
         self.active = 0
+        self.ignored = 0
+        """Pixels with ground truth that the predictions leave open (labels may, maps do not)."""
         self.kept: list[ImageCounts] | None = [] if keep_images else None
 
     def add(self, maps: np.ndarray, classes: Sequence[int], mask: np.ndarray, id: str = "") -> None:
@@ -198,6 +200,7 @@ class JointHistogram:
         for name in ("hits", "predicted", "true", "images_with", "images"):
             getattr(self, name).__iadd__(getattr(other, name))
         self.active += other.active
+        self.ignored += other.ignored
         if self.kept is not None:
             if other.kept is None:
                 self.kept = None

@@ -54,7 +54,7 @@ def read_label(file: Path, classes: int, size: tuple[int, int] | None = None) ->
     if size is not None and label.shape != tuple(size):
         (h, w), (want_h, want_w) = label.shape, size
         raise InputError(
-            f"{shown(file)}: is {w}×{h}, its photo {want_w}×{want_h}; make the labels again from these photos"
+            f"{shown(file)}: is {w}×{h}, but its photo {want_w}×{want_h}; make the labels from these photos"
         )
     outside = label[(label > classes) & (label != IGNORE)]
     if outside.size:

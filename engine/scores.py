@@ -60,7 +60,8 @@ class EvalResult:
     classes that occur in the ground truth of at least `min_images` images (None if there is no such
     class). `iou` is per label at `all`'s best threshold, NaN for labels without ground truth. `groups`
     are keyed '1', '2', '3+' by the classes in the ground truth, averaged as `all`; empty ones are absent.
-    `active_share` is the share of object pixels at which any class has an activation above 0.
+    `active_share` is the share of object pixels at which any class has an activation above 0; `pixels` and
+    `ignored` are the pixels scored, and those with ground truth that the predictions leave open.
     """
 
     images: int
@@ -72,6 +73,8 @@ class EvalResult:
     images_with: np.ndarray
     groups: dict[str, GroupScore]
     active_share: float | None
+    pixels: int = 0
+    ignored: int = 0
     ground_truth: str = ""
     split: str = ""
     maps: str = ""
@@ -155,6 +158,8 @@ def summarise(
         images_with=images_with,
         groups=_groups(histogram, overall),
         active_share=histogram.active / objects if objects else None,
+        pixels=int(true.sum()),
+        ignored=histogram.ignored,
         counts=histogram.kept,
     )
 

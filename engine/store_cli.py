@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,13 @@ from .evaluate import (
     folder_ground_truth,
     voc_ground_truth,
 )
+from .evaluate_labels import LabelResult, evaluate_labels, holds_labels
+from .label_folder import LabelFolder
 from .mapstore import FORMATS, MapStore
 from .plots import check_plot, plot_evaluation
 from .scores import Score
 
-_OUT = typer.Argument(help="A map store, as infercam run writes it.", show_default=False)
+_OUT = typer.Argument(help="A map store, or a folder of label PNGs.", show_default=False)
 _VOC = typer.Option(None, help="A VOC tree (the folder with JPEGImages, or one above it).")
 _SPLIT = typer.Option(None, help="A split of the VOC tree, for example val.")
 _GT = typer.Option(None, help="Folder of <id>.png masks instead of the tree's own; alone: all of its masks.")
@@ -55,26 +59,36 @@ def eval_command(
     missing: str = typer.Option("error", help="Images without maps: error, skip, or zero activation."),
     workers: int = typer.Option(0, min=0, help="Processes; 0: one per core, or one for a short list."),
 ) -> None:
-    """Score maps against ground truth: best mIoU over background thresholds, per class, by classes per image."""
+    """Score maps or labels against ground truth: mIoU, per class, by classes per image.
+
+    Of maps, the best mIoU over background thresholds. Of labels, PNGs of class indices, the mIoU as they are;
+    pixels that they leave open (255) are not scored.
+    """
     if missing not in MISSING:
         raise InputError(f"--missing is one of {', '.join(MISSING)}, not {missing!r}")
     if plot is not None:
         check_plot(plot)
     truth = _truth(voc, split, gt)
-    store = _store(out, format, classes)
-    with _progress() as bar:
-        task = bar.add_task("counting", total=len(truth.pairs))
-        result = evaluate_store(
-            store,
-            truth,
-            missing=missing,
-            min_images=min_images,
-            workers=workers or None,
-            bootstrap=bootstrap,
-            progress=lambda n: bar.advance(task, n),
-        )
-    if json_file is not None:
-        _write_json(json_file, result.to_json())
+    options: dict[str, Any] = {
+        "missing": missing,
+        "min_images": min_images,
+        "workers": workers or None,
+        "bootstrap": bootstrap,
+    }
+    if format is None and holds_labels(out):
+        if plot is not None:
+            raise InputError("--plot draws curves over thresholds, which labels have not; leave it away")
+        labels = LabelFolder.open(out)
+        names = None if classes is None else conversion.read_classes(classes)
+        with _counting(truth) as progress:
+            scored = evaluate_labels(labels, truth, classes=names, progress=progress, **options)
+        _write_json(json_file, scored.to_json())
+        _report_labels(scored)
+        return
+    store = open_maps(out, format, classes)
+    with _counting(truth) as progress:
+        result = evaluate_store(store, truth, progress=progress, **options)
+    _write_json(json_file, result.to_json())
     if plot is not None:
         plot_evaluation(result, plot)
     _report(result)
@@ -88,7 +102,8 @@ def _truth(voc: Path | None, split: str | None, gt: Path | None) -> GroundTruth:
     raise InputError("name the ground truth: --voc ROOT --split NAME, or --gt FOLDER of masks")
 
 
-def _store(path: Path, fmt: str | None, classes: Path | None) -> MapStore:
+def open_maps(path: Path, fmt: str | None = None, classes: Path | None = None) -> MapStore:
+    """The maps that an option names: a map store, or with `fmt` psa or irn another tool's folder."""
     if fmt is None and classes is None:
         return MapStore.open(path)
     return conversion.open_source(path, _known(fmt or "npz", "--format"), classes)
@@ -105,7 +120,16 @@ def _progress() -> Progress:
     return Progress(console=console, transient=True, disable=not console.is_terminal)
 
 
-def _write_json(file: Path, content: dict[str, Any]) -> None:
+@contextmanager
+def _counting(truth: GroundTruth) -> Iterator[Callable[[int], None]]:
+    with _progress() as bar:
+        task = bar.add_task("counting", total=len(truth.pairs))
+        yield lambda n: bar.advance(task, n)
+
+
+def _write_json(file: Path | None, content: dict[str, Any]) -> None:
+    if file is None:
+        return
     try:
         with atomic_write(file, "w") as f:
             json.dump(content, f, indent=1, allow_nan=False)
@@ -116,16 +140,11 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 def _report(result: EvalResult) -> None:
     console = Console(highlight=False)
-    skipped = f", {result.missing} without maps" if result.missing else ""
-    console.print(
-        f"{result.images} images of {result.split}{skipped}; ground truth: {result.ground_truth}",
-        soft_wrap=True,
-        markup=False,
-    )
-    console.print(_means(result))
+    _head(console, result, "maps")
+    console.print(_means(result, thresholds=True))
     if result.groups:
         console.print(_groups(result))
-    console.print(_classes(result))
+    console.print(_classes(result, f" at threshold {result.all.threshold:.2f}"))
     if result.active_share is not None:
         console.print(
             f"object pixels with any activation above 0: {100 * result.active_share:.1f} % "
@@ -134,19 +153,54 @@ def _report(result: EvalResult) -> None:
         )
 
 
-def _means(result: EvalResult) -> Table:
+def _report_labels(found: LabelResult) -> None:
+    console, result = Console(highlight=False), found.scores
+    _head(console, result, "labels")
+    console.print(_means(result, thresholds=False))
+    if result.groups:
+        table = Table(box=None, pad_edge=False)
+        _columns(table, "mIoU (%) of images with", "", "labels", "images")
+        for name, group in result.groups.items():
+            own = group.own
+            table.add_row(_group_name(name), f"{100 * own.miou:.2f}", str(len(own.labels)), str(group.images))
+        console.print(table)
+    console.print(_classes(result, ""))
+    console.print(
+        f"pixels labelled rightly: {100 * found.pixel_accuracy:.2f} %; left open (255) and not scored: "
+        f"{100 * found.ignored_share:.1f} %",
+        soft_wrap=True,
+    )
+
+
+def _head(console: Console, result: EvalResult, what: str) -> None:
+    skipped = f", {result.missing} without {what}" if result.missing else ""
+    console.print(
+        f"{result.images} images of {result.split}{skipped}; ground truth: {result.ground_truth}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _means(result: EvalResult, thresholds: bool) -> Table:
     table = Table(box=None, pad_edge=False)
-    _columns(table, "best mIoU (%) over", "", "95 % interval", "threshold", "labels", "images")
+    first = "best mIoU (%) over" if thresholds else "mIoU (%) over"
+    _columns(table, first, "", "95 % interval", *(["threshold"] if thresholds else []), "labels", "images")
 
     def row(name: str, score: Score, interval: str) -> None:
-        cells = (f"{100 * score.miou:.2f}", interval, f"{score.threshold:.2f}", str(len(score.labels)))
-        table.add_row(name, *cells, str(result.images))
+        at = [f"{score.threshold:.2f}"] if thresholds else []
+        table.add_row(
+            name, f"{100 * score.miou:.2f}", interval, *at, str(len(score.labels)), str(result.images)
+        )
 
     row("all classes", result.all, _interval(result, "all"))
     if result.frequent is not None:
         name = f"classes in at least {result.min_images} images"
         row(name, result.frequent, _interval(result, "frequent"))
     return table
+
+
+def _group_name(name: str) -> str:
+    return f"{name} class{'' if name == '1' else 'es'}"
 
 
 def _columns(table: Table, first: str, *others: str) -> None:
@@ -163,7 +217,7 @@ def _groups(result: EvalResult) -> Table:
     for name, group in result.groups.items():
         own = group.own
         table.add_row(
-            f"{name} class{'' if name == '1' else 'es'}",
+            _group_name(name),
             f"{100 * group.at_overall_threshold:.2f}",
             f"{100 * own.miou:.2f}",
             f"{own.threshold:.2f}",
@@ -178,9 +232,9 @@ def _interval(result: EvalResult, name: str) -> str:
     return f"{100 * found.low:.1f} to {100 * found.high:.1f}" if found else ""
 
 
-def _classes(result: EvalResult) -> Table:
+def _classes(result: EvalResult, at: str) -> Table:
     table = Table(box=None, pad_edge=False)
-    _columns(table, f"IoU (%) at threshold {result.all.threshold:.2f}", "", "images")
+    _columns(table, f"IoU (%){at}", "", "images")
     for label in result.all.labels:
         iou = f"{100 * result.iou[label]:.1f}"
         table.add_row(result.label_names[label], iou, str(int(result.images_with[label])))
@@ -202,8 +256,7 @@ def convert_command(
     with _progress() as bar:
         task = bar.add_task("converting", total=len(source))
         summary = conversion.convert(source, dst, fmt, dtype, progress=lambda: bar.advance(task))
-    if json_file is not None:
-        _write_json(json_file, summary.to_json())
+    _write_json(json_file, summary.to_json())
     errors = Console(stderr=True, highlight=False)
     for _, reason in summary.failures:
         errors.print(reason, soft_wrap=True, markup=False)
