@@ -85,6 +85,7 @@ class DeviceBackend:
         self.runner = runner
         spec = self.manifest.input
         self.fixed_size = (spec.height, spec.width) if spec.height and spec.width else None
+        self._closed = False
         self._batches: deque[Event] = deque()
         self._advances: list[Advance] = []
         self._awaited: deque[_Awaited] = deque()
@@ -173,10 +174,13 @@ class DeviceBackend:
 
     def release(self, image: ImageTask) -> None:
         state, image.state = image.state, None
-        if state is not None:
+        if state is not None and not self._closed:
             state.release()
 
     def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         with self.driver.current():
             with suppress(DeviceLost):  # then nothing runs any more
                 self.driver.record().wait()

@@ -181,8 +181,7 @@ class CudaDriver:
     def _prepare(self, kernel: str, signature: str) -> Any:
         """The kernel, ready to take arguments of those types: one struct code each, "P" a pointer."""
         if self._module is None:
-            info = self.info()
-            image = compiler.cubin(info.compute_capability)
+            image = compiler.module(self.info().compute_capability)
             self._module = self.call("loading the kernels", self._cuda.module_from_buffer, image)
         function = self.call(kernel, self._module.get_function, kernel)
         function.prepare(list(signature))

@@ -11,7 +11,7 @@ from infercam.engine.bundle import Bundle
 from infercam.engine.device.driver import Pointer
 from infercam.engine.runners.protocol import InputType, OutputShape
 from infercam.engine.scheduler import OutOfMemory
-from tests.cuda_emulator.driver import EmulatedDriver
+from cuda_emulator.driver import EmulatedDriver
 
 
 class HostRunner:
