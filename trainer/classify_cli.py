@@ -18,6 +18,21 @@ from .source_options import (
     VocOption,
     open_photos,
 )
+from .training_options import (
+    AcceleratorOption,
+    BatchOption,
+    ConfigOption,
+    CropOption,
+    DevicesOption,
+    EpochsOption,
+    PrecisionOption,
+    RandomOption,
+    RateOption,
+    SeedOption,
+    ThreadsOption,
+    WeightsOption,
+    WorkersOption,
+)
 
 if TYPE_CHECKING:
     from .classify_stage import ClassifyConfig
@@ -54,10 +69,8 @@ def classify_command(
     arch: Annotated[
         str | None, typer.Option(help="resnet38 (default), resnet50, mobilenetv2, or small.")
     ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Pre-trained weights: a published checkpoint, or a run's best.ckpt.")
-    ] = None,
-    random: Annotated[bool, typer.Option("--random", help="Start from random weights.")] = False,
+    weights: WeightsOption = None,
+    random: RandomOption = False,
     augment: Annotated[str | None, typer.Option(help="plain (default) or split-unite.")] = None,
     centres: Annotated[
         Path | None,
@@ -67,19 +80,20 @@ def classify_command(
         str | None, typer.Option(help="Tiles of 3 or more classes: released (default) or paper.")
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="Bundle to write (default: OUT/bundle).")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings, TOML or JSON; options win over it.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1)] = None,
-    batch: Annotated[int | None, typer.Option(min=1)] = None,
-    rate: Annotated[float | None, typer.Option(help="Learning rate; the linear layer's is larger.")] = None,
-    crop: Annotated[int | None, typer.Option(help="Side of the training crop, pixels.")] = None,
+    config: ConfigOption = None,
+    epochs: EpochsOption = None,
+    batch: BatchOption = None,
+    rate: RateOption = None,
+    crop: CropOption = None,
     long_side: Annotated[
         str | None, typer.Option(help="Longer side before the crop: LOW,HIGH pixels.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    accelerator: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
-    devices: Annotated[int | None, typer.Option(min=1)] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that load images.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    seed: SeedOption = None,
+    precision: PrecisionOption = None,
+    accelerator: AcceleratorOption = None,
+    devices: DevicesOption = None,
+    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting, NAME=JSON; may be repeated.")
     ] = None,
@@ -103,6 +117,7 @@ def classify_command(
         "crop": crop,
         "long_side": long_side and _two("--long-side", long_side),
         "seed": seed,
+        "precision": precision,
         "accelerator": accelerator,
         "devices": devices,
         "workers": workers,
