@@ -181,7 +181,7 @@ class CudaDriver:
     def _prepare(self, kernel: str, signature: str) -> Any:
         """The kernel, ready to take arguments of those types: one struct code each, "P" a pointer."""
         if self._module is None:
-            image = compiler.module(self.info().compute_capability)
+            image = compiler.cubin(self.info().compute_capability)
             self._module = self.call("loading the kernels", self._cuda.module_from_buffer, image)
         function = self.call(kernel, self._module.get_function, kernel)
         function.prepare(list(signature))
@@ -249,8 +249,8 @@ def _import_pycuda(found: Probe) -> Any:
     built = tuple(cuda.get_version()[:2])
     if built[0] > found.cuda[0]:
         raise DeviceError(
-            "the NVIDIA driver is too old: it runs CUDA {}.{}, pycuda was built for {}.{}; update the driver, or build "
-            "pycuda with an older toolkit".format(*found.cuda, *built)
+            "the NVIDIA driver is too old: it runs CUDA {}.{}, pycuda was built for {}.{}; update the driver, or "
+            "build pycuda with an older toolkit".format(*found.cuda, *built)
         )
     return cuda
 

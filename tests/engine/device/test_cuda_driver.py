@@ -34,7 +34,7 @@ def install(monkeypatch: pytest.MonkeyPatch, fake: FakeCuda) -> FakeCuda:
     monkeypatch.setitem(sys.modules, "pycuda", package)
     monkeypatch.setitem(sys.modules, "pycuda.driver", package.driver)  # type: ignore[attr-defined]
     monkeypatch.setattr(cuda, "probe", lambda: machine())
-    monkeypatch.setattr(cuda.compiler, "module", lambda capability: b"cubin %d%d" % capability)
+    monkeypatch.setattr(cuda.compiler, "cubin", lambda capability: b"cubin %d%d" % capability)
     monkeypatch.setattr(cuda, "_contexts", {})
     return fake
 
@@ -93,7 +93,7 @@ def test_kernels_are_loaded_once_and_prepared_once_per_signature(fake: FakeCuda)
         for _ in range(3):
             driver.launch("mean_colours", (1, 1, 1), (32, 1, 1), [pointer, np.int32(0), pointer])
         driver.record().wait()
-        with pytest.raises(DeviceError, match="no_such: .*named symbol not found"):
+        with pytest.raises(DeviceError, match=r"no_such: .*named symbol not found"):
             driver.launch("no_such", (1, 1, 1), (1, 1, 1), [])
     assert fake.calls.count("module_from_buffer") == 1 and fake.calls.count("get_function") == 2
     assert fake.calls.count("launch") == 3
@@ -162,7 +162,7 @@ def test_an_old_gpu(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_old_driver(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DeviceError, match="too old: it runs CUDA 12.4, pycuda was built for 13.0; update"):
+    with pytest.raises(DeviceError, match=r"too old: it runs CUDA 12.4, pycuda was built for 13.0; update"):
         failing(monkeypatch, cuda_version=(12, 4))()
 
 
@@ -218,7 +218,7 @@ def test_a_fault_on_the_device_loses_it(fake: FakeCuda) -> None:
         fake.fail["synchronize"] = fake_pycuda.LogicError(
             "cuEventSynchronize failed: an illegal memory access was encountered"
         )
-        with pytest.raises(DeviceLost, match="the GPU failed .*illegal memory access"):
+        with pytest.raises(DeviceLost, match=r"the GPU failed .*illegal memory access"):
             event.wait()
         fake.fail["record"] = fake_pycuda.LogicError("cuEventRecord failed: invalid resource handle")
         with pytest.raises(DeviceError, match="recording an event: cuEventRecord failed: invalid resource"):
