@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperCommand
 
+from . import build_cli, precision_cli
+
 if TYPE_CHECKING:
     import numpy as np
     from infercam.engine.bundle import Bundle, Triple
@@ -25,8 +27,10 @@ _SAMPLES = 8
 
 
 def register(app: typer.Typer) -> None:
-    """Add the export command to the `infercam` app (entry point `infercam.commands`)."""
+    """Add this room's commands to the `infercam` app (entry point `infercam.commands`)."""
     app.command("export", cls=_ExportCommand)(export)
+    build_cli.register(app)
+    precision_cli.register(app)
 
 
 class _ExportCommand(TyperCommand):

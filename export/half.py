@@ -8,7 +8,7 @@ weights or values that the type cannot hold.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
@@ -49,13 +49,37 @@ _LOST = 4.0
 
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ELEMENTWISE = (
-    *("Add", "Sub", "Mul", "Div", "Clip", "BatchNormalization", "Cast", "Identity", "Dropout", "Pad", "Transpose"),
+    *(
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Clip",
+        "BatchNormalization",
+        "Cast",
+        "Identity",
+        "Dropout",
+        "Pad",
+        "Transpose",
+    ),
     *("Concat", "Split", "Slice", "Gather", "Reshape", "Squeeze", "Unsqueeze", "Resize"),
 )
 _HALVED = (
     *_LINEAR,
     *("Add", "Sub", "Mul", "Div", "Max", "Min", "Neg", "Abs", "Where", "BatchNormalization"),
-    *("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"),
+    *(
+        "Relu",
+        "LeakyRelu",
+        "PRelu",
+        "Elu",
+        "Selu",
+        "Celu",
+        "Clip",
+        "Sigmoid",
+        "HardSigmoid",
+        "HardSwish",
+        "Tanh",
+    ),
     *("Gelu", "Erf", "Mish", "Softplus", "MaxPool", "Resize", "DepthToSpace", "SpaceToDepth", "Identity"),
     *("Concat", "Split", "Slice", "Gather", "Expand", "Tile", "Pad"),
     *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "QuantizeLinear", "DequantizeLinear"),
@@ -70,9 +94,8 @@ class Halved:
     """A converted graph and what stayed in fp32."""
 
     model: ModelProto
-    kept: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str]
     """Node -> why, for each node that computes in fp32."""
-    notes: list[str] = field(default_factory=list)
 
 
 def to_half(
@@ -80,12 +103,14 @@ def to_half(
     half: HalfType,
     *,
     ranges: Mapping[str, float] | None = None,
+    keep: Mapping[str, str] | None = None,
     half_input: bool = False,
 ) -> Halved:
     """`model` (a float32 response graph: image -> scores, response) in half precision; outputs stay float32.
 
     `ranges`: largest magnitude of tensors by name, as measured on images; what comes near the type's limit
-    stays in fp32. `half_input`: the picture is float16 instead of float32 (fp16 and bf16 graphs alike).
+    stays in fp32. `keep`: other nodes to keep there, as graph.label names them -> why. `half_input`: the picture
+    is float16 instead of float32 (fp16 and bf16 graphs alike).
     Raises ExportError where a node cannot be converted.
     """
     quantised = any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node)
@@ -93,12 +118,17 @@ def to_half(
     fold_constants(model)
     graph = Graph(model)
     _refuse_subgraphs(graph)
-    kept = _kept(graph, half, ranges or {})
+    kept = _kept(graph, half, ranges or {}, keep or {})
     converter = _Converter(graph, half, {id(n) for n, _ in kept}, half_input)
     converter.convert()
-    result = Halved(model, {label(n): why for n, why in kept})
-    result.notes += [f"{label(n)} stays in fp32: {why}" for n, why in kept if not why.startswith("the ")]
-    return result
+    return Halved(model, {label(n): why for n, why in kept})
+
+
+def linear_layers(model: ModelProto) -> list[str]:
+    """Labels of the layers with weights, the response layer left out."""
+    graph = Graph(model)
+    response = response_layer(graph)
+    return [label(n) for n in graph.proto.node if n.op_type in _LINEAR and id(n) not in response]
 
 
 def upgraded(model: ModelProto, version: int) -> ModelProto:
@@ -162,7 +192,9 @@ def _refuse_subgraphs(graph: Graph) -> None:
             raise ExportError(f"{label(node)} has a sub-graph: such a graph cannot be put in half precision")
 
 
-def _kept(graph: Graph, half: HalfType, ranges: Mapping[str, float]) -> list[tuple[NodeProto, str]]:
+def _kept(
+    graph: Graph, half: HalfType, ranges: Mapping[str, float], keep: Mapping[str, str]
+) -> list[tuple[NodeProto, str]]:
     """Nodes with float32 outputs that stay in fp32, each with the reason."""
     response, pixels = response_layer(graph), normalisation(graph)
     out = []
@@ -176,7 +208,7 @@ def _kept(graph: Graph, half: HalfType, ranges: Mapping[str, float]) -> list[tup
         elif node.op_type not in _HALVED or not _allows(node, half, opset(graph.model)):
             why = f"the operator {node.op_type}"
         else:
-            why = _too_wide(node, half, ranges) or _lossy(graph, node, half)
+            why = keep.get(label(node)) or _too_wide(node, half, ranges) or _lossy(graph, node, half)
         if why:
             out.append((node, why))
     return out
@@ -262,7 +294,9 @@ class _Converter:
     def _was_float(self, tensor: str, node: NodeProto) -> bool:
         kind = self.graph.elem_type(tensor)
         if kind == 0:
-            raise ExportError(f"{label(node)}: the type of its output is not known, so it cannot be converted")
+            raise ExportError(
+                f"{label(node)}: the type of its output is not known, so it cannot be converted"
+            )
         return kind == TensorProto.FLOAT
 
     def _convert_inputs(self, node: NodeProto) -> None:
@@ -321,14 +355,18 @@ def emulated(model: ModelProto) -> ModelProto:
     copy.CopyFrom(model)
     kinds = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
     graph = Graph(copy)
-    half_of = {o: graph.elem_type(o) for n in copy.graph.node for o in n.output if graph.elem_type(o) in kinds}
+    half_of = {
+        o: graph.elem_type(o) for n in copy.graph.node for o in n.output if graph.elem_type(o) in kinds
+    }
     for picture in graph.image_inputs():
         if (kind := picture.type.tensor_type.elem_type) in kinds:
             picture.type.tensor_type.elem_type = TensorProto.FLOAT
             _round_input(copy, picture.name, kind)
     for weight in copy.graph.initializer:
         if weight.data_type in kinds:
-            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float32), weight.name))
+            weight.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float32), weight.name)
+            )
     for node in list(copy.graph.node):
         if node.op_type == "Cast" and attributes(node)["to"] in kinds:
             node.attribute[0].i = TensorProto.FLOAT
