@@ -102,10 +102,13 @@ def build_plan(request: Request, driver: Driver, watch: Watch | None = None) -> 
     aside, in `rejected`, with its report); BundleError for a precision that the bundle has no graph of;
     MissingExtra, DeviceError or BackendError where it cannot run here; StoreError where it cannot be written.
     """
-    job = _Job(request, driver, watch or Watch())
-    kept = None if request.force else job.kept()
-    if kept is not None:
-        return kept
+    with driver.current():
+        job = _Job(request, driver, watch or Watch())
+        kept = None if request.force else job.kept()
+        return kept or _make(job)
+
+
+def _make(job: _Job) -> Built:
     try:
         with _aside(job.root) as work:
             return job.make(work)

@@ -113,11 +113,14 @@ class Sample:
     """Ground truth H×W: 0 background, c + 1 class c, 255 ignored."""
 
 
-def read_samples(items: Iterable[Item]) -> Iterator[Sample]:
+def read_samples(
+    items: Iterable[Item], classes_of: Callable[[Item], list[int]] | None = None
+) -> Iterator[Sample]:
     """Pictures, with their masks where the source names some, read one at a time; raises InputError."""
     for item in items:
         mask = read_mask(item.mask) if item.mask is not None and item.mask.is_file() else None
-        yield Sample(item.id, read_image(item.path), mask=mask)
+        classes = None if classes_of is None else classes_of(item)
+        yield Sample(item.id, read_image(item.path), classes, mask)
 
 
 def compare(

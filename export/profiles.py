@@ -16,13 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 from infercam.engine.api import Engine
-from infercam.engine.backends.protocol import Backend
+from infercam.engine.backends.cpu import CpuBackend
 from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.errors import InputError
 from infercam.engine.geometry import Box
+from infercam.engine.images import read_image
 from infercam.engine.recipe import Mode, Recipe
 from infercam.engine.runners.plan import Profile, Shape, pick_profile, pixels
 from infercam.engine.scheduler import Limits
+from infercam.engine.sources import Item
 from infercam.engine.task import Advance, Advanced, Done, ImageTask, Respond, Tile, Work
 from numpy.typing import NDArray
 
@@ -40,6 +42,9 @@ _BINS = 256
 _CLASS_SHARES = (0.6, 0.3, 0.1)  # images with one, two, three classes: about as in VOC
 _SPREAD = 0.15  # standard deviation of a drawn centre, as a share of the side
 _GOES_ON = 0.5  # probability that a tile is worth another iteration
+
+
+ClassesOf = Callable[[Item], list[int]]
 
 
 class ImageSize(NamedTuple):
@@ -179,18 +184,15 @@ class _Simulated:
         pass
 
 
-class Recorder:
-    """A Backend that passes everything on to another, and keeps what the host learned of each tile."""
+class Recorder(CpuBackend):
+    """The CPU backend, which keeps what the host learned of each tile."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle)
         self.recording: Recording = {}
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._backend, name)
-
     def collect(self) -> list[Done]:
-        done = self._backend.collect()
+        done = super().collect()
         for one in done:
             if isinstance(one.work, Advance) and one.error is None:
                 self.recording[step_of(one.work.tile)] = one.result
@@ -199,23 +201,34 @@ class Recorder:
 
 def record(
     bundle: Bundle,
-    items: Iterable[tuple[str, NDArray[np.uint8], Sequence[int]]],
+    items: Iterable[Item],
     recipe: str | Recipe,
     mode: Mode = "both",
-    threads: int | None = None,
+    classes_of: ClassesOf | None = None,
     watch: Callable[[int], None] | None = None,
-) -> Recording:
-    """Run the CPU engine over pictures (id, H×W×3 uint8, classes) and keep every tile's centres and counts."""
-    from infercam.engine.backends.cpu import CpuBackend
+) -> tuple[list[ImageSize], Recording]:
+    """Run the CPU engine over pictures and keep every tile's centres and counts, for `measure_shapes`.
 
-    recorder = Recorder(CpuBackend(bundle, threads))
-    with Engine(bundle, recorder) as engine:  # type: ignore[arg-type]  # the rest of Backend by __getattr__
-        for result in engine.stream(items, recipe, mode):
-            if result.error is not None:
-                raise result.error
+    classes_of: an image's classes; without it those that the classifier predicts. Raises what the engine raises
+    for a picture that cannot be read.
+    """
+    sizes: list[ImageSize] = []
+    recorder = Recorder(bundle)
+    with Engine(bundle, recorder) as engine:
+        for item in items:
+            pixels = read_image(item.path)
+            classes = classes_of(item) if classes_of is not None else _predicted(engine, pixels)
+            sizes.append(ImageSize(item.id, pixels.shape[0], pixels.shape[1], len(classes)))
+            for result in engine.stream([(item.id, pixels, classes)], recipe, mode):
+                if result.error is not None:
+                    raise result.error
             if watch is not None:
                 watch(1)
-    return recorder.recording
+    return sizes, recorder.recording
+
+
+def _predicted(engine: Engine, pixels: NDArray[np.uint8]) -> list[int]:
+    return engine.predict(pixels) or [int(engine.scores(pixels).argmax())]
 
 
 # -- which profiles serve them ---------------------------------------------------------------------------------

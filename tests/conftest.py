@@ -1,10 +1,37 @@
-"""For all tests: no example of hypothesis fails because a busy machine was slow; `cuda_emulator` can be imported."""
+"""For all tests: no example of hypothesis fails because a busy machine was slow; a stand-in for TensorRT."""
+
+from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).parent))
 settings.register_profile("infercam", deadline=None, print_blob=True)
 settings.load_profile("infercam")
+
+HERE = Path(__file__).parent
+sys.path[:0] = [
+    str(HERE),
+    str(HERE / "engine"),
+]  # importlib mode: for what tests share (tiny.py, host_driver.py, …)
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The fake `tensorrt`, on a HostDriver (`trt.state.driver`) where the CUDA driver answers."""
+    import fake_tensorrt
+    from host_driver import HostDriver
+    from infercam.engine.device.probe import Gpu, Probe
+
+    driver = HostDriver()
+    found = Probe((13, 1), [Gpu(driver.gpu, driver.compute_capability, driver.budget)])
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt)
+    for module in ("infercam.engine.runners.tensorrt", "infercam.export.build"):
+        monkeypatch.setattr(f"{module}.probe", lambda: found)
+    monkeypatch.setattr(fake_tensorrt, "state", fake_tensorrt.State(driver=driver))
+    monkeypatch.setattr(fake_tensorrt, "__version__", fake_tensorrt.__version__)
+    yield fake_tensorrt

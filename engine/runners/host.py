@@ -19,9 +19,9 @@ class HostNetwork:
         self._driver = driver
 
     def __call__(self, x: Float) -> Float:
-        batch = self._runner.max_batch(x.shape[2], x.shape[3])
-        parts = [self._run(x[i : i + batch]) for i in range(0, len(x), batch)]
-        return np.concatenate(parts)
+        with self._driver.current():
+            batch = self._runner.max_batch(x.shape[2], x.shape[3])
+            return np.concatenate([self._run(x[i : i + batch]) for i in range(0, len(x), batch)])
 
     def _run(self, x: Float) -> Float:
         driver, (n, _, height, width) = self._driver, x.shape

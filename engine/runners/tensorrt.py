@@ -85,7 +85,8 @@ class _Slot:
 
 
 class TensorRTRunner:
-    """A plan on a device; see protocol.Runner. Not thread-safe: the backend's driver thread calls it.
+    """A plan on a device; see protocol.Runner. Not thread-safe: the backend's driver thread calls it, within
+    `driver.current()`.
 
     Raises PlanError where the plan does not fit the bundle, the GPU or the TensorRT that is installed, or is
     damaged; DeviceError where there is no driver; MissingExtra where TensorRT is missing.

@@ -1,0 +1,417 @@
+"""A stand-in for the `tensorrt` package: the names that both real versions have (a test compares them with the
+listings), the network run by ONNX Runtime on host pointers, and the real package's strictness where it matters:
+
+- a plan is taken only by the version that made it;
+- a context needs a profile, a shape within it, every address and enough scratch memory, or it refuses;
+- without a driver, deserialising ends the process (here: an AssertionError).
+
+`state` injects failures. Put it in place with `monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt)`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from host_driver import HostDriver
+from onnx import TensorProto
+
+__version__ = "11.4.0.106"
+_MAGIC = b"FAKEPLAN"
+
+
+@dataclass
+class State:
+    """What goes wrong, and what was seen."""
+
+    driver: HostDriver | None = None
+    distort: float = 0.0
+    """Error of the responses, relative to their largest."""
+    build_error: str | None = None
+    deserialise_error: str | None = None
+    run_error: str | None = None
+    on_step: Callable[[str, int], None] | None = None
+    builds: int = 0
+    refits: int = 0
+    contexts: int = 0
+    shapes_set: int = 0
+    profiles_set: int = 0
+    runs: list[tuple[int, ...]] = field(default_factory=list)
+    timings_read: list[bytes] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    """Of the last build."""
+
+
+state = State()
+
+
+class ILogger:
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+    def __init__(self) -> None:
+        self._initialised = True
+
+    def log(self, severity: int, msg: str) -> None:
+        raise NotImplementedError
+
+
+def _error(logger: ILogger, text: str) -> None:
+    assert logger._initialised  # pybind11 demands that a subclass calls __init__
+    logger.log(ILogger.ERROR, text)
+
+
+class IProgressMonitor:
+    def __init__(self) -> None:
+        self._initialised = True
+
+    def phase_start(self, phase_name: str, parent_phase: str, num_steps: int) -> None:
+        raise NotImplementedError
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        raise NotImplementedError
+
+    def phase_finish(self, phase_name: str) -> None:
+        raise NotImplementedError
+
+
+DataType = Enum("DataType", "FLOAT HALF BF16 INT8 INT32 INT64 BOOL UINT8 FP8 INT4 FP4 E8M0")
+BuilderFlag = Enum(
+    "BuilderFlag", "TF32 VERSION_COMPATIBLE EXCLUDE_LEAN_RUNTIME STRIP_PLAN REFIT REFIT_IDENTICAL"
+)
+ExecutionContextAllocationStrategy = Enum(
+    "ExecutionContextAllocationStrategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED"
+)
+HardwareCompatibilityLevel = Enum("HardwareCompatibilityLevel", "NONE AMPERE_PLUS SAME_COMPUTE_CAPABILITY")
+MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE")
+
+
+class NetworkDefinitionCreationFlag(IntEnum):
+    STRONGLY_TYPED = 1
+
+
+_TYPES = {TensorProto.FLOAT: DataType.FLOAT, TensorProto.FLOAT16: DataType.HALF}
+
+
+@dataclass
+class ITensor:
+    name: str
+    dtype: Any
+    shape: tuple[int, ...]
+
+
+def _tensor(info: onnx.ValueInfoProto) -> ITensor:
+    kind = info.type.tensor_type
+    dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
+    return ITensor(info.name, _TYPES.get(kind.elem_type), dims)
+
+
+class INetworkDefinition:
+    def __init__(self) -> None:
+        self._model = onnx.ModelProto()
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self._model.graph.input)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self._model.graph.output)
+
+    def get_input(self, index: int) -> ITensor:
+        return _tensor(self._model.graph.input[index])
+
+    def get_output(self, index: int) -> ITensor:
+        return _tensor(self._model.graph.output[index])
+
+
+class OnnxParser:
+    def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
+        self._network = network
+        self._errors: list[str] = []
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._errors)
+
+    def get_error(self, index: int) -> str:
+        return self._errors[index]
+
+    def parse_from_file(self, model: str) -> bool:
+        loaded = onnx.load(model)
+        for i, node in enumerate(loaded.graph.node):
+            if node.domain not in ("", "ai.onnx") or node.op_type == "NonMaxSuppression":
+                self._errors.append(
+                    f"In node {i} with name: {node.name} and operator: {node.op_type}\n"
+                    f"(parseNode): UNSUPPORTED_NODE at ModelImporter.cpp:123: no importer"
+                )
+        self._network._model = loaded
+        return not self._errors
+
+
+class IOptimizationProfile:
+    def __init__(self) -> None:
+        self._shapes: list[list[int]] = []
+
+    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
+        self._shapes = [list(min), list(opt), list(max)]
+
+
+class ITimingCache:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def serialize(self) -> bytes:
+        return b"TIMINGS" + str(state.builds).encode()
+
+
+class IBuilderConfig:
+    def __init__(self) -> None:
+        self._flags = {BuilderFlag.TF32}  # as in the real one
+        self._profiles: list[IOptimizationProfile] = []
+        self._cache: ITimingCache | None = None
+        self.hardware_compatibility_level = HardwareCompatibilityLevel.NONE
+        self.progress_monitor: IProgressMonitor | None = None
+
+    def set_flag(self, flag: Any) -> None:
+        self._flags.add(flag)
+
+    def clear_flag(self, flag: Any) -> None:
+        self._flags.discard(flag)
+
+    def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
+        assert pool is MemoryPoolType.WORKSPACE and pool_size > 0
+
+    def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
+        self._profiles.append(profile)
+        return len(self._profiles) - 1
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
+        return ITimingCache(bytes(serialized_timing_cache))
+
+    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        if cache._data and not cache._data.startswith(b"TIMINGS"):
+            return False
+        self._cache = cache
+        state.timings_read.append(cache._data)
+        return True
+
+    def get_timing_cache(self) -> ITimingCache | None:
+        return self._cache
+
+
+class Builder:
+    def __init__(self, logger: ILogger) -> None:
+        self._logger = logger
+
+    def create_network(self, flags: int = 0) -> INetworkDefinition:
+        assert flags == 1 << int(NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        return INetworkDefinition()
+
+    def create_builder_config(self) -> IBuilderConfig:
+        return IBuilderConfig()
+
+    def create_optimization_profile(self) -> IOptimizationProfile:
+        return IOptimizationProfile()
+
+    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
+        state.builds += 1
+        state.flags = sorted(f.name for f in config._flags)
+        if state.build_error is not None:
+            _error(self._logger, state.build_error)
+            return None
+        if config.progress_monitor is not None and not _phases(config.progress_monitor):
+            return None
+        dynamic = any(-1 in _tensor(i).shape for i in network._model.graph.input)
+        assert bool(config._profiles) == dynamic, "profiles are for dynamic inputs"
+        head = {
+            "version": __version__,
+            "profiles": [p._shapes for p in config._profiles],
+            "stripped": BuilderFlag.STRIP_PLAN in config._flags,
+            "refittable": bool({BuilderFlag.REFIT, BuilderFlag.REFIT_IDENTICAL} & config._flags),
+        }
+        return _pack(head, network._model)
+
+
+def _phases(monitor: IProgressMonitor) -> bool:
+    assert monitor._initialised
+    monitor.phase_start("Building Engine", "", 2)
+    for step in range(2):
+        if state.on_step is not None:
+            state.on_step("Building Engine", step)
+        if not monitor.step_complete("Building Engine", step):
+            return False
+    monitor.phase_finish("Building Engine")
+    return True
+
+
+def _pack(head: dict[str, Any], model: onnx.ModelProto) -> bytes:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    if head["stripped"]:
+        for weights in copy.graph.initializer:
+            weights.ClearField("raw_data")
+    text = json.dumps(head).encode()
+    return _MAGIC + len(text).to_bytes(4, "little") + text + copy.SerializeToString()
+
+
+class Runtime:
+    def __init__(self, logger: ILogger) -> None:
+        self._logger = logger
+
+    def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
+        assert state.driver is not None, "no driver: the real one dies of a segmentation fault"
+        data = bytes(serialized_engine)
+        if state.deserialise_error is not None:
+            _error(self._logger, state.deserialise_error)
+            return None
+        if not data.startswith(_MAGIC):
+            _error(self._logger, "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (magic tag)")
+            return None
+        size = int.from_bytes(data[8:12], "little")
+        head = json.loads(data[12 : 12 + size])
+        if head["version"] != __version__:
+            _error(self._logger, "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (version tag)")
+            return None
+        return ICudaEngine(head, onnx.load_model_from_string(data[12 + size :]), self._logger)
+
+
+class ICudaEngine:
+    def __init__(self, head: dict[str, Any], model: onnx.ModelProto, logger: ILogger) -> None:
+        self._head, self._model, self._logger = head, model, logger
+        tensors = [_tensor(t) for t in [*model.graph.input, *model.graph.output]]
+        self._tensors = {t.name: t for t in tensors}
+        self._inputs = {t.name for t in model.graph.input}
+        static = [1 if d < 0 else d for d in tensors[0].shape]
+        self._profiles = head["profiles"] or [[static, static, static]]
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self._profiles)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self._tensors)[index]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return self._tensors[name].dtype
+
+    def serialize(self) -> bytes:
+        return _pack(self._head, self._model)
+
+    def create_execution_context(self, strategy: Any = None) -> IExecutionContext:
+        assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        assert all(w.raw_data for w in self._model.graph.initializer), "stripped weights were not put back"
+        state.contexts += 1
+        return IExecutionContext(self)
+
+
+class IExecutionContext:
+    def __init__(self, engine: ICudaEngine) -> None:
+        self._engine = engine
+        self._logger = engine._logger
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = ort.InferenceSession(
+            engine._model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self._profile: int | None = None
+        self._shape: tuple[int, ...] | None = None
+        self._memory = (0, 0)
+        self._addresses: dict[str, int] = {}
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        assert stream_handle == HostDriver.stream
+        state.profiles_set += 1
+        self._profile, self._shape = profile_index, None
+        return 0 <= profile_index < len(self._engine._profiles)
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert name in self._engine._inputs and self._profile is not None
+        low, _, high = self._engine._profiles[self._profile]
+        if not all(a <= s <= b for a, s, b in zip(low, shape, high, strict=True)):
+            _error(
+                self._logger, f"IExecutionContext::setInputShape: Error Code 3: {shape} outside the profile"
+            )
+            return False
+        state.shapes_set += 1
+        self._shape = tuple(shape)
+        return True
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        assert self._shape is not None
+        return 16 * int(np.prod(self._shape))
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        assert self._shape is not None
+        return self._run(np.zeros(self._shape, np.float32))[name].shape
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self._memory = (memory, size)
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self._addresses[name] = memory
+        return name in self._engine._tensors and memory != 0
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        assert stream_handle == HostDriver.stream and self._shape is not None and state.driver is not None
+        if state.run_error is not None:
+            _error(self._logger, state.run_error)
+            return False
+        needed = self.update_device_memory_size_for_shapes()
+        assert self._memory[1] >= needed
+        state.driver.view(self._memory[0], needed).fill(0x5A)  # scratch is written to
+        (name,) = self._engine._inputs
+        dtype = np.float16 if self._engine._tensors[name].dtype is DataType.HALF else np.float32
+        nbytes = int(np.prod(self._shape)) * np.dtype(dtype).itemsize
+        image = state.driver.view(self._addresses[name], nbytes).view(dtype).reshape(self._shape)
+        for output, values in self._run(image).items():
+            values = values + np.float32(state.distort) * np.abs(values).max() * (output == "response")
+            flat = np.ascontiguousarray(values, np.float32).view(np.uint8).ravel()
+            state.driver.view(self._addresses[output], flat.nbytes)[:] = flat
+        state.runs.append(self._shape)
+        return True
+
+    def _run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        (name,) = self._engine._inputs
+        dtype = np.float16 if self._engine._tensors[name].dtype is DataType.HALF else np.float32
+        names = [o.name for o in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(names, {name: image.astype(dtype)}), strict=True))
+
+
+class Refitter:
+    def __init__(self, engine: ICudaEngine, logger: ILogger) -> None:
+        assert engine._head["refittable"]
+        self._engine = engine
+        self._new: onnx.ModelProto | None = None
+
+    def get_missing_weights(self) -> list[str]:
+        return [] if self._new is not None else ["everything"]
+
+    def refit_cuda_engine(self) -> bool:
+        assert self._new is not None
+        state.refits += 1
+        self._engine._model = self._new
+        return True
+
+
+class OnnxParserRefitter:
+    def __init__(self, refitter: Refitter, logger: ILogger) -> None:
+        self._refitter, self._logger = refitter, logger
+
+    def refit_from_file(self, model: str) -> bool:
+        loaded = onnx.load(model)
+        have = [(w.name, list(w.dims)) for w in self._refitter._engine._model.graph.initializer]
+        if have != [(w.name, list(w.dims)) for w in loaded.graph.initializer]:
+            _error(self._logger, "weights do not fit")
+            return False
+        self._refitter._new = loaded
+        return True
