@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..engine.errors import InfercamError, StoreError, shown
+from ..engine.errors import StoreError, shown
 from ..engine.failures import FAILURES, Failures
+from ..engine.image_index import DiskFullError
 from .progress import Progress
 from .signals import caught_signals
 
 Finish = Callable[..., None]
-"""(id, *what prepare gave): writes the photo's file; picklable; raises InfercamError for this photo alone."""
+"""(id, *what prepare gave): writes the photo's file; picklable; what it raises fails this photo alone."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,17 @@ def run_job(
     *,
     prepare: Callable[[str], tuple[Any, ...]] | None = None,
     workers: int = 0,
+    made: Callable[[str], bool] | None = None,
 ) -> JobSummary:
     """Make `file(id)` for every id that has none yet.
 
+    made: tells the photos that are kept, where more is asked than that the file exists.
     workers: processes for `finish`; 0: in this one. SIGTERM and SIGINT end it between two photos.
     Raises StoreError where a process died or failures.jsonl cannot be written.
     """
     started = time.monotonic()
-    left = [item_id for item_id in ids if not file(item_id).exists()]
+    made = made or (lambda item_id: file(item_id).exists())
+    left = [item_id for item_id in ids if not made(item_id)]
     failures: list[str] = []
     listed = Failures(out / FAILURES)
     done = 0
@@ -79,7 +83,9 @@ def run_job(
                 done += 1
             except BrokenProcessPool:
                 raise StoreError(f"{what}: a process died at {shown(item_id)} (out of memory?)") from None
-            except InfercamError as e:
+            except DiskFullError:  # the rest would fail as well
+                raise
+            except Exception as e:  # whatever it is, it fails this photo and not the job
                 failures.append(item_id)
                 listed.add(item_id, e)
             bar.advance(1, f"{len(failures)} failed" if failures else "")
@@ -117,7 +123,7 @@ class _Pool:
                 return self._pool.submit(_held, item_id, *given)
             self._finish(item_id, *given)
             failed.set_result(None)
-        except InfercamError as e:
+        except Exception as e:
             failed.set_exception(e)
         return failed
 

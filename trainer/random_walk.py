@@ -17,37 +17,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..engine.errors import InputError
+from .affinity_labels import with_background
 
 RADIUS = 5
 STRIDE = 8
 TOLERANCE = 1e-5
 """Largest error that cutting off the series may make, in units of a map's largest value."""
-
-
-class WalkConfig(BaseModel):
-    """The constants of the walk."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    beta: float = Field(
-        default=8, gt=0, description="power of the affinities: larger keeps the walk within edges"
-    )
-    log2_steps: int = Field(default=8, ge=0, le=14, description="the walk has 2^this many steps")
-    alpha: float = Field(default=16, gt=0, description="background score (1 - max map)^alpha")
-    border: Literal["all", "psa"] = Field(
-        default="all",
-        description="pairs at the grid's border: all of them, or only those that psa's code takes",
-    )
 
 
 def search_offsets(radius: int = RADIUS) -> list[tuple[int, int]]:
@@ -238,28 +222,27 @@ def _by_stencil(matrix: _Matrix, x: Tensor, coefficients: list[float]) -> Tensor
 
 
 def walk_scores(
-    maps: NDArray[np.float32], affinity: Tensor, config: WalkConfig | None = None, *, stride: int = STRIDE
+    maps: NDArray[np.float32],
+    affinity: Tensor,
+    *,
+    alpha: float = 16,
+    stride: int = STRIDE,
+    **options: Any,
 ) -> NDArray[np.float32]:
     """Scores (K + 1, H, W) of [background, the K classes] after the walk; the argmax is the pseudo label.
 
     maps: (K, H, W) in [0, 1]; affinity: (P, h, w) on the grid of that stride, h = ceil(H / stride).
+    alpha: the background's score is (1 - max of the maps)^alpha. options: of `walk`.
 
     Averaged over each cell's pixels that exist, walked, and enlarged bilinearly (psa fills the last cells up
     with zeros instead; sizes that are multiples of the stride agree). Raises InputError as `walk` does.
     """
-    config = config or WalkConfig()
     height, width = maps.shape[1:]
     grid = (-(-height // stride), -(-width // stride))
     if tuple(affinity.shape[1:]) != grid:
         raise ValueError(f"affinities of a grid {tuple(affinity.shape[1:])} for maps whose grid is {grid}")
-    scores = torch.from_numpy(with_background(maps, config.alpha)).to(affinity.device)
+    scores = torch.from_numpy(with_background(maps, alpha)).to(affinity.device)
     cells = F.avg_pool2d(scores[None], stride, ceil_mode=True, count_include_pad=False)[0]
-    walked = walk(affinity, cells, beta=config.beta, log2_steps=config.log2_steps, border=config.border)
+    walked = walk(affinity, cells, **options)
     large = F.interpolate(walked[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
     return large[:, :height, :width].contiguous().cpu().numpy()
-
-
-def with_background(maps: NDArray[np.float32], alpha: float) -> NDArray[np.float32]:
-    """(K + 1, H, W): the background's score (1 - max of the maps)^alpha before the K maps in [0, 1]."""
-    highest = maps.max(axis=0, initial=0)
-    return np.concatenate([(1 - highest)[None] ** np.float32(alpha), maps]).astype(np.float32, copy=False)

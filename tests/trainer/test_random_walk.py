@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from infercam.engine.errors import InputError
 from infercam.trainer import random_walk
+from infercam.trainer.affinity_labels import with_background
+from infercam.trainer.label_settings import WalkConfig
 from infercam.trainer.random_walk import (
-    WalkConfig,
     _by_diagonals,
     _by_stencil,
     _Matrix,
@@ -21,7 +22,6 @@ from infercam.trainer.random_walk import (
     search_offsets,
     walk,
     walk_scores,
-    with_background,
 )
 from infercam.trainer.random_walk_ref import transition_ref, walk_ref
 from pydantic import ValidationError
@@ -197,16 +197,16 @@ def test_scores_of_odd_sizes(h: int, w: int) -> None:
     rng = np.random.default_rng(0)
     maps = rng.random((2, h, w)).astype(np.float32)
     grid = (-(-h // 8), -(-w // 8))
-    scores = walk_scores(maps, torch.from_numpy(_affinities(rng, *grid)), WalkConfig(alpha=4))
+    scores = walk_scores(maps, torch.from_numpy(_affinities(rng, *grid)), alpha=4)
     assert scores.shape == (3, h, w) and scores.dtype == np.float32
-    constant = walk_scores(np.full((1, h, w), 0.5, np.float32), torch.ones(34, *grid), WalkConfig(alpha=3))
+    constant = walk_scores(np.full((1, h, w), 0.5, np.float32), torch.ones(34, *grid), alpha=3)
     np.testing.assert_allclose(constant[0], 0.125, atol=1e-5)
     np.testing.assert_allclose(constant[1], 0.5, atol=1e-4)
 
 
 def test_scores_without_a_walk_are_the_pooled_maps() -> None:
     maps = np.random.default_rng(0).random((1, 11, 16)).astype(np.float32)
-    scores = walk_scores(maps, torch.zeros(34, 2, 2), WalkConfig(alpha=2))
+    scores = walk_scores(maps, torch.zeros(34, 2, 2), alpha=2)
     assert math.isclose(scores[1, 0, 0], maps[0, :8, :8].mean(), abs_tol=1e-5)
     below = maps[
         0, 8:, 8:
