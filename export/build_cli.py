@@ -79,7 +79,7 @@ def build(
         ),
     ] = "drawn",
     check_images: Annotated[int, typer.Option(min=1, help="The plan is compared on so many images.")] = 16,
-    tolerance: Annotated[
+    max_error: Annotated[
         float | None, typer.Option(min=0, help="Largest mean relative error of the responses.")
     ] = None,
     min_iou: Annotated[
@@ -131,7 +131,7 @@ def build(
     if centres not in ("drawn", "cpu"):
         raise InputError(f"--centres {centres}: there are `drawn` and `cpu`")
     checked = _precision(precision)
-    within = _tolerance(fidelity.TOLERANCES[checked], tolerance, min_iou, max_miou_drop)
+    within = _tolerance(fidelity.TOLERANCES[checked], max_error, min_iou, max_miou_drop)
     options = _options(version_compatible, hardware_compatible, strip_weights, refit, workspace)
     chosen, checked_mode = _recipe(recipe, mode)
     source = chosen_source(images, voc, split, list_file, root)
@@ -139,7 +139,7 @@ def build(
     require_tensorrt("infercam build")  # before anything that takes time
     gpu = _open_driver(device)
     try:
-        check = spread(source, check_images)
+        check, masks = spread(source, check_images), _masks_fit(source, loaded)
         classes_of = _classes_of(labels, loaded, voc or root)
         limits = replace(DEVICE_LIMITS, batch_pixels=batch_pixels)
         if centres == "cpu":
@@ -151,7 +151,7 @@ def build(
             loaded,
             checked,
             tuned,
-            lambda: fidelity.read_samples(check, classes_of),
+            lambda: fidelity.read_samples(check, classes_of, masks),
             options,
             within,
             scales=chosen.views.scales,
@@ -215,6 +215,16 @@ def spread(source: Source, count: int) -> Source:
     if len(source) <= count:
         return source
     return source[:: len(source) // count][:count]
+
+
+def _masks_fit(source: Source, bundle: Bundle) -> bool:
+    """Whether the source's masks are of the bundle's classes: VOC's are only where the classes are VOC's."""
+    from infercam.engine import voc
+
+    fit = source.kind != "voc" or bundle.manifest.classes == voc.CLASSES
+    if not fit:
+        stderr.print("note: the bundle's classes are not VOC's, so its masks are not compared with")
+    return fit
 
 
 # -- shapes ----------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ Float = NDArray[np.float32]
 SCALES = (1.0, 0.5, 1.5, 2.0)
 MAP_THRESHOLD = 0.3
 _ERASED = 0.7  # normalised response that the method erases
+_NOT_FINITE = 1e9  # error of a response with infinities or NaN in it: JSON has no infinity
 
 
 class _Strict(BaseModel):
@@ -114,11 +115,12 @@ class Sample:
 
 
 def read_samples(
-    items: Iterable[Item], classes_of: Callable[[Item], list[int]] | None = None
+    items: Iterable[Item], classes_of: Callable[[Item], list[int]] | None = None, masks: bool = True
 ) -> Iterator[Sample]:
-    """Pictures, with their masks where the source names some, read one at a time; raises InputError."""
+    """Pictures, read one at a time, with their masks where the source has some (value c + 1 is the network's class
+    c: where that is not so, `masks` is False); raises InputError."""
     for item in items:
-        mask = read_mask(item.mask) if item.mask is not None and item.mask.is_file() else None
+        mask = read_mask(item.mask) if masks and item.mask is not None and item.mask.is_file() else None
         classes = None if classes_of is None else classes_of(item)
         yield Sample(item.id, read_image(item.path), classes, mask)
 
@@ -179,8 +181,16 @@ class _Seen:
         self.images = 0
         self.errors: list[float] = []
         self.ious: list[tuple[float, str]] = []
-        self.histograms = JointHistogram(classes), JointHistogram(classes)
+        self.classes = classes
+        self.histograms: tuple[JointHistogram, ...] = ()  # where there is ground truth: it allows 254 classes
         self.masks = 0
+
+    def count(self, maps: Sequence[Float], classes: list[int], mask: NDArray[np.uint8], id: str) -> None:
+        """Both networks' maps of one picture against its ground truth; raises InputError where that does not fit."""
+        self.histograms = self.histograms or (JointHistogram(self.classes), JointHistogram(self.classes))
+        for histogram, m in zip(self.histograms, maps, strict=True):
+            histogram.add(m, classes, mask, id)
+        self.masks += 1
 
     def summary(self) -> Fidelity:
         if not self.images:
@@ -225,15 +235,13 @@ def _compare_one(
         for x, size in zip(inputs, sizes, strict=True):
             view = x if left is None else reference.erase(x, reference.resize_nearest(left, *size))
             a, b = reference_network(view[None])[0], candidate(view[None])[0]
-            seen.errors.append(relative_error(a, b) if np.isfinite(b).all() else float("inf"))
+            seen.errors.append(relative_error(a, b) if np.isfinite(b).all() else _NOT_FINITE)
             classes = classes if classes is not None else _classes(sample, a, manifest)
             pairs.append((a[classes], np.nan_to_num(b[classes])))
         maps = [_maps([pair[which] for pair in pairs], sample.pixels.shape[:2]) for which in (0, 1)]
         seen.ious += [(iou, sample.id) for iou in _ious(maps[0], maps[1])]
         if left is None and sample.mask is not None:
-            for histogram, m in zip(seen.histograms, maps, strict=True):
-                histogram.add(m, classes or [], sample.mask, sample.id)
-            seen.masks += 1
+            seen.count(maps, classes or [], sample.mask, sample.id)
         left = maps[0].max(axis=0, initial=0) < np.float32(_ERASED)
     seen.images += 1
 

@@ -121,6 +121,7 @@ class _Simulated:
     queue: deque[Work] = field(default_factory=deque)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
     name: str = "simulated"
+    precision: str = "fp32"
 
     @property
     def limits(self) -> Limits:

@@ -1,0 +1,453 @@
+"""The TensorRT runner over the stand-in: results, shapes, contexts, memory, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from infercam.engine.bundle import Bundle, file_entry
+from infercam.engine.device.driver import DeviceError
+from infercam.engine.errors import BackendError, MissingExtra
+from infercam.engine.runners import plan as plans
+from infercam.engine.runners.host import HostNetwork
+from infercam.engine.runners.plan import (
+    Environment,
+    Options,
+    Plan,
+    PlanError,
+    PlanRecord,
+    Profile,
+    find_plan,
+    graph_hash,
+    list_plans,
+    misfit,
+    pick_profile,
+)
+from infercam.engine.runners.protocol import OutputShape
+from infercam.engine.runners.tensorrt import TensorRTRunner, environment, load_runner
+from infercam.engine.scheduler import OutOfMemory
+
+SMALL = Profile(smallest=(1, 8, 8), best=(4, 32, 32), largest=(8, 48, 48))
+LARGE = Profile(smallest=(1, 16, 16), best=(2, 96, 96), largest=(2, 128, 128))
+HERE = Environment("NVIDIA H100", (9, 0), "11.4.0.106")
+
+
+def write_plan(
+    bundle: Bundle,
+    trt,
+    folder: Path,
+    *,
+    profiles=(SMALL, LARGE),
+    input_type="float32",
+    graph: Path | None = None,
+    **changes,
+) -> Plan:
+    """A plan as `infercam build` would have written it, with some of its record changed."""
+    options = changes.pop("options", Options())
+    head = {
+        "version": trt.__version__,
+        "profiles": [[[n, 3, h, w] for n, h, w in (p.smallest, p.best, p.largest)] for p in profiles],
+        "stripped": options.stripped,
+        "refittable": options.stripped or options.refittable,
+    }
+    data = trt._pack(head, onnx.load(str(graph or bundle.graph("fp32"))))
+    folder.mkdir(parents=True)
+    (folder / plans.PLAN_FILE).write_bytes(data)
+    record = {
+        "precision": "fp32",
+        "input_type": input_type,
+        "bundle": bundle.manifest.name,
+        "bundle_hash": bundle.hash,
+        "onnx_sha256": graph_hash(bundle, "fp32"),
+        "profiles": list(profiles),
+        "options": options,
+        "tensorrt": trt.__version__,
+        "gpu": HERE.gpu,
+        "compute_capability": HERE.compute_capability,
+        "plan": file_entry(folder / plans.PLAN_FILE),
+    }
+    made = PlanRecord.model_validate(record | changes)
+    (folder / plans.RECORD_FILE).write_text(made.model_dump_json())
+    return Plan.load(folder)
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Bundle, tmp_path: Path) -> Bundle:
+    """A copy of the tiny bundle, so that plans may be put into it."""
+    shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
+    return Bundle.load(tmp_path / "bundle")
+
+
+@pytest.fixture
+def driver(trt):
+    with trt.state.driver.current():
+        yield trt.state.driver
+
+
+@pytest.fixture
+def runner(bundle, trt, driver):
+    made = TensorRTRunner(write_plan(bundle, trt, bundle.path / "plans" / "a"), bundle, driver)
+    yield made
+    made.close()
+    assert driver.held == 0
+
+
+def inputs(n: int, h: int, w: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, 3, h, w), dtype=np.float32)
+
+
+# -- results ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 33, 41), (8, 48, 48), (2, 128, 128), (1, 47, 101)])
+def test_responses_are_the_networks(runner, bundle, driver, shape):
+    x = inputs(*shape)
+    np.testing.assert_allclose(HostNetwork(runner, driver)(x), tiny.network(bundle)(x), atol=1e-5)
+
+
+def test_larger_batches_go_in_parts(runner, bundle, driver, trt):
+    x = inputs(5, 100, 90)
+    np.testing.assert_allclose(HostNetwork(runner, driver)(x), tiny.network(bundle)(x), atol=1e-5)
+    assert [run[0] for run in trt.state.runs] == [2, 2, 1]
+
+
+def test_scores_are_the_networks(runner, bundle, driver):
+    x = inputs(2, 40, 36)
+    image, scores = driver.allocate(x.nbytes), driver.allocate(2 * 5 * 4)
+    driver.copy_in(image, x.view(np.uint8).ravel())
+    runner.scores(2, 40, 36, image, scores)
+    got = driver.view(scores, 40).view(np.float32).reshape(2, 5)
+    want = tiny.network(bundle)(x).mean(axis=(2, 3)) + tiny.weights()["bias"]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    driver.free(image)
+    driver.free(scores)
+
+
+def test_shapes_are_asked_of_the_plan(runner):
+    assert runner.response_shape(33, 41) == OutputShape(5, 9, 11)
+    assert runner.response_shape(33, 41) == OutputShape(5, 9, 11)
+    assert (runner.max_batch(48, 48), runner.max_batch(49, 48), runner.max_batch(8, 8)) == (8, 2, 8)
+
+
+@pytest.mark.parametrize("size", [(129, 20), (20, 200), (7, 30), (1, 1)])
+def test_a_shape_outside_the_profiles_is_named(runner, size):
+    with pytest.raises(
+        BackendError, match=rf"a view of {size[0]}x{size[1]} is outside .*1-8 views of 8x8 to"
+    ):
+        runner.max_batch(*size)
+    with pytest.raises(BackendError, match="infercam build"):
+        runner.response_shape(*size)
+
+
+def test_a_batch_outside_the_profiles_is_named(runner, driver):
+    with pytest.raises(BackendError, match="9 views of 40x40 is outside"):
+        runner.respond(9, 40, 40, 1, 2)
+
+
+def test_half_precision_input(bundle, trt, driver, tmp_path):
+    model = onnx.load(str(bundle.graph("fp32")))
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    model.graph.node.insert(
+        0, onnx.helper.make_node("Cast", ["image"], ["image32"], to=onnx.TensorProto.FLOAT)
+    )
+    model.graph.node[1].input[0] = "image32"
+    onnx.save(model, str(tmp_path / "half.onnx"))
+    plan = write_plan(bundle, trt, tmp_path / "p", input_type="float16", graph=tmp_path / "half.onnx")
+    runner = TensorRTRunner(plan, bundle, driver)
+    x = inputs(2, 40, 44)
+    got, want = HostNetwork(runner, driver)(x), tiny.network(bundle)(x)
+    assert 1e-6 < np.abs(got - want).max() < 1e-2  # the input is rounded, the rest is not
+    runner.close()
+
+
+# -- contexts and memory ---------------------------------------------------------------------------------------
+def test_a_shape_that_comes_again_needs_no_set_up(runner, driver, trt):
+    network = HostNetwork(runner, driver)
+    for _ in range(3):
+        for shape in [(1, 20, 20), (2, 24, 20), (1, 100, 100)]:
+            network(inputs(*shape))
+    # response_shape sets up one view of each size; of the batch of two there are both
+    assert trt.state.shapes_set == 4 and trt.state.contexts == 4
+
+
+def test_contexts_are_bounded_and_the_profile_is_kept_where_it_can_be(bundle, trt, driver, tmp_path):
+    runner = TensorRTRunner(write_plan(bundle, trt, tmp_path / "p"), bundle, driver, contexts=2)
+    network = HostNetwork(runner, driver)
+    for side in range(20, 40):
+        network(inputs(1, side, side))
+    assert trt.state.contexts == 2 and trt.state.profiles_set == 2
+    assert runner.describe()["contexts"] == 2
+    runner.close()
+
+
+def test_scratch_grows_with_the_shapes_and_is_shared(runner, driver):
+    network = HostNetwork(runner, driver)
+    network(inputs(1, 20, 20))
+    small = driver.held
+    network(inputs(2, 128, 128))
+    large = driver.held
+    network(inputs(1, 20, 20))
+    assert small < large == driver.held
+    assert large >= 16 * 2 * 3 * 128 * 128
+
+
+def test_out_of_memory_leaves_the_runner_usable(runner, bundle, driver):
+    x = inputs(1, 20, 20)
+    network = HostNetwork(runner, driver)
+    network(x)
+    image, response = driver.allocate(2 * 3 * 128 * 128 * 4), driver.allocate(2 * 5 * 32 * 32 * 4)
+    driver.budget = driver.held + 10_000
+    with pytest.raises(OutOfMemory):
+        runner.respond(2, 128, 128, image, response)
+    np.testing.assert_allclose(network(x), tiny.network(bundle)(x), atol=1e-5)
+    driver.budget = 1 << 30
+    driver.free(image)
+    driver.free(response)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "words"),
+    [
+        (
+            "[checkMacros.cpp::42] Error Code 1: Cuda Runtime (out of memory)",
+            OutOfMemory,
+            "out of GPU memory",
+        ),
+        (
+            "IExecutionContext::enqueueV3: Error Code 1: Cask\n (no kernel)",
+            BackendError,
+            "Error Code 1: Cask",
+        ),
+    ],
+)
+def test_a_failing_run_is_one_line(runner, driver, trt, said, kind, words):
+    trt.state.run_error = said
+    with pytest.raises(kind) as e:
+        HostNetwork(runner, driver)(inputs(1, 20, 20))
+    assert words in str(e.value) and "\n" not in str(e.value)
+    assert isinstance(e.value, OutOfMemory) == (kind is OutOfMemory)
+
+
+# -- what is refused -------------------------------------------------------------------------------------------
+def test_without_a_driver_tensorrt_is_not_touched(bundle, trt, driver, tmp_path, monkeypatch):
+    plan = write_plan(bundle, trt, tmp_path / "p")
+    trt.state.driver = None
+
+    def absent():
+        raise DeviceError("no NVIDIA driver on this machine")
+
+    monkeypatch.setattr("infercam.engine.runners.tensorrt.probe", absent)
+    with pytest.raises(DeviceError, match="no NVIDIA driver"):
+        TensorRTRunner(plan, bundle, driver)
+
+
+def test_a_damaged_plan_is_refused(bundle, trt, driver, tmp_path):
+    plan = write_plan(bundle, trt, tmp_path / "p")
+    file = plan.folder / plans.PLAN_FILE
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    assert not plan.intact()
+    with pytest.raises(PlanError, match=r"plan\.engine: damaged .* build it again"):
+        TensorRTRunner(plan, bundle, driver)
+    file.unlink()
+    with pytest.raises(PlanError, match="cannot be read"):
+        TensorRTRunner(plan, bundle, driver)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"gpu": "NVIDIA L4", "compute_capability": (8, 9)},
+            r"made for NVIDIA L4 \(compute 8.9\), here is NVIDIA H100",
+        ),
+        ({"compute_capability": (8, 0)}, "compute 8.0"),
+        ({"tensorrt": "10.16.1.11"}, "made by TensorRT 10.16.1.11, here is 11.4.0.106"),
+        ({"onnx_sha256": "0" * 64}, "another fp32 graph"),
+        ({"bundle_hash": "0" * 64}, "another bundle .'tiny-4'.: its classes"),
+        ({"precision": "fp16"}, "made from a fp16 graph, which the bundle has not"),
+    ],
+)
+def test_a_foreign_plan_is_refused(bundle, trt, driver, tmp_path, changes, words):
+    plan = write_plan(bundle, trt, bundle.path / "plans" / "a", **changes)
+    with pytest.raises(PlanError, match=words) as e:
+        TensorRTRunner(plan, bundle, driver)
+    assert "infercam build" in str(e.value)
+    with pytest.raises(PlanError, match=words):
+        find_plan(bundle, changes.get("precision", "fp32"), HERE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"input_type": "float16"}, "'image' is not of the recorded type"),
+        ({"profiles": [SMALL]}, None),
+    ],
+)
+def test_a_record_that_does_not_tell_the_truth_is_refused(bundle, trt, driver, tmp_path, changes, words):
+    plan = write_plan(bundle, trt, tmp_path / "p", **changes)
+    if words is None:  # the record is of one profile, the plan of two
+        plan = Plan(plan.folder, plan.record.model_copy(update={"profiles": [SMALL, LARGE]}))
+        words = "not the recorded profiles"
+    with pytest.raises(PlanError, match=words):
+        TensorRTRunner(plan, bundle, driver)
+
+
+def test_what_tensorrt_refuses_is_one_line(bundle, trt, driver, tmp_path):
+    plan = write_plan(bundle, trt, tmp_path / "p")
+    trt.state.deserialise_error = (
+        "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (\n bad plan )"
+    )
+    with pytest.raises(PlanError, match="refuses the plan: Error Code 6: API Usage Error") as e:
+        TensorRTRunner(plan, bundle, driver)
+    assert "\n" not in str(e.value)
+    trt.state.deserialise_error = "CUDA out of memory"
+    with pytest.raises(OutOfMemory):
+        TensorRTRunner(plan, bundle, driver)
+
+
+def test_stripped_weights_come_from_the_bundle(bundle, trt, driver, tmp_path):
+    plan = write_plan(bundle, trt, tmp_path / "p", options=Options(stripped=True))
+    runner = TensorRTRunner(plan, bundle, driver)
+    x = inputs(1, 30, 30)
+    np.testing.assert_allclose(HostNetwork(runner, driver)(x), tiny.network(bundle)(x), atol=1e-5)
+    runner.close()
+
+
+def test_version_compatible_plans_run_on_the_lean_runtime(bundle, trt, driver, tmp_path, monkeypatch):
+    options = Options(version_compatible=True)
+    plan = write_plan(bundle, trt, bundle.path / "plans" / "a", options=options)
+    with pytest.raises(PlanError, match="lean runtime, which is not installed: pip install tensorrt-lean"):
+        TensorRTRunner(plan, bundle, driver)
+    monkeypatch.setitem(sys.modules, "tensorrt_lean", trt)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # import fails
+    runner = load_runner(bundle, driver)
+    assert environment(driver.info()).tensorrt is None
+    x = inputs(1, 30, 30)
+    np.testing.assert_allclose(HostNetwork(runner, driver)(x), tiny.network(bundle)(x), atol=1e-5)
+    runner.close()
+    monkeypatch.setitem(sys.modules, "tensorrt_lean", None)
+    with pytest.raises(MissingExtra, match=r"infercam\[gpu\]"):
+        load_runner(bundle, driver)
+
+
+# -- which plan fits -------------------------------------------------------------------------------------------
+def record_of(bundle: Bundle, **changes) -> PlanRecord:
+    record = {
+        "precision": "fp32",
+        "input_type": "float32",
+        "bundle": "b",
+        "bundle_hash": bundle.hash,
+        "onnx_sha256": graph_hash(bundle, "fp32"),
+        "profiles": [SMALL],
+        "tensorrt": "11.4.0.106",
+        "gpu": HERE.gpu,
+        "compute_capability": HERE.compute_capability,
+        "plan": {"sha256": "0" * 64, "size": 1},
+    }
+    return PlanRecord.model_validate(record | changes)
+
+
+@pytest.mark.parametrize(
+    ("options", "made", "here", "fits"),
+    [
+        ({}, "11.4.0.106", HERE, True),
+        ({}, "11.4.0.106", HERE._replace(tensorrt="11.4.0.107"), False),
+        ({}, "11.4.0.106", HERE._replace(tensorrt=None), False),
+        ({}, "11.4.0.106", HERE._replace(gpu="NVIDIA H200"), False),
+        ({"version_compatible": True}, "11.2.0", HERE._replace(tensorrt=None, lean="11.4.0"), True),
+        ({"version_compatible": True}, "11.4.0", HERE._replace(lean="11.2.0"), False),
+        ({"version_compatible": True}, "10.16.1", HERE._replace(lean="11.4.0"), False),
+        ({"version_compatible": True}, "11.2.0", HERE, False),
+        (
+            {"hardware_compatible": True},
+            "11.4.0.106",
+            HERE._replace(gpu="RTX 4090", compute_capability=(8, 9)),
+            True,
+        ),
+        (
+            {"hardware_compatible": True},
+            "11.4.0.106",
+            HERE._replace(gpu="T4", compute_capability=(7, 5)),
+            False,
+        ),
+    ],
+)
+def test_which_machines_a_plan_fits(tiny_bundle, options, made, here, fits):
+    record = record_of(tiny_bundle, options=options, tensorrt=made)
+    assert (misfit(record, tiny_bundle, here) is None) == fits
+
+
+def test_a_stripped_plan_cannot_be_version_compatible():
+    with pytest.raises(ValueError, match="take one of the two"):
+        Options(stripped=True, version_compatible=True)
+
+
+def test_the_newest_plan_that_fits_is_found(bundle, trt):
+    root = bundle.path / "plans"
+    with pytest.raises(
+        PlanError, match=r"no TensorRT plan; make one with: infercam build .* --precision fp32"
+    ):
+        find_plan(bundle, "fp32", HERE)
+    write_plan(bundle, trt, root / "old", created="2026-01-01T00:00:00.000+00:00")
+    write_plan(bundle, trt, root / "new", created="2026-02-01T00:00:00.000+00:00")
+    portable = Options(hardware_compatible=True)
+    write_plan(bundle, trt, root / "portable", created="2026-03-01T00:00:00.000+00:00", options=portable)
+    write_plan(bundle, trt, root / "other", created="2026-04-01T00:00:00.000+00:00", gpu="NVIDIA L4")
+    write_plan(bundle, trt, root / "rejected" / "newest", created="2026-05-01T00:00:00.000+00:00")
+    write_plan(bundle, trt, root / ".tmp-half", created="2026-05-01T00:00:00.000+00:00")
+    assert find_plan(bundle, "fp32", HERE).folder.name == "new"
+    assert find_plan(bundle, None, HERE).folder.name == "new"
+    assert find_plan(bundle, "fp32", HERE._replace(gpu="NVIDIA H200")).folder.name == "portable"
+    assert [f.folder.name for f in list_plans(bundle, HERE)] == ["other", "portable", "new", "old"]
+    with pytest.raises(PlanError, match=r"no fp16 plan \(there are: fp32\)"):
+        find_plan(bundle, "fp16", HERE)
+    with pytest.raises(PlanError, match=r"and 3 more that do not fit"):
+        find_plan(bundle, "fp32", HERE._replace(tensorrt="11.5.0"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "not a plan's record"),
+        ("[1, 2]", "build the plan again"),
+        ('{"schema_version": 99}', "newer infercam"),
+        ("{}", "Field required"),
+        ("[" * 100_000, "not a plan's record"),
+    ],
+)
+def test_a_broken_record_is_one_line_and_hides_no_good_plan(bundle, trt, text, words):
+    write_plan(bundle, trt, bundle.path / "plans" / "good")
+    broken = bundle.path / "plans" / "broken"
+    broken.mkdir()
+    (broken / plans.RECORD_FILE).write_text(text)
+    with pytest.raises(PlanError, match=words) as e:
+        Plan.load(broken)
+    assert "\n" not in str(e.value)
+    assert find_plan(bundle, "fp32", HERE).folder.name == "good"
+
+
+def test_a_record_of_another_shape_is_refused(bundle, trt):
+    plan = write_plan(bundle, trt, bundle.path / "plans" / "a")
+    raw = json.loads((plan.folder / plans.RECORD_FILE).read_text())
+    raw["profiles"][0]["largest"] = [1, 4, 4]
+    (plan.folder / plans.RECORD_FILE).write_text(json.dumps(raw))
+    with pytest.raises(PlanError, match="does not hold"):
+        Plan.load(plan.folder)
+
+
+sides = st.integers(1, 200)
+
+
+@given(st.tuples(st.integers(1, 12), sides, sides))
+def test_the_profile_picked_takes_the_shape(shape):
+    at = pick_profile([SMALL, LARGE], shape)
+    takers = [i for i, p in enumerate([SMALL, LARGE]) if p.takes(shape)]
+    assert at in takers if takers else at is None
