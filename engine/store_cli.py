@@ -82,8 +82,7 @@ def eval_command(
         names = None if classes is None else conversion.read_classes(classes)
         with _counting(truth) as progress:
             scored = evaluate_labels(labels, truth, classes=names, progress=progress, **options)
-        _write_json(json_file, scored.to_json())
-        _report_labels(scored)
+        report_labels(scored, json_file)
         return
     store = open_maps(out, format, classes)
     with _counting(truth) as progress:
@@ -153,7 +152,9 @@ def _report(result: EvalResult) -> None:
         )
 
 
-def _report_labels(found: LabelResult) -> None:
+def report_labels(found: LabelResult, json_file: Path | None = None) -> None:
+    """Print the figures of labels, and write them all to a file."""
+    _write_json(json_file, found.to_json())
     console, result = Console(highlight=False), found.scores
     _head(console, result, "labels")
     console.print(_means(result, thresholds=False))

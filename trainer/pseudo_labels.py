@@ -99,12 +99,13 @@ def make_walk(
     workers: processes for the CRF and for writing; the network and the walk run in this one. Raises as
     `make_labels`, and for the checkpoint as `load_affinity`.
     """
+    from .device import inference_device
     from .networks.affinitynet import load_affinity
 
     if config.crf is not None:
         check_crf()
     ids = _ids(store, photos)
-    network = load_affinity(checkpoint, _device(device, threads))
+    network = load_affinity(checkpoint, inference_device(device, threads))
     origin = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     inputs = {"maps": str(store.path), "affinity": {"file": str(checkpoint), "sha256": origin}}
     stages: list[_Stage] = []
@@ -187,20 +188,6 @@ def winners(
 def _given(image: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
     assert image is not None  # prepared wherever there is a CRF
     return image
-
-
-def _device(name: str, threads: int | None) -> str:
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("PyTorch sees no CUDA device here; use --accelerator cpu or auto")
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"--accelerator is auto, cpu or cuda, not {shown(name)!r}")
-    return name
 
 
 # -- maps ------------------------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ class SegmentConfig(StageConfig):
     output_stride: Literal[8, 16] = 8
     epochs: int = Field(default=20, ge=1)
     batch: int = Field(default=10, ge=1, description="photos a step, on each device")
-    rate: float = Field(default=2.5e-4, gt=0, description="of the backbone; the head's is 10 times that")
+    rate: float = Field(default=2.5e-4, gt=0, description="of the backbone")
+    head_scale: float = Field(default=10.0, gt=0, description="rate of the head over the backbone's")
     crop: int = Field(default=321, ge=33, description="side of the training crops, pixels (321 or 513)")
     scale: tuple[float, float] = Field(default=(0.5, 1.5), description="range of the random scale")
     saliency_mode: Literal["none", "background", "refine"] = "none"
@@ -107,7 +108,7 @@ class SegmentStage(StageBase):
     ) -> None:
         self.config, self.validation = config, validation
         self.spec: InputSpec = network.input
-        self._facts, self._groups = network.facts(), network.parameter_groups()
+        self._facts, self._groups = network.facts(), network.parameter_groups(config.head_scale)
         self.network: nn.Module = network
         self.best_by = "mIoU" if validation else ""
         self.dataset = StageDataset(items.labelled.ids, items, Augment(config, network.input), config.seed)

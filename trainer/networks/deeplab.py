@@ -61,13 +61,17 @@ class DeepLab(nn.Module):
     def _frozen(self) -> Iterable[nn.Module]:
         return (m for m in self.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """deeplab-pytorch's: the head at 10 times the rate, its biases at 20 times and without decay."""
+    def parameter_groups(self, head_scale: float = 10.0) -> list[dict[str, Any]]:
+        """deeplab-pytorch's: the head at `head_scale` times the rate, its biases at twice that, undecayed."""
         head = list(self.classifier.named_parameters())
         return [
             {"params": [p for p in self.backbone.parameters() if p.requires_grad]},
-            {"params": [p for name, p in head if not name.endswith("bias")], "scale": 10.0},
-            {"params": [p for name, p in head if name.endswith("bias")], "scale": 20.0, "weight_decay": 0.0},
+            {"params": [p for name, p in head if not name.endswith("bias")], "scale": head_scale},
+            {
+                "params": [p for name, p in head if name.endswith("bias")],
+                "scale": 2 * head_scale,
+                "weight_decay": 0.0,
+            },
         ]
 
     def facts(self) -> dict[str, Any]:
