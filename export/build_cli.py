@@ -108,7 +108,10 @@ def build(
     ] = False,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Folder for plans, of several bundles if you like; default BUNDLE/plans."),
+        typer.Option(
+            help="Folder for plans, of several bundles if you like (`infercam run` looks where INFERCAM_PLANS says); "
+            "default BUNDLE/plans."
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Build even where a plan that fits is there.")

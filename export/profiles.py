@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from infercam.engine.api import Engine
 from infercam.engine.backends.cpu import CpuBackend
+from infercam.engine.backends.device import BATCH_PIXELS, DEPTH
 from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.errors import InputError
 from infercam.engine.geometry import Box
@@ -31,13 +32,12 @@ from numpy.typing import NDArray
 Shapes = Counter[Shape]
 """How often each (views, height, width) was a batch."""
 
-DEVICE_LIMITS = Limits(batch_pixels=4_000_000, batch_views=64, memory=1 << 40, images=64)
+DEVICE_LIMITS = Limits(batch_pixels=BATCH_PIXELS, batch_views=64, memory=1 << 40, images=64)
 """Of the batches a plan is tuned for: about 20 views of 500x375. Device memory is not simulated."""
 PROFILES = 4
 MARGIN = 1 / 8
 """A profile reaches this share of a side beyond the shapes that were seen."""
 
-_IN_FLIGHT = 3  # batches that a device backend keeps queued
 _BINS = 256
 _CLASS_SHARES = (0.6, 0.3, 0.1)  # images with one, two, three classes: about as in VOC
 _SPREAD = 0.15  # standard deviation of a drawn centre, as a share of the side
@@ -140,7 +140,7 @@ class _Simulated:
         return 0
 
     def has_room(self) -> bool:
-        return len(self.queue) < _IN_FLIGHT
+        return len(self.queue) < DEPTH
 
     def submit(self, work: Work) -> None:
         if isinstance(work, Respond):

@@ -29,6 +29,7 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
     driver = HostDriver()
     found = Probe((13, 1), [Gpu(driver.gpu, driver.compute_capability, driver.budget)])
+    monkeypatch.delenv("INFERCAM_PLANS", raising=False)
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt)
     for module in ("infercam.engine.runners.tensorrt", "infercam.export.build"):
         monkeypatch.setattr(f"{module}.probe", lambda: found)

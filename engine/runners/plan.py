@@ -1,6 +1,6 @@
 """TensorRT plans on disk: what one was made of, whether it fits here, and where it lies.
 
-    BUNDLE/plans/KEY/          or CACHE/KEY/ (`--cache`)
+    BUNDLE/plans/KEY/          or CACHE/KEY/: `--cache`, or the folder that INFERCAM_PLANS names
       plan.engine              what TensorRT wrote
       plan.json                PlanRecord: validated and hash-checked before the plan is touched
       report.json              how it compares with ONNX Runtime (export/fidelity.py)
@@ -29,6 +29,7 @@ from ..errors import BackendError
 from .protocol import InputType
 
 PLANS = "plans"
+ENVIRONMENT_FOLDER = "INFERCAM_PLANS"
 REJECTED = "rejected"
 PLAN_FILE = "plan.engine"
 RECORD_FILE = "plan.json"
@@ -292,7 +293,9 @@ def graph_hash(bundle: Bundle, precision: str) -> str:
 
 
 def plans_folder(bundle: Bundle, cache: str | os.PathLike[str] | None = None) -> Path:
-    return bundle.path / PLANS if cache is None else Path(cache)
+    """Where the bundle's plans lie: `cache`, else where the environment says, else in the bundle."""
+    elsewhere = cache or os.environ.get(ENVIRONMENT_FOLDER)
+    return Path(elsewhere) if elsewhere else bundle.path / PLANS
 
 
 class Found(NamedTuple):
