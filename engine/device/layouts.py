@@ -6,6 +6,7 @@ Pointers are unsigned 64-bit integers. A test compares every offset and size wit
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,17 +29,17 @@ def _struct(**fields: DTypeLike | tuple[DTypeLike, int | tuple[int, ...]]) -> np
     return np.dtype(listed, align=True)
 
 
-P, I, F, D = np.uint64, np.int32, np.float32, np.float64  # noqa: E741
+P, I, F = np.uint64, np.int32, np.float32  # noqa: E741
 
 STRUCTS: dict[str, np.dtype[np.void]] = {
-    "Picture": _struct(sums=(P, 3), fill=(F, 3), unused=F),
+    "Picture": _struct(sums=(np.int64, 3), fill=(F, 3), unused=F),
     "Axis": _struct(table=P, source=I, target=I, taps=I, unused=I),
     "ResizeItem": _struct(
         tile=P, middle=P, picture=P, first=P, second=P,
         image_width=I, middle_height=I, middle_width=I, height=I, width=I, columns_first=I,
     ),
     "Normalisation": _struct(
-        values=(F, (3, 256)), halves=(np.uint16, (3, 256)), mean=(D, 3), std=(D, 3), scale=D
+        values=(F, (3, 256)), halves=(np.uint16, (3, 256)), fixed=(np.int64, (3, 256)), unit=np.float64
     ),
     "MaskStep": _struct(down=F, across=F, last_row=I, last_column=I),
     "EraseSlot": _struct(
@@ -87,13 +88,15 @@ class Packet:
 
 
 def normalisation(spec: InputSpec) -> Bytes:
-    """The struct of that name: the tables of host_ops, and the constants that the fill is made with."""
+    """The struct of that name: host_ops.normalise_table in float32, float16 and fixed point."""
     table = normalise_table(spec)
-    order = slice(None, None, -1 if spec.colour == "BGR" else 1)
+    # as fine as leaves room for the sum of 2^28 values in 63 bits
+    exponent = 62 - 28 - math.ceil(math.log2(max(1.0, float(np.abs(table).max()))))
     out = np.zeros(1, STRUCTS["Normalisation"])
     out["values"] = table
     out["halves"] = table.astype(np.float16).view(np.uint16)
-    out["mean"], out["std"], out["scale"] = spec.mean[order], spec.std[order], spec.scale
+    out["fixed"] = np.rint(np.ldexp(table.astype(np.float64), exponent))
+    out["unit"] = 2.0**-exponent
     return out.view(np.uint8)
 
 

@@ -241,7 +241,7 @@ class Ops:
             largest = max(math.prod(i.size) for i in items)
             self._launch("resample_weights", (_blocks(longest), 2 * n, 1), axes_at)
             self._launch("resize_first", (_blocks(between), n, 1), jobs_at, self._reversed)
-            self._launch("resize_second", (_blocks(largest, SUM_ROUNDS), n, 3), jobs_at)
+            self._launch("resize_second", (_blocks(largest, SUM_ROUNDS), n, 3), jobs_at, self._normalisation)
             self._launch("mean_colours", (_blocks(n), 1, 1), jobs_at, np.int32(n), self._normalisation)
 
     def erase(self, slots: Sequence[Slot], size: Size, out: Pointer, input_type: InputType) -> None:

