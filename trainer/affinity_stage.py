@@ -29,12 +29,16 @@ from .stage import StageBase
 class AffinityConfig(StageConfig):
     """Defaults: Ahn & Kwak's, as psa trains ResNet-38; PRESETS for the other networks."""
 
-    arch: Literal["resnet38", "resnet50", "resnet101", "mobilenetv2"] = "resnet38"
+    arch: Literal["resnet38", "resnet50", "resnet101", "mobilenetv2", "small"] = "resnet38"
     crop: int = Field(default=448, gt=0, description="side of the training crops, a multiple of 8")
     long_side: tuple[int, int] | None = Field(
         default=None, description="scale pictures so that the longer side is within; null: as they are (psa)"
     )
     new_scale: float = Field(default=10.0, gt=0, description="rate of the new layers over that of the rest")
+    freeze_backbone: bool = Field(
+        default=False,
+        description="train the new layers alone: a third of the time; otherwise all but the first",
+    )
     jitter: float = Field(default=0.3, ge=0, lt=1, description="brightness, contrast, saturation")
     radius: int = Field(default=RADIUS, ge=2, description="pairs are closer than this, in stride-8 cells")
 
@@ -138,20 +142,21 @@ def train_affinity(
     out: Path,
     config: AffinityConfig,
     *,
-    classes: int = 20,
+    classes: int | None = None,
     weights: Path | None = None,
     random: bool = False,
     skip_bad_labels: bool = False,
 ) -> AffinityResult:
     """Train, or go on with, the AffinityNet of folder `out`; best.ckpt is its last epoch.
 
-    labels: folder of `<id>.png`, 0 background, 1..classes, 255 ignored. weights: a classifier's checkpoint
+    labels: folder of `<id>.png`, 0 background, 1..classes, 255 ignored. classes: their number, where the
+    folder does not say it (None: VOC's 20). weights: a classifier's checkpoint
     of `config.arch`; `random` to start without.
     Raises InputError (labels, weights, a folder made with other settings), ExportError, TrainingError.
     """
     torch.manual_seed(config.seed)  # of the new layers
     backbone = load_backbone(config.arch, weights, output_stride=STRIDE, random=random)
-    network = AffinityNet(backbone, config.radius)
+    network = AffinityNet(backbone, config.radius, freeze_backbone=config.freeze_backbone)
     items, described = LabelledPhotos(photos, labels, classes).checked(skip=skip_bad_labels)
     inputs = {
         "labels": described,

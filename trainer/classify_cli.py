@@ -16,6 +16,7 @@ from .source_options import (
     RootOption,
     SplitOption,
     VocOption,
+    class_names,
     open_photos,
 )
 from .training_options import (
@@ -146,22 +147,6 @@ def classify_command(
         bundle=bundle,
     )
     _report(result.ap, result.mean_ap, result.bundle, result.best_epoch, chosen)
-
-
-def class_names(file: Path | None, labels: str | Path | None) -> list[str]:
-    """The classes to train: those of a file, else those that a JSON label file names, else VOC's."""
-    from ..engine.voc import CLASSES
-    from ..export.classes import read_classes
-
-    if file is not None:
-        return read_classes(file)
-    if labels is not None and str(labels).endswith(".json"):
-        try:
-            found = json.loads(Path(labels).read_text(encoding="utf-8"))["classes"]
-        except (OSError, ValueError, KeyError, TypeError):  # the label reader says what is wrong with it
-            return CLASSES
-        return [str(name) for name in found]
-    return CLASSES
 
 
 def _demo(out: Path, scenes: int, val_scenes: int) -> tuple[list[str], Photos, Photos]:

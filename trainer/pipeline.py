@@ -1,6 +1,6 @@
 """A chain of steps in one folder: each is skipped where it was done with the same settings and inputs.
 
-    DIR/config.json     the settings as they were resolved
+    DIR/settings.json   every step's settings as they were resolved, and hashes of what it reads
     DIR/state.json      per step: fingerprint, whether it is done, its figures, seconds
     DIR/STEP/           what the step wrote
     DIR/STEP.old/       what it had written with other settings, until that happens again
@@ -26,7 +26,7 @@ from ..engine.atomic import atomic_write
 from ..engine.errors import InputError, StoreError
 from .progress import console
 
-STATE, SUMMARY, OLD = "state.json", "summary.json", ".old"
+SETTINGS, STATE, SUMMARY, OLD = "settings.json", "state.json", "summary.json", ".old"
 
 Figures = dict[str, float]
 
@@ -83,6 +83,7 @@ class Pipeline:
         An error or a signal leaves what is done as it is: the same call goes on. Raises what steps raise.
         """
         plan = self.plan(until, redo)
+        _write_json(self.out / SETTINGS, {s.name: self._described(s) for s in self.steps})
         self._forget(name for name, what in self._plan(redo).items() if what == "do again")
         status = dict.fromkeys((s.name for s in self.steps), "left")
         try:
@@ -98,6 +99,14 @@ class Pipeline:
             outcomes = [self._outcome(s, status[s.name]) for s in self.steps]
             _write_json(self.out / SUMMARY, [asdict(o) for o in outcomes])
         return outcomes
+
+    def _described(self, step: Step) -> dict[str, Any]:
+        return {
+            "settings": dict(step.settings),
+            "inputs": dict(step.inputs),
+            "builds_on": list(step.needs),
+            "fingerprint": self.prints[step.name],
+        }
 
     def _plan(self, redo: str | None) -> dict[str, str]:
         """What is to be done with every step."""

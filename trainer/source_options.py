@@ -55,3 +55,21 @@ def open_photos(
     names = voc_layout.CLASSES if classes is None else list(classes)
     found = None if labels is None else load_labels(labels, names, voc_root=voc or root)
     return Photos(source, found)
+
+
+def class_names(file: Path | None, labels: str | Path | None) -> list[str]:
+    """Class names: those of a file, else those that a JSON label file names, else VOC's."""
+    import json
+
+    from ..engine.voc import CLASSES
+    from ..export.classes import read_classes
+
+    if file is not None:
+        return read_classes(file)
+    if labels is not None and str(labels).endswith(".json"):
+        try:
+            found = json.loads(Path(labels).read_text(encoding="utf-8"))["classes"]
+        except (OSError, ValueError, KeyError, TypeError):  # the label reader says what is wrong with it
+            return CLASSES
+        return [str(name) for name in found]
+    return CLASSES

@@ -24,7 +24,7 @@ from infercam.engine.errors import InputError  # noqa: E402
 from infercam.trainer.average_precision import average_precision  # noqa: E402
 from infercam.trainer.checkpoint import load_checkpoint  # noqa: E402
 from infercam.trainer.classify import classify  # noqa: E402
-from infercam.trainer.classify_cli import class_names, classify_command  # noqa: E402
+from infercam.trainer.classify_cli import classify_command  # noqa: E402
 from infercam.trainer.classify_stage import (  # noqa: E402
     Augment,
     ClassifyConfig,
@@ -37,7 +37,7 @@ from infercam.trainer.fit import BEST, fit  # noqa: E402
 from infercam.trainer.networks.classifiers import build_classifier  # noqa: E402
 from infercam.trainer.networks.small import SmallNet, folded  # noqa: E402
 from infercam.trainer.scene_tree import TRAIN_SEED, VALIDATION_SEED, scene_tree  # noqa: E402
-from infercam.trainer.source_options import open_photos  # noqa: E402
+from infercam.trainer.source_options import class_names, open_photos  # noqa: E402
 from infercam.trainer.sources import Photos  # noqa: E402
 from infercam.trainer.split_unite import middle  # noqa: E402
 from infercam.trainer.whole_images import shape_at, shape_batches  # noqa: E402
