@@ -12,7 +12,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Backend, load_backend
+from .backends import Backend, Choice, load_chosen
 from .bundle import Bundle, Manifest
 from .errors import InputError
 from .images import read_image
@@ -44,20 +44,29 @@ class Result:
 class Engine:
     """A bundle on a backend. Use as a context manager, or call `close`."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, choice: Choice | None = None) -> None:
         self.bundle = bundle
         self.backend = backend
+        self.choice = choice or Choice(backend.name, {})
+        """Why it is this backend and not a better one."""
         self.scheduler: Scheduler | None = None
         """Of the stream under way (its `stats`, its `tiles_in_flight`)."""
         self._streaming = threading.Lock()
 
     @classmethod
     def load(
-        cls, bundle: str | os.PathLike[str] | Bundle, backend: str = "auto", threads: int | None = None
+        cls,
+        bundle: str | os.PathLike[str] | Bundle,
+        backend: str = "auto",
+        threads: int | None = None,
+        precision: str | None = None,
     ) -> Engine:
-        """Open a bundle; raises BundleError, BackendError or MissingExtra."""
+        """Open a bundle; raises BundleError, BackendError or MissingExtra.
+
+        backend, precision: see backends.load_backend.
+        """
         loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        return cls(loaded, load_backend(backend, loaded, threads))
+        return cls(loaded, *load_chosen(backend, loaded, threads, precision))
 
     @property
     def manifest(self) -> Manifest:

@@ -80,8 +80,8 @@ class PrecisionReport(_Strict):
     settings: dict[str, Any] = Field(default={}, description="calibration: images, rules")
     checked: str = Field(description="on what, and whether the type was emulated")
     response_error: float = Field(description="largest difference relative to the largest response, mean")
-    map_iou: float = Field(description="of the maps above 0.3, mean over images and classes")
-    worst_map_iou: float
+    map_iou: float | None = Field(description="of the maps above 0.3, mean; None where all are empty")
+    worst_map_iou: float | None
     max_error: float = Field(description="tolerance of response_error")
     min_iou: float = Field(description="tolerance of map_iou")
     notes: list[str] = []

@@ -136,6 +136,8 @@ class Run:
 
     def _base_fingerprint(self) -> str:
         key = [self.recipe.fingerprint(self.mode), self.engine.bundle.hash]
+        if (precision := self.engine.backend.precision) not in ("fp32", "tf32"):
+            key.append(precision)
         if isinstance(self.labels, Predicted):
             key.append(f"predict {self.labels.threshold}")
         return " ".join(key)

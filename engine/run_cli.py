@@ -72,7 +72,13 @@ def run(
     fmt: Annotated[str, typer.Option("--format", help="npz, or psa or irn for those tools.")] = "npz",
     dtype: Annotated[str | None, typer.Option(help="uint8 (default) or float16; npz only.")] = None,
     heatmaps: Annotated[Path | None, typer.Option(help="Also write overlay pictures here.")] = None,
-    backend: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="auto (the best that works here), tensorrt, ort-cuda, ort-tensorrt or cpu.")
+    ] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Which graph or plan of the bundle: fp32, tf32, fp16, bf16, int8, fp8."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Worker threads (default: all cores).")] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 4_000_000,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
@@ -94,7 +100,8 @@ def run(
     source = source[:limit] if limit else source
     for note in source.notes:
         console.print(f"note: {note}", soft_wrap=True)
-    with Engine.load(bundle, backend, threads) as engine:
+    with Engine.load(bundle, backend, threads, precision) as engine:
+        console.print(f"backend: {engine.backend.precision} on {engine.choice}", soft_wrap=True)
         lookup: LabelLookup | Predicted
         if labels == "predict":
             lookup = Predicted(score_threshold)

@@ -34,16 +34,15 @@ class Picture:
         return normalise(self.pixels, manifest.input)
 
 
-def pictures(images: Sequence[np.ndarray], manifest: Manifest, longest: int = LONGEST_SIDE) -> list[Picture]:
-    """One view of each (H, W, 3) uint8 RGB image, shrunk to `longest` first; the scales take turns."""
+def pictures(images: Sequence[np.ndarray], manifest: Manifest) -> list[Picture]:
+    """One view of each (H, W, 3) uint8 RGB image; the scales take turns."""
     out = []
     for i, image in enumerate(images):
-        small = _shrunk(image, longest)
-        height, width = small.shape[:2]
+        height, width = image.shape[:2]
         spec = manifest.input
         fixed = (spec.height, spec.width) if spec.height and spec.width else None
         shape = fixed or view_size(height, width, SCALES[i % len(SCALES)])
-        out.append(Picture(resize_pixels(small, *shape), (height, width)))
+        out.append(Picture(resize_pixels(image, *shape), (height, width)))
     return out
 
 
@@ -52,7 +51,8 @@ def textures() -> list[np.ndarray]:
     return [texture(160 + 16 * i, 224 - 8 * i, seed) for i, seed in enumerate(range(_TEXTURES))]
 
 
-def _shrunk(image: np.ndarray, longest: int) -> np.ndarray:
+def shrunk(image: np.ndarray, longest: int) -> np.ndarray:
+    """The image with no side beyond `longest` pixels."""
     ratio = longest / max(image.shape[:2])
     if ratio >= 1:
         return image

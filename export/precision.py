@@ -8,6 +8,7 @@ tolerance is not put into the bundle.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,43 +16,31 @@ import numpy as np
 import onnx
 from infercam.engine.bundle import Bundle, PrecisionReport
 from infercam.engine.errors import ExportError
+from infercam.engine.reference import Network
 from onnx import ModelProto
 
-from .agreement import THRESHOLD, Agreement
+from .agreement import Agreement
 from .bundle_update import put_graph
 from .calibrate import float_tensors, magnitudes
+from .fidelity import TOLERANCES, Fidelity, Sample, Tolerance, compare
 from .half import HALVES, HalfType, emulated, linear_layers, to_half
 from .leave_out import fewest_left_out
-from .pictures import LONGEST_SIDE, Reference, pictures, textures
+from .pictures import LONGEST_SIDE, Reference, pictures, shrunk, textures
 from .quantise import QUANTISED, QuantisedType, layers, prepared, quantised
 from .runtime import RunError, Session
 from .scale_search import ALONE, Choice, Finish, ScaleSearch, unchanged
 
 PRECISIONS = (*HALVES, *QUANTISED)
 FEWEST_IMAGES = 8
+CHECKED = 12
+"""Images of the final check, at most: it looks at each in all views, plain and erased."""
 
 Watch = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """What a graph must reach on images that it was not chosen on, and what the choice aims at."""
-
-    min_iou: float
-    max_error: float
-
-    @property
-    def aim(self) -> float:
-        """A tenth of the way from the least IoU to 1, so that other images pass too."""
-        return self.min_iou + 0.1 * (1 - self.min_iou)
-
-
-TOLERANCES = {
-    "fp16": Tolerance(0.99, 0.02),
-    "bf16": Tolerance(0.95, 0.1),
-    "int8": Tolerance(0.9, 0.2),
-    "fp8": Tolerance(0.9, 0.2),
-}
+def aim_of(tolerance: Tolerance) -> float:
+    """The IoU of maps that the choice aims at: a tenth beyond the least, so that other images pass too."""
+    return tolerance.iou + 0.1 * (1 - tolerance.iou)
 
 
 @dataclass(frozen=True)
@@ -107,19 +96,8 @@ def add_precision(
         )
     maker = _Maker(bundle, settings, images, watch)
     model, report = maker.make()
-    _check_tolerance(bundle, report, settings)
     put_graph(bundle.path, settings.precision, model, report)
     return report
-
-
-def _check_tolerance(bundle: Bundle, report: PrecisionReport, settings: Settings) -> None:
-    if report.map_iou >= report.min_iou and report.response_error <= report.max_error:
-        return
-    raise ExportError(
-        f"{bundle.path}: the {settings.precision} graph is not good enough: maps overlap {report.map_iou:.4f} "
-        f"(at least {report.min_iou:g}), responses differ by {report.response_error:.3g} (at most "
-        f"{report.max_error:g}) on {report.checked}; give more images, or accept it with --min-iou and --max-error"
-    )
 
 
 class _Maker:
@@ -133,10 +111,10 @@ class _Maker:
         self.watch = watch
         self.given = bool(images)
         self.model = onnx.load(str(bundle.graph("fp32")))
-        views = pictures(list(images) or textures(), self.manifest, settings.longest_side)
-        # Neighbours go to different sides, and every scale to both.
-        self.calibration = [p for i, p in enumerate(views) if i // 4 % 2 == 0] if len(views) > 4 else views
-        self.held_out = [p for i, p in enumerate(views) if i // 4 % 2] if len(views) > 4 else views
+        every = list(images) or textures()
+        every = [shrunk(image, settings.longest_side) for image in every]
+        self.calibration = pictures(every[::2], self.manifest)
+        self.held_out = (every[1::2] or every)[:CHECKED]
         self._known = {x for n in self.model.graph.node for x in (n.name, *n.output)}
 
     def make(self) -> tuple[ModelProto, PrecisionReport]:
@@ -144,7 +122,6 @@ class _Maker:
         self.watch("the fp32 graph")
         session = self._session(self.model)
         self.reference = Reference(session, self.calibration, self.manifest)
-        checked = Reference(session, self.held_out, self.manifest)
         kept: dict[str, str] = {}
         finish: Finish = unchanged
         if settings.half is not None:
@@ -156,9 +133,25 @@ class _Maker:
             choice, model = self._quantised(settings.kind, emulate)
             kept |= {f"{k} (not quantised)": _cost(v) for k, v in choice.left_out.items()}
         model = finish(model)
-        self.watch("the check on other images")
-        found = checked.agreement(self._session(emulated(model) if settings.half else model))
+        found = self._check(session, self._session(emulated(model) if settings.half else model))
         return model, self._report(found, kept, choice)
+
+    def _check(self, reference: Session, candidate: Session) -> Fidelity:
+        """Compare on the images that chose nothing; raises ExportError where the tolerance is missed."""
+        samples = [Sample(f"image {i + 1}", image) for i, image in enumerate(self.held_out)]
+        self.watch(f"the check on {len(samples)} other images")
+        try:
+            found = compare(_network(reference), _network(candidate), samples, self.manifest)
+        except RunError as e:
+            raise ExportError(f"the {self.settings.precision} graph does not run: {e}") from None
+        missed = found.missed(self.settings.limits)
+        if missed:
+            raise ExportError(
+                f"the {self.settings.precision} graph is not good enough and was not added: {missed}, on "
+                f"{len(samples)} images that it was not made on; give more images, keep layers with --keep, or "
+                "accept it with --min-iou and --max-error"
+            )
+        return found
 
     def _half(self, half: HalfType) -> tuple[Finish, dict[str, str]]:
         """What turns a graph into one of that type, with the nodes that must stay in fp32 found by the maps."""
@@ -177,9 +170,7 @@ class _Maker:
             return self.reference.agreement(self._session(emulated(convert(self.model, kept))), limit)
 
         free = [x for x in layers if x not in forced]
-        aim = Tolerance(TOLERANCES[half.name].min_iou, 1).aim
-        if self.settings.kind is None:
-            aim = self.settings.limits.aim
+        aim = aim_of(self.settings.limits if self.settings.kind is None else TOLERANCES[half.name])
         _, costs, _ = fewest_left_out(
             free, lowered, lambda one: lowered([one], ALONE).overlap, aim, lowered(free)
         )
@@ -207,7 +198,7 @@ class _Maker:
             finish=finish,
             watch=self.watch,
         )
-        choice = search.search(self.settings.limits.aim)
+        choice = search.search(aim_of(self.settings.limits))
         return choice, quantised(base, kind, choice.layers, choice.clips, half_scales=half_scales)
 
     def _asked(self, labels: Sequence[str]) -> list[str]:
@@ -230,32 +221,37 @@ class _Maker:
         except RunError as e:
             raise ExportError(f"ONNX Runtime cannot load the graph: {e}") from None
 
-    def _report(self, found: Agreement, kept: dict[str, str], choice: Choice | None) -> PrecisionReport:
+    def _report(self, found: Fidelity, kept: dict[str, str], choice: Choice | None) -> PrecisionReport:
         settings = self.settings
-        half_input = settings.half_input and settings.half is not None
         how = (
             f"{settings.half.name} emulated: every tensor rounded, sums in fp32"
             if settings.half
             else "as it is"
         )
         what = "images" if self.given else "generated textures"
-        rules: dict[str, int] = {}
-        for rule in choice.rules.values() if choice else ():
-            rules[rule] = rules.get(rule, 0) + 1
+        made: dict[str, object] = {
+            "calibrated on": len(self.calibration),
+            "longest side": settings.longest_side,
+        }
+        if choice:
+            made["cut at"] = dict(Counter(choice.rules.values()))
         return PrecisionReport(
-            input_type="float16" if half_input else "float32",
+            input_type="float16" if settings.half_input else "float32",
             rest=settings.half.name if settings.half else "fp32",
             quantised=len(choice.layers) if choice else 0,
             kept=[f"{name}: {why}" for name, why in kept.items()],
-            settings={"calibrated on": len(self.calibration), "longest side": settings.longest_side}
-            | ({"cut at": rules} if rules else {}),
-            checked=f"{found.images} {what}, threshold {THRESHOLD}, on the CPU ({how})",
-            response_error=min(found.error, 1e9),
+            settings=made,
+            checked=f"{found.images} {what}, {found.views} views, on the CPU ({how})",
+            response_error=found.response_error,
             map_iou=found.iou,
             worst_map_iou=found.worst_iou,
-            max_error=settings.limits.max_error,
-            min_iou=settings.limits.min_iou,
+            max_error=settings.limits.response_error,
+            min_iou=settings.limits.iou,
         )
+
+
+def _network(session: Session) -> Network:
+    return lambda x: session.run(x)[1]
 
 
 def _cost(overlap: float) -> str:

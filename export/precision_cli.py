@@ -10,6 +10,7 @@ import typer
 from infercam.engine.errors import ExportError, StoreError
 from rich.console import Console
 from rich.markup import escape
+from rich.status import Status
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -63,32 +64,40 @@ def precision(
     require_onnx()
     from infercam.engine.bundle import Bundle
 
-    from .precision import TOLERANCES, Settings, Tolerance, add_precision
+    from .fidelity import TOLERANCES
+    from .precision import PRECISIONS, Settings, add_precision
 
     settings = []
     for name in dict.fromkeys(to):
-        default = TOLERANCES.get(name, Tolerance(0, 0))
-        tolerance = Tolerance(
-            default.min_iou if min_iou is None else min_iou,
-            default.max_error if max_error is None else max_error,
+        changes = {"iou": min_iou, "response_error": max_error}
+        tolerance = TOLERANCES[name if name in PRECISIONS else "fp32"].model_copy(
+            update={k: v for k, v in changes.items() if v is not None}
         )
         own = Settings(name, rest, half_input, tolerance, tuple(keep or ()), longest_side)
         settings.append(own.checked())
     loaded, pictures = Bundle.load(bundle), _images(images, count)
     reports = {}
     for one in settings:
-        with stderr.status(f"{one.precision}: …") as status:
-            report = add_precision(
-                loaded,
-                one,
-                pictures,
-                lambda what, s=status, p=one.precision: s.update(f"{p}: {escape(what)}"),
-            )
+        with stderr.status(one.precision) as status:
+            report = add_precision(loaded, one, pictures, _Shown(status, one.precision))
         reports[one.precision] = report
         if str(json_file) != "-":
             _summary(Bundle.load(bundle), one.precision, report)
     if json_file is not None:
         _write(json_file, {name: r.model_dump(mode="json") for name, r in reports.items()})
+
+
+class _Shown:
+    """Shows what is being tried, with the count of what has been."""
+
+    def __init__(self, status: Status, precision: str) -> None:
+        self.status = status
+        self.precision = precision
+        self.count = 0
+
+    def __call__(self, what: str) -> None:
+        self.count += 1
+        self.status.update(f"{self.precision}, {self.count}: {escape(what)}")
 
 
 def _images(folder: Path | None, count: int) -> list[np.ndarray]:
@@ -132,10 +141,9 @@ def _summary(bundle: Bundle, name: str, report: PrecisionReport) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row(
-        "maps",
-        f"IoU {report.map_iou:.4f} with fp32's (worst {report.worst_map_iou:.3f}; at least {report.min_iou:g})",
-    )
+    if report.map_iou is not None:
+        worst = f"worst {report.worst_map_iou:.3f}; at least {report.min_iou:g}"
+        table.add_row("maps", f"IoU {report.map_iou:.4f} with fp32's ({worst})")
     table.add_row(
         "responses", f"differ by {report.response_error:.2g} of the largest (at most {report.max_error:g})"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -175,7 +176,7 @@ class _Rewriter:
         self.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
-    def _node(self, op: str, inputs: list[str], out: str, **at: int) -> None:
+    def _node(self, op: str, inputs: list[str], out: str, **at: Any) -> None:
         self.model.graph.node.append(helper.make_node(op, inputs, [out], name=f"infercam/{out}", **at))
 
 

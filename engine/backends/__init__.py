@@ -3,22 +3,74 @@
 from __future__ import annotations
 
 from ..bundle import Bundle
-from ..errors import BackendError
+from ..device.driver import Driver
+from ..errors import BackendError, InfercamError, MissingExtra
+from ..runners.protocol import Runner
+from .choice import BACKENDS, PREFERENCE, Choice, choose_backend, nothing_works, obstacle
 from .protocol import Backend
 
-BACKENDS = ("cpu",)
 
-
-def load_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backend:
+def load_backend(
+    name: str, bundle: Bundle, threads: int | None = None, precision: str | None = None
+) -> Backend:
     """The backend of that name; `auto` takes the best that works here.
 
-    Raises BackendError for an unknown name, MissingExtra for a missing library.
+    precision: a graph of the bundle (see `infercam precision`), or for tensorrt a plan of that precision. None:
+    the fp32 graph, and for tensorrt the newest plan that fits. threads: of the cpu backend.
+    Raises BackendError for an unknown name or what does not work here, MissingExtra for a missing library,
+    BundleError where the bundle has no such graph.
     """
-    if name not in ("auto", *BACKENDS):
-        raise BackendError(f"no backend {name!r}; there are: auto, {', '.join(BACKENDS)}")
-    from .cpu import CpuBackend
-
-    return CpuBackend(bundle, threads)
+    return load_chosen(name, bundle, threads, precision)[0]
 
 
-__all__ = ["BACKENDS", "Backend", "load_backend"]
+def load_chosen(
+    name: str, bundle: Bundle, threads: int | None = None, precision: str | None = None
+) -> tuple[Backend, Choice]:
+    """`load_backend`, and why `auto` took this one rather than a better one."""
+    if name != "auto":
+        if name not in BACKENDS:
+            raise BackendError(f"no backend {name!r}; there are: auto, {', '.join(BACKENDS)}")
+        return _load(name, bundle, threads, precision), Choice(name, {})
+    passed: dict[str, InfercamError] = {}
+    for one in PREFERENCE:
+        why = obstacle(one, bundle, precision)
+        if why is None:
+            try:
+                loaded = _load(one, bundle, threads, precision)
+                return loaded, Choice(one, {name: str(e) for name, e in passed.items()})
+            except (BackendError, MissingExtra) as e:  # it has all it needs and yet does not start
+                why = e
+        passed[one] = why
+    raise nothing_works(passed)
+
+
+def _load(name: str, bundle: Bundle, threads: int | None, precision: str | None) -> Backend:
+    if name == "cpu":
+        from .cpu import CpuBackend
+
+        return CpuBackend(bundle, threads, precision or "fp32")
+    from ..device.cuda import CudaDriver
+    from .device import DeviceBackend
+
+    driver = CudaDriver()
+    try:
+        return DeviceBackend(bundle, driver, _runner(name, bundle, driver, precision))
+    except BaseException:
+        driver.close()
+        raise
+
+
+def _runner(name: str, bundle: Bundle, driver: Driver, precision: str | None) -> Runner:
+    if name == "tensorrt":
+        from ..runners.tensorrt import load_runner
+
+        with driver.current():
+            return load_runner(bundle, driver, precision)
+    from ..runners.ort_cuda import OrtRunner
+
+    return OrtRunner(
+        bundle, driver, precision or "fp32", provider="cuda" if name == "ort-cuda" else "tensorrt"
+    )
+
+
+__all__ = ["BACKENDS", "Backend", "Choice", "choose_backend", "load_backend", "load_chosen"]

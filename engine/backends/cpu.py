@@ -25,6 +25,9 @@ from ..task import Advance, Advanced, Done, ImageTask, Respond, Tile, View, Work
 
 Float = NDArray[np.float32]
 
+GPU_ONLY = ("tf32", "bf16", "fp8")
+"""Precisions that ONNX Runtime's CPU provider cannot compute in."""
+
 
 @dataclass
 class TileState:
@@ -41,14 +44,19 @@ class TileState:
 
 
 class CpuBackend:
-    """See protocol.Backend. `threads`: worker threads (default: the cores this process may use)."""
+    """See protocol.Backend. `threads`: worker threads (default: the cores this process may use).
+
+    precision: which of the bundle's graphs to run: fp32, int8, or fp16, which is computed in fp32 here.
+    """
 
     name = "cpu"
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, precision: str = "fp32") -> None:
         self.manifest = bundle.manifest
         self.threads = threads or available_cores()
-        self._session = _session(bundle)
+        self.precision = precision
+        self._session = _session(bundle, precision)
+        self._half_input = self._session.get_inputs()[0].type == "tensor(float16)"
         spec = self.manifest.input
         self._table = host_ops.normalise_table(spec)
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="infercam-cpu")
@@ -100,6 +108,7 @@ class CpuBackend:
 
         return {
             "backend": self.name,
+            "precision": self.precision,
             "threads": self.threads,
             "onnxruntime": onnxruntime.__version__,
             "providers": self._session.get_providers(),
@@ -156,7 +165,8 @@ class CpuBackend:
         return host_ops.Resized(np.ascontiguousarray(pixels), shape, self._table, self.manifest.input.colour)
 
     def _infer(self, output: str, x: Float) -> Any:
-        return self._session.run([output], {self.manifest.input.name: x})[0]
+        fed = x.astype(np.float16) if self._half_input else x
+        return self._session.run([output], {self.manifest.input.name: fed})[0]
 
     def _advance(self, tile: Tile) -> Advanced:
         state: TileState = tile.state
@@ -261,7 +271,12 @@ def _translate(error: Exception) -> Exception:
     return error
 
 
-def _session(bundle: Bundle) -> Any:
+def _session(bundle: Bundle, precision: str) -> Any:
+    if precision in GPU_ONLY:
+        raise BackendError(
+            f"the cpu backend has no {precision} arithmetic; it runs fp32, fp16 and int8 graphs"
+        )
+    graph = bundle.graph(precision)
     try:
         import onnxruntime as ort
     except ImportError:
@@ -273,10 +288,6 @@ def _session(bundle: Bundle) -> Any:
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(
-            str(bundle.graph("fp32")), sess_options=options, providers=["CPUExecutionProvider"]
-        )
+        return ort.InferenceSession(str(graph), sess_options=options, providers=["CPUExecutionProvider"])
     except Exception as e:
-        raise BackendError(
-            f"{bundle.graph('fp32')}: ONNX Runtime cannot load it: {str(e).splitlines()[0]}"
-        ) from None
+        raise BackendError(f"{graph}: ONNX Runtime cannot load it: {str(e).splitlines()[0]}") from None

@@ -101,6 +101,10 @@ class DeviceBackend:
         self._batch_pixels = batch_pixels or self._affordable_pixels()
 
     @property
+    def precision(self) -> str:
+        return self.runner.precision
+
+    @property
     def limits(self) -> Limits:
         return Limits(
             batch_pixels=self._batch_pixels,

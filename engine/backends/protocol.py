@@ -26,6 +26,11 @@ class Backend(Protocol):
     manifest: Manifest
 
     @property
+    def precision(self) -> str:
+        """Of the network's graph: fp32, fp16, int8, …"""
+        ...
+
+    @property
     def limits(self) -> Limits:
         """Batch size and memory that suit this machine."""
         ...

@@ -1,0 +1,113 @@
+"""Which backends can run a bundle on this machine, and why the others cannot: asked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from ..bundle import Bundle
+from ..device.driver import DeviceInfo
+from ..device.probe import probe
+from ..errors import BackendError, InfercamError, MissingExtra
+from ..runners.ort_cuda import Provider, import_onnxruntime
+from ..runners.plan import Environment, find_plan, graph_of
+from ..runners.tensorrt import environment
+from .cpu import GPU_ONLY
+
+BACKENDS = ("tensorrt", "ort-cuda", "ort-tensorrt", "cpu")
+PREFERENCE = ("tensorrt", "ort-cuda", "cpu")
+"""What `auto` tries, best first. ort-tensorrt builds a plan at every start: only where it is asked for."""
+
+
+class Choice(NamedTuple):
+    """What `auto` takes, and what keeps it from each of the others."""
+
+    name: str
+    reasons: dict[str, str]
+    """Backend -> why it cannot run here; empty for a backend that can."""
+
+    def __str__(self) -> str:
+        better = PREFERENCE[: PREFERENCE.index(self.name)] if self.name in PREFERENCE else ()
+        passed = said({name: self.reasons[name] for name in better if name in self.reasons})
+        return f"{self.name} ({passed})" if passed else self.name
+
+
+def choose_backend(bundle: Bundle, precision: str | None = None) -> Choice:
+    """The best backend that has all it needs here: driver, device, libraries, and a graph or a plan that fits.
+
+    Nothing is loaded or allocated. Raises BackendError where none has, with every reason.
+    """
+    found = {name: why for name in BACKENDS if (why := obstacle(name, bundle, precision)) is not None}
+    for name in PREFERENCE:
+        if name not in found:
+            return Choice(name, {k: str(v) for k, v in found.items()})
+    raise nothing_works(found)
+
+
+def nothing_works(obstacles: dict[str, InfercamError]) -> InfercamError:
+    """The error where every backend has an obstacle: what to install, where that is all that the CPU lacks."""
+    if isinstance(lacking := obstacles["cpu"], MissingExtra):
+        return lacking
+    reasons = {name: str(why) for name, why in obstacles.items()}
+    return BackendError(f"no backend can run this: {said(reasons)}")
+
+
+def said(reasons: dict[str, str]) -> str:
+    """Reasons on one line, each once, after the names that it holds for."""
+    names: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        names.setdefault(why, []).append(name)
+    return "; ".join(f"not {', '.join(them)}: {why}" for why, them in names.items())
+
+
+def obstacle(name: str, bundle: Bundle, precision: str | None = None) -> InfercamError | None:
+    """Why that backend cannot run the bundle here; None if nothing speaks against it."""
+    try:
+        _CHECKS[name](bundle, precision)
+    except InfercamError as e:
+        return e
+    return None
+
+
+def _check_cpu(bundle: Bundle, precision: str | None) -> None:
+    if precision in GPU_ONLY:
+        raise BackendError(f"has no {precision} arithmetic")
+    if find_spec("onnxruntime") is None:
+        raise MissingExtra("onnxruntime", "cpu", "the cpu backend")
+    bundle.graph(precision or "fp32")
+
+
+def _check_device() -> None:
+    """What every GPU backend needs."""
+    probe()
+    if find_spec("pycuda") is None:
+        raise MissingExtra("pycuda", "gpu", "a GPU backend")
+
+
+def _check_tensorrt(bundle: Bundle, precision: str | None) -> None:
+    _check_device()
+    find_plan(bundle, precision, plan_environment())
+
+
+def plan_environment() -> Environment:
+    """The first GPU and the installed TensorRT, as a plan must fit them; raises DeviceError."""
+    gpu = probe().gpus[0]
+    return environment(DeviceInfo(gpu.name, gpu.compute_capability, gpu.total_memory, 0, ""))
+
+
+def _check_ort(provider: Provider) -> Callable[[Bundle, str | None], None]:
+    def check(bundle: Bundle, precision: str | None) -> None:
+        _check_device()
+        import_onnxruntime(f"ort-{provider}", provider)
+        bundle.graph(graph_of(precision or "fp32"))
+
+    return check
+
+
+_CHECKS: dict[str, Callable[[Bundle, str | None], None]] = {
+    "cpu": _check_cpu,
+    "tensorrt": _check_tensorrt,
+    "ort-cuda": _check_ort("cuda"),
+    "ort-tensorrt": _check_ort("tensorrt"),
+}
