@@ -6,7 +6,15 @@ from importlib import import_module
 
 import typer
 
-COMMANDS: tuple[str, ...] = ("affinity_cli", "classify_cli", "labels_cli", "walk_cli")
+COMMANDS: tuple[str, ...] = (
+    "affinity_cli",
+    "classify_cli",
+    "labels_cli",
+    "pipeline_cli",
+    "saliency_cli",
+    "segment_cli",
+    "walk_cli",
+)
 
 
 def register(app: typer.Typer) -> None:

@@ -25,7 +25,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import dijkstra
 
 from ..engine.atomic import atomic_write
+from ..engine.bundle import sha256_file
 from ..engine.errors import InputError, StoreError, shown
+from ..engine.images import read_image
+from ..engine.paths import check_id
+from .config import save_config
+from .photo_job import JobSummary, run_job
 from .sources import Photos
 from .superpixels import border, lab, means, neighbours, slic
 
@@ -182,6 +187,29 @@ def _to_edges(values: Map, image: Pixels, radius: int, epsilon: float = 1e-3) ->
 
 
 # -- files -----------------------------------------------------------------------------------------------------
+def make_saliency(
+    photos: Photos,
+    out: Path,
+    config: SaliencyConfig,
+    *,
+    weights: Path | None = None,
+    arch: str = "mobilenetv2",
+    workers: int = 0,
+) -> JobSummary:
+    """Saliency PNGs `out/<id>.png` of every photo that has none yet.
+
+    weights: of an ImageNet classifier of `arch`, for its features; None: colours alone. workers: processes.
+    Raises InputError or ExportError for the weights, InputError for a folder made with other settings.
+    """
+    writer = SaliencyWriter(photos, Path(out), config, weights, arch)
+    writer.load()  # so that a wrong file is one error, not one for every photo
+    found = None if weights is None else {"arch": arch, "sha256": sha256_file(weights)}
+    save_config(Path(out), "saliency", config, {"weights": found})
+    return run_job(
+        "saliency", photos.ids, lambda i: saliency_file(Path(out), i), writer, Path(out), workers=workers
+    )
+
+
 class SaliencyWriter:
     """`id -> OUT/id.png`, for photo_job.run_job: loads the network in the process that first needs it."""
 
@@ -227,7 +255,7 @@ class SaliencyWriter:
 
 
 def saliency_file(folder: Path, item_id: str) -> Path:
-    return folder / f"{item_id}.png"
+    return folder / f"{check_id(item_id)}.png"
 
 
 def write_saliency(file: Path, saliency: Map) -> None:
@@ -247,8 +275,6 @@ def read_saliency(file: Path, size: tuple[int, int]) -> Pixels:
     8-bit grey, or colours that are all grey. One of another size than its photo (height, width) is resized,
     as saliency networks often write a fixed size. Raises InputError, naming the file, where it cannot be read.
     """
-    from ..engine.images import read_image
-
     image = read_image(file)
     plane = image[:, :, 0]
     if not (np.array_equal(plane, image[:, :, 1]) and np.array_equal(plane, image[:, :, 2])):

@@ -225,7 +225,9 @@ def segment_test(
 
     if competition not in ("comp5", "comp6"):
         raise InputError(f"--competition is comp5 or comp6, not {competition!r}")
-    settings = make_config(SegmentTestConfig, config, scales=scales and _numbers(scales), mirror=mirror)
+    settings = make_config(
+        SegmentTestConfig, config, scales=scales and numbers("--scales", scales), mirror=mirror
+    )
     settings = with_crf(settings, crf)
     photos = open_photos(voc=voc, split=split, images=images, list_file=list_file, root=root, limit=limit)
     done = segment_photos(
@@ -273,10 +275,10 @@ def _names(file: Path | None) -> list[str] | None:
     return None if file is None else read_classes(file)
 
 
-def _numbers(text: str) -> list[float]:
+def numbers(option: str, text: str) -> list[float]:
     from ..engine.errors import InputError
 
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--scales {text}: write numbers separated by commas") from None
+        raise InputError(f"{option} {text}: write numbers separated by commas") from None

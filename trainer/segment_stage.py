@@ -56,7 +56,11 @@ class SegmentConfig(StageConfig):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "mobilenetv2": {"rate": 2e-3, "output_stride": 16},
+    "mobilenetv2": {
+        "rate": 2e-3,
+        "head_scale": 1.0,
+        "output_stride": 16,
+    },  # no BatchNorm to hold larger steps
     "small": {"rate": 1e-2, "output_stride": 8},
 }
 """What other networks change of the defaults."""
