@@ -17,6 +17,7 @@ import numpy as np
 from infercam.engine.bundle import InputSpec, Verification
 from infercam.engine.errors import ExportError
 
+from .fidelity import relative_error as relative_error  # also for those who import it from here
 from .runtime import RunError, Session
 from .surgery import ResponseGraph
 
@@ -76,12 +77,6 @@ def verify(
     return Verification(
         inputs=inputs, tolerance=tolerance, max_score_error=score_error, max_source_error=source_error
     )
-
-
-def relative_error(a: np.ndarray, b: np.ndarray) -> float:
-    """Largest difference of two arrays, relative to the larger of their magnitudes (0 if both are zero)."""
-    scale = max(float(np.abs(a).max(initial=0)), float(np.abs(b).max(initial=0)))
-    return float(np.abs(a - b).max(initial=0)) / scale if scale else 0.0
 
 
 def trials(graph: ResponseGraph, spec: InputSpec, images: Sequence[np.ndarray] = ()) -> Iterator[Trial]:
