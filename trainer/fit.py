@@ -25,6 +25,7 @@ from .checkpoint import load_network, read_checkpoint_file, save_checkpoint
 from .config import StageConfig
 from .dataset import EpochSampler, collate, raise_if_broken, to_device
 from .errors import TrainingError
+from .memory import keep_freed_memory
 from .progress import Progress
 from .schedule import apply_rate, poly
 from .signals import caught_signals
@@ -92,6 +93,8 @@ def make_fabric(config: StageConfig) -> Fabric:
         nodes = int(os.environ.get("GROUP_WORLD_SIZE", 1))
     if config.threads:
         torch.set_num_threads(config.threads)
+    if accelerator == "cpu":
+        keep_freed_memory()
     many = devices * nodes > 1
     fabric = Fabric(
         accelerator=accelerator,

@@ -265,3 +265,24 @@ def test_two_processes_under_torchrun_share_gradients(tmp_path: Path) -> None:
     assert one.keys() == two.keys()
     for name in one:
         np.testing.assert_allclose(one[name].numpy(), two[name].numpy(), atol=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_freed_memory_is_kept_by_the_process() -> None:
+    """Steps that free and allocate tens of megabytes fault no pages in again (in a process of its own)."""
+    code = (
+        "import resource, sys, torch\n"
+        "from infercam.trainer.memory import keep_freed_memory\n"
+        "if sys.argv[1] == 'keep': assert keep_freed_memory()\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(10): torch.ones(8_000_000)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "faults(); print(faults())\n"
+    )
+    run = [sys.executable, "-c", code]
+    kept, given_back = (
+        int(subprocess.run([*run, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("keep", "plain")
+    )
+    assert kept < given_back / 10
