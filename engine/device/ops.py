@@ -260,11 +260,12 @@ class Ops:
                 at, steps = chains[key]
             flipped = slot.mirrored and slot.mask_mirrored
             packet.struct(slot.picture, slot.erased, slot.tile[1], slot.mirrored, flipped, at, steps, 0)
-        kernel, per_thread = {"float32": ("erase_float", 4), "float16": ("erase_half", 8)}[input_type]
-        grid = (_blocks(len(slots) * 3 * math.prod(size), per_thread * ERASE_ROUNDS), 1, 1)
+        kernel = {"float32": "erase_float", "float16": "erase_half"}[input_type]
+        # a plane's first group may begin up to 3 values before it
+        blocks = _blocks(math.prod(size) + ERASE_VALUES - 1, ERASE_VALUES * ERASE_ROUNDS)
+        dims = (np.int32(size[0]), np.int32(size[1]))
         with self._upload(packet) as at:
-            dims = (np.int32(len(slots)), np.int32(size[0]), np.int32(size[1]))
-            self._launch(kernel, grid, at, self._normalisation, out, *dims)
+            self._launch(kernel, (blocks, len(slots), 3), at, self._normalisation, out, *dims)
 
     def gather(self, items: Sequence[Gather], response: Pointer, shape: OutputShape) -> None:
         """From the response N×C×h'×w' of a batch to the tiles' `low` maps."""
@@ -396,6 +397,7 @@ class Ops:
 
 # As in the kernels' sources; a test compares them.
 SUM_ROUNDS = 8
+ERASE_VALUES = 4
 ERASE_ROUNDS = 8
 PEAK_ROUNDS = 16
 CENTRE_THREADS = 1024

@@ -1,130 +1,143 @@
 // The network's input for a whole batch in one pass: normalise, mirror, erase, convert.
 //
 // Bytes per value: 1 read (the picture) and 4 or 2 written; the mask is at tile size and read once per channel,
-// mostly from the cache. A thread writes 16 bytes at once; groups are counted over the whole batch, so every store
-// is aligned whatever the sizes are, and a group may cross rows, planes and slots.
+// mostly from the cache. A block has a stretch of one plane, so the slot and the channel are looked up once. A thread
+// writes 4 values at once (8 would spread a warp's byte-wise reads over more cache lines than one): groups are
+// counted from the beginning of the batch, where alignment begins, so whatever the sizes, only a plane's first and
+// last group are written one by one.
 // Bytes become values through a table in shared memory: exact for every input specification, and cheaper than the
 // division it replaces; the float16 table is made on the host.
 #include "layouts.cuh"
 
-constexpr int ERASE_ROUNDS = 8;  // groups per thread: the table is loaded once for 32 (64) values each
+constexpr int ERASE_VALUES = 4;  // of one group
+constexpr int ERASE_ROUNDS = 8;  // groups per thread, so that the table and the look-up are paid for
+
+template <typename T>
+struct alignas(ERASE_VALUES * sizeof(T)) Group {
+    T at[ERASE_VALUES];
+};
 
 __device__ inline int nearest(int i, float ratio, int last) {
     return min(static_cast<int>(static_cast<float>(i) * ratio), last);
 }
 
-// One row of one plane of one slot.
-template <typename T>
-struct Row {
-    const u8* pixels;
-    const u8* mask;  // the row of the mask at tile size; 0: nothing is erased
-    const T* table;
-    T fill;
-    float across;  // of the first step; the others (only in a cascade) are read when needed
-    int last;
+// What is erased of a slot, seen at the network's size.
+struct Mask {
+    const u8* erased;  // 0: nothing is
+    MaskStep step;     // the others are there in a cascade only, and read when needed
     const MaskStep* more;
     int more_steps;
-    bool mirrored;
-    bool mask_mirrored;
+    int tile_width;
+
+    __device__ Mask(const EraseSlot& slot, const char* packet) : erased(slot.erased), more(nullptr), more_steps(0) {
+        if (erased == nullptr) return;
+        const MaskStep* steps = reinterpret_cast<const MaskStep*>(packet + slot.steps_at);
+        step = steps[0];
+        more = steps + 1;
+        more_steps = slot.steps - 1;
+        tile_width = slot.tile_width;
+    }
+    __device__ const u8* row(int y) const {
+        int at = nearest(y, step.down, step.last_row);
+        for (int s = 0; s < more_steps; ++s) at = nearest(at, more[s].down, more[s].last_row);
+        return erased + static_cast<size_t>(at) * tile_width;
+    }
+    __device__ int column(int x) const {
+        int at = nearest(x, step.across, step.last_column);
+        for (int s = 0; s < more_steps; ++s) at = nearest(at, more[s].across, more[s].last_column);
+        return at;
+    }
 };
 
 __device__ inline float fill_as(float value, float) { return value; }
 __device__ inline u16 fill_as(float value, u16) { return half_bits(value); }
 
 template <typename T>
-__device__ Row<T> row_of(const EraseSlot& slot, const char* packet, const T* table, int c, int y, int h, int w) {
-    Row<T> row;
-    const size_t plane = static_cast<size_t>(h) * w;
-    row.pixels = slot.picture + PLANES_AT + c * plane + static_cast<size_t>(y) * w;
-    row.table = table + 256 * c;
-    row.mirrored = slot.mirrored != 0;
-    row.mask = nullptr;
-    if (slot.erased == nullptr) return row;
-    row.fill = fill_as(reinterpret_cast<const Picture*>(slot.picture)->fill[c], T());
-    row.mask_mirrored = slot.mask_mirrored != 0;
-    const MaskStep* steps = reinterpret_cast<const MaskStep*>(packet + slot.steps_at);
-    for (int s = 0; s < slot.steps; ++s) y = nearest(y, steps[s].down, steps[s].last_row);
-    row.mask = slot.erased + static_cast<size_t>(y) * slot.tile_width;
-    row.across = steps[0].across;
-    row.last = steps[0].last_column;
-    row.more = steps + 1;
-    row.more_steps = slot.steps - 1;
-    return row;
-}
+struct Plane {
+    const u8* pixels;
+    const T* table;
+    T fill;
+    Mask mask;
+    int w;
+    bool mirrored;
+    bool mask_mirrored;
 
-template <typename T>
-__device__ inline T value_at(const Row<T>& row, int x, int w) {
-    const int other = w - 1 - x;
-    if (row.mask != nullptr) {
-        int at = nearest(row.mask_mirrored ? other : x, row.across, row.last);
-        for (int s = 0; s < row.more_steps; ++s) at = nearest(at, row.more[s].across, row.more[s].last_column);
-        if (row.mask[at]) return row.fill;
+    __device__ T value(int y, int x) const {
+        const int other = w - 1 - x;
+        if (mask.erased && mask.row(y)[mask.column(mask_mirrored ? other : x)]) return fill;
+        return table[pixels[y * w + (mirrored ? other : x)]];
     }
-    return row.table[row.pixels[row.mirrored ? other : x]];
-}
 
-template <typename T>
-__device__ void erase_batch(const char* packet, const T* table, T* out, int slots, int h, int w) {
-    constexpr int N = Pack<T>::SIZE;
-    const EraseSlot* all = reinterpret_cast<const EraseSlot*>(packet);
-    const u32 plane = static_cast<u32>(h) * w, image = 3 * plane;
-    const u64 values = static_cast<u64>(image) * slots;
-    const u64 begin = static_cast<u64>(blockIdx.x) * (THREADS * N * ERASE_ROUNDS);
-    const u32 slot_of_begin = static_cast<u32>(begin / image);  // 64-bit division once per block only
-    const u32 rest_of_begin = static_cast<u32>(begin % image);
-    for (int round = 0; round < ERASE_ROUNDS; ++round) {
-        const u32 ahead = (round * THREADS + threadIdx.x) * N;
-        if (begin + ahead >= values) return;
-        const u32 from = rest_of_begin + ahead;
-        u32 slot = slot_of_begin + from / image;
-        int c = static_cast<int>(from % image / plane);
-        int y = static_cast<int>(from % plane) / w;  // image is a multiple of plane
-        int x = static_cast<int>(from % plane) % w;
-        Row<T> row = row_of(all[slot], packet, table, c, y, h, w);
-        const int count = values - (begin + ahead) < N ? static_cast<int>(values - (begin + ahead)) : N;
-        Pack<T> pack;
+    // Values from (y, x) on, into the next row where this one ends; w is at least their number.
+    __device__ Group<T> group(int y, int x) const {
+        const u8* row = pixels + y * w + (mirrored ? w - 1 : 0);
+        const int step = mirrored ? -1 : 1;
+        u8 bytes[ERASE_VALUES], erased[ERASE_VALUES] = {};
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-            if (i >= count) break;
-            if (x == w) {
-                x = 0;
-                if (++y == h) {
-                    y = 0;
-                    if (++c == 3) {
-                        c = 0;
-                        ++slot;
-                    }
-                }
-                row = row_of(all[slot], packet, table, c, y, h, w);
-            }
-            pack.at[i] = value_at(row, x, w);
-            ++x;
+        for (int i = 0; i < ERASE_VALUES; ++i) {
+            const bool next = x + i >= w;
+            bytes[i] = row[(next ? w : 0) + step * (next ? x + i - w : x + i)];
         }
-        T* target = out + begin + ahead;
-        if (count == N) {
-            *reinterpret_cast<Pack<T>*>(target) = pack;
+        if (mask.erased) {
+            const u8* here = mask.row(y);
+            const u8* below = x + ERASE_VALUES > w ? mask.row(y + 1) : here;
+#pragma unroll
+            for (int i = 0; i < ERASE_VALUES; ++i) {
+                const bool next = x + i >= w;
+                const int at = next ? x + i - w : x + i;
+                erased[i] = (next ? below : here)[mask.column(mask_mirrored ? w - 1 - at : at)];
+            }
+        }
+        Group<T> out;
+#pragma unroll
+        for (int i = 0; i < ERASE_VALUES; ++i) out.at[i] = erased[i] ? fill : table[bytes[i]];
+        return out;
+    }
+};
+
+// values: the table of this block's channel.
+template <typename T>
+__device__ void erase_plane(const char* packet, const T* values, T* table, T* out, int h, int w) {
+    constexpr int N = ERASE_VALUES;
+    for (int i = threadIdx.x; i < 256; i += THREADS) table[i] = values[i];
+    __syncthreads();
+    const EraseSlot slot = reinterpret_cast<const EraseSlot*>(packet)[blockIdx.y];
+    const int size = h * w, c = blockIdx.z;
+    const float fill = reinterpret_cast<const Picture*>(slot.picture)->fill[c];
+    const u8* pixels = slot.picture + PLANES_AT + static_cast<size_t>(c) * size;
+    const Plane<T> plane = {
+        pixels, table, fill_as(fill, T()), Mask(slot, packet), w, slot.mirrored != 0, slot.mask_mirrored != 0};
+    const u64 begin = (static_cast<u64>(blockIdx.y) * 3 + c) * size;
+    const int early = static_cast<int>(begin % N);  // of a plane's first group belong to the plane before
+    int at = (static_cast<int>(blockIdx.x) * THREADS * ERASE_ROUNDS + static_cast<int>(threadIdx.x)) * N - early;
+    int y = (at + w) / w - 1, x = (at + w) % w;  // at may be negative; then they are not used
+    constexpr int STRIDE = THREADS * N;
+    const int rows = STRIDE / w, columns = STRIDE % w;
+    for (int round = 0; round < ERASE_ROUNDS && at < size; ++round) {
+        if (at >= 0 && at + N <= size && w >= N) {
+            *reinterpret_cast<Group<T>*>(out + begin + at) = plane.group(y, x);
         } else {
-#pragma unroll
-            for (int i = 0; i < N; ++i) {
-                if (i < count) target[i] = pack.at[i];
-            }
+            for (int i = max(at, 0); i < min(at + N, size); ++i) out[begin + i] = plane.value(i / w, i % w);
+        }
+        at += STRIDE;
+        y += rows;
+        x += columns;
+        if (x >= w) {
+            x -= w;
+            ++y;
         }
     }
 }
 
-// Grid: values / (THREADS * 16 bytes * ERASE_ROUNDS). packet: EraseSlot[slots], then their steps.
+// Grid: groups of a plane / (THREADS * ERASE_ROUNDS), slots, channels. packet: EraseSlot[slots], then their steps.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    erase_float(const char* packet, const Normalisation* normalisation, float* out, int slots, int h, int w) {
-    __shared__ float table[3 * 256];
-    for (int i = threadIdx.x; i < 3 * 256; i += THREADS) table[i] = normalisation->values[i / 256][i % 256];
-    __syncthreads();
-    erase_batch(packet, table, out, slots, h, w);
+    erase_float(const char* packet, const Normalisation* normalisation, float* out, int h, int w) {
+    __shared__ float table[256];
+    erase_plane(packet, normalisation->values[blockIdx.z], table, out, h, w);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    erase_half(const char* packet, const Normalisation* normalisation, u16* out, int slots, int h, int w) {
-    __shared__ u16 table[3 * 256];
-    for (int i = threadIdx.x; i < 3 * 256; i += THREADS) table[i] = normalisation->halves[i / 256][i % 256];
-    __syncthreads();
-    erase_batch(packet, table, out, slots, h, w);
+    erase_half(const char* packet, const Normalisation* normalisation, u16* out, int h, int w) {
+    __shared__ u16 table[256];
+    erase_plane(packet, normalisation->halves[blockIdx.z], table, out, h, w);
 }

@@ -26,11 +26,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) rank_histogram(const char*
     for (int i = threadIdx.x; i < bins; i += THREADS) counts[i] = 0;
     __syncthreads();
     const u32 prefix = state->prefix;
-    for (int round = 0; round < PEAK_ROUNDS; ++round) {
-        const int i = start + round * THREADS + threadIdx.x;
+    constexpr int N = Pack<float>::SIZE;
+    for (int round = 0; round < PEAK_ROUNDS / N; ++round) {
+        const int i = start + (round * THREADS + static_cast<int>(threadIdx.x)) * N;
         if (i >= pixels) break;
-        const u32 value = static_cast<u32>(__float_as_int(total[i]));
-        if (value >> (shift + bits) == prefix) atomicAdd(&counts[(value >> shift) & (bins - 1)], 1u);
+        const Pack<float> pack = *reinterpret_cast<const Pack<float>*>(total + i);
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            const u32 value = static_cast<u32>(__float_as_int(pack.at[j]));
+            const bool counts_here = i + j < pixels && value >> (shift + bits) == prefix;
+            if (counts_here) atomicAdd(&counts[(value >> shift) & (bins - 1)], 1u);
+        }
     }
     __syncthreads();
     for (int i = threadIdx.x; i < bins; i += THREADS) {

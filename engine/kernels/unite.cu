@@ -12,13 +12,17 @@ constexpr int UNITE_BLOCK_ROWS = THREADS / UNITE_COLUMNS * UNITE_ROWS;
 enum Mode { MODE_MAX = 0, MODE_SUM = 1, MODE_MEAN = 2 };  // layouts.MODES
 enum Join { JOIN_NONE = 0, JOIN_ONLY = 1, JOIN_MAX = 2, JOIN_MEAN = 3 };  // layouts.JOINS
 
-__device__ inline float final_value(const PartItem& part, int k, int y, int x, int mode) {
-    const size_t at = static_cast<size_t>(y - part.y0) * part.width + (x - part.x0);
-    const float value = part.maps[static_cast<size_t>(k) * part.stride + at];
-    if (mode == MODE_SUM) return normalised(value, divisor(part.peaks[k], 0.0f));
-    if (mode == MODE_MEAN) return value / part.iterations;
-    return value;
-}
+struct Final {
+    int mode;
+    float by;
+    __device__ Final(const PartItem& part, int k, int mode) : mode(mode), by(part.iterations) {
+        if (mode == MODE_SUM) by = divisor(part.peaks[k], 0.0f);
+    }
+    __device__ float of(float value) const {
+        if (mode == MODE_SUM) return normalised(value, by);
+        return mode == MODE_MEAN ? value / by : value;
+    }
+};
 
 // Grid: column blocks, row blocks, classes. packet: PartItem[parts], then, unless join is none, the whole image's.
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -26,21 +30,33 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const PartItem* items = reinterpret_cast<const PartItem*>(packet);
     const int k = blockIdx.z;
     const int x = blockIdx.x * UNITE_COLUMNS + threadIdx.x % UNITE_COLUMNS;
-    const int from = blockIdx.y * UNITE_BLOCK_ROWS + threadIdx.x / UNITE_COLUMNS * UNITE_ROWS;
+    const int y0 = blockIdx.y * UNITE_BLOCK_ROWS + threadIdx.x / UNITE_COLUMNS * UNITE_ROWS;
     if (x >= width) return;
-    for (int y = from; y < min(from + UNITE_ROWS, height); ++y) {
-        float value = 0.0f;
-        for (int p = 0; p < parts; ++p) {
-            const PartItem& part = items[p];
-            const bool inside = y >= part.y0 && y < part.y0 + part.height && x >= part.x0 && x < part.x0 + part.width;
-            if (inside && packet[part.takes_at + k]) value = fmaxf(value, final_value(part, k, y, x, mode));
+    float values[UNITE_ROWS] = {};
+    for (int p = 0; p < parts; ++p) {
+        const PartItem part = items[p];
+        if (x < part.x0 || x >= part.x0 + part.width || !packet[part.takes_at + k]) continue;
+        const Final last(part, k, mode);
+        const float* map = part.maps + static_cast<size_t>(k) * part.stride + (x - part.x0);
+#pragma unroll
+        for (int r = 0; r < UNITE_ROWS; ++r) {
+            const int row = y0 + r - part.y0;
+            if (row < 0 || row >= part.height) continue;
+            values[r] = fmaxf(values[r], last.of(map[static_cast<size_t>(row) * part.width]));
         }
-        if (join != JOIN_NONE) {
-            const float whole = final_value(items[parts], k, y, x, mode);
-            if (join == JOIN_ONLY) value = whole;
-            if (join == JOIN_MAX) value = fmaxf(value, whole);
-            if (join == JOIN_MEAN) value = value * (1.0f - weight) + weight * whole;
+    }
+    out += static_cast<size_t>(k) * height * width + x;
+#pragma unroll
+    for (int r = 0; r < UNITE_ROWS; ++r) {
+        const size_t at = static_cast<size_t>(y0 + r) * width;
+        if (y0 + r >= height) break;
+        if (join != JOIN_NONE) {  // its box is the image
+            const PartItem& part = items[parts];
+            const float whole = Final(part, k, mode).of(part.maps[static_cast<size_t>(k) * part.stride + at + x]);
+            if (join == JOIN_ONLY) values[r] = whole;
+            if (join == JOIN_MAX) values[r] = fmaxf(values[r], whole);
+            if (join == JOIN_MEAN) values[r] = values[r] * (1.0f - weight) + weight * whole;
         }
-        out[(static_cast<size_t>(k) * height + y) * width + x] = value;
+        out[at] = values[r];
     }
 }

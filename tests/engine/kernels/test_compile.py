@@ -11,6 +11,7 @@ from infercam.engine import kernels
 from infercam.engine.device import compile as build
 from infercam.engine.device.driver import DeviceError
 
+STRICT = ("-Werror", "all-warnings", "-Xptxas", "-warn-spills,-warn-lmem-usage")
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 
@@ -164,8 +165,8 @@ def all_kernels_are_in(module: bytes) -> bool:
     return all(f".text.{name}".encode() in module for name in kernels.entry_points())
 
 
-def test_nvcc_without_a_warning(nvcc: build.Nvcc) -> None:
-    module = nvcc.compile(90, False, "-Werror", "all-warnings")
+def test_nvcc_without_a_warning_or_a_spilt_register(nvcc: build.Nvcc) -> None:
+    module = nvcc.compile(90, False, *STRICT)
     assert module.startswith(b"\x7fELF") and all_kernels_are_in(module)
 
 
@@ -174,7 +175,7 @@ def test_nvcc_without_a_warning(nvcc: build.Nvcc) -> None:
 def test_nvcc_for_every_architecture_without_a_warning(nvcc: build.Nvcc, architecture: int) -> None:
     if architecture not in nvcc.architectures():
         pytest.skip(f"nvcc {nvcc.version} does not know compute capability {architecture}")
-    assert all_kernels_are_in(nvcc.compile(architecture, False, "-Werror", "all-warnings"))
+    assert all_kernels_are_in(nvcc.compile(architecture, False, *STRICT))
 
 
 def test_nvrtc(nvrtc: build.Nvrtc) -> None:

@@ -55,6 +55,7 @@ def constant(name: str) -> str:
         ("PLANES_AT", layouts.PLANES_AT),
         ("RANK_BINS", layouts.RANK_BINS),
         ("SUM_ROUNDS", ops.SUM_ROUNDS),
+        ("ERASE_VALUES", ops.ERASE_VALUES),
         ("ERASE_ROUNDS", ops.ERASE_ROUNDS),
         ("PEAK_ROUNDS", ops.PEAK_ROUNDS),
         ("CENTRE_THREADS", ops.CENTRE_THREADS),

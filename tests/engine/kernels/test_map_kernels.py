@@ -184,7 +184,7 @@ def check(job: Job, got: Outcome) -> None:
 
 def random_job(rng: np.random.Generator, tile: tuple[int, int]) -> Job:
     count = int(rng.choice([1, 2, 3, 20]))
-    sizes = [(int(rng.integers(1, 14)), int(rng.integers(1, 14))) for _ in range(int(rng.integers(1, 5)))]
+    sizes = [(int(rng.integers(1, 14)), int(rng.integers(1, 14))) for _ in range(int(rng.integers(1, 8)))]
     lows = [np.maximum(rng.normal(size=(count, *s)), 0).astype(np.float32) for s in sizes]
     if rng.integers(2):
         for low in lows:
