@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from . import run_cli, store_cli
+from . import doctor_cli, run_cli, store_cli
 from .demo import cli as demo_cli
 from .errors import InfercamError
 
@@ -37,6 +37,7 @@ def root(show: bool = typer.Option(False, "--version", callback=_version, is_eag
 run_cli.register(app)
 demo_cli.register(app)
 store_cli.register(app)
+doctor_cli.register(app)
 
 
 def main() -> None:

@@ -101,7 +101,6 @@ def run(
     for note in source.notes:
         console.print(f"note: {note}", soft_wrap=True)
     with Engine.load(bundle, backend, threads, precision) as engine:
-        console.print(f"backend: {engine.backend.precision} on {engine.choice}", soft_wrap=True)
         lookup: LabelLookup | Predicted
         if labels == "predict":
             lookup = Predicted(score_threshold)
@@ -121,6 +120,7 @@ def run(
                 max_pixels=max_pixels,
                 watch=watch,
             )
+            console.print(f"backend: {engine.backend.precision} on {engine.choice}", soft_wrap=True)
             with _signals(job) as caught:
                 _guarded(job)
     _report(job, out, json_file, caught)

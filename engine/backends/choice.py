@@ -13,11 +13,15 @@ from ..errors import BackendError, InfercamError, MissingExtra
 from ..runners.ort_cuda import Provider, import_onnxruntime
 from ..runners.plan import Environment, find_plan, graph_of
 from ..runners.tensorrt import environment
+from ..runners.tensorrt_api import find_lean, require_tensorrt
 from .cpu import GPU_ONLY
 
 BACKENDS = ("tensorrt", "ort-cuda", "ort-tensorrt", "cpu")
 PREFERENCE = ("tensorrt", "ort-cuda", "cpu")
 """What `auto` tries, best first. ort-tensorrt builds a plan at every start: only where it is asked for."""
+
+
+Check = Callable[[Bundle | None, str | None], None]
 
 
 class Choice(NamedTuple):
@@ -61,21 +65,33 @@ def said(reasons: dict[str, str]) -> str:
     return "; ".join(f"not {', '.join(them)}: {why}" for why, them in names.items())
 
 
-def obstacle(name: str, bundle: Bundle, precision: str | None = None) -> InfercamError | None:
-    """Why that backend cannot run the bundle here; None if nothing speaks against it."""
+def obstacle(name: str, bundle: Bundle | None, precision: str | None = None) -> InfercamError | None:
+    """Why that backend cannot run the bundle (None: any) here; None if nothing speaks against it."""
+    return _raised(lambda: _CHECKS[name](bundle, precision))
+
+
+def device_obstacle() -> InfercamError | None:
+    """Why no GPU backend can run here; None if nothing speaks against it."""
+    return _raised(_check_device)
+
+
+def _raised(check: Callable[[], object]) -> InfercamError | None:
     try:
-        _CHECKS[name](bundle, precision)
+        check()
     except InfercamError as e:
         return e
     return None
 
 
-def _check_cpu(bundle: Bundle, precision: str | None) -> None:
+def _check_cpu(bundle: Bundle | None, precision: str | None) -> None:
     if precision in GPU_ONLY:
         raise BackendError(f"has no {precision} arithmetic")
-    if find_spec("onnxruntime") is None:
-        raise MissingExtra("onnxruntime", "cpu", "the cpu backend")
-    bundle.graph(precision or "fp32")
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        raise MissingExtra("onnxruntime", "cpu", "the cpu backend") from None
+    if bundle is not None:
+        bundle.graph(precision or "fp32")
 
 
 def _check_device() -> None:
@@ -85,9 +101,12 @@ def _check_device() -> None:
         raise MissingExtra("pycuda", "gpu", "a GPU backend")
 
 
-def _check_tensorrt(bundle: Bundle, precision: str | None) -> None:
+def _check_tensorrt(bundle: Bundle | None, precision: str | None) -> None:
     _check_device()
-    find_plan(bundle, precision, plan_environment())
+    if find_lean() is None:
+        require_tensorrt("the tensorrt backend")
+    if bundle is not None:
+        find_plan(bundle, precision, plan_environment())
 
 
 def plan_environment() -> Environment:
@@ -96,16 +115,17 @@ def plan_environment() -> Environment:
     return environment(DeviceInfo(gpu.name, gpu.compute_capability, gpu.total_memory, 0, ""))
 
 
-def _check_ort(provider: Provider) -> Callable[[Bundle, str | None], None]:
-    def check(bundle: Bundle, precision: str | None) -> None:
+def _check_ort(provider: Provider) -> Check:
+    def check(bundle: Bundle | None, precision: str | None) -> None:
         _check_device()
         import_onnxruntime(f"ort-{provider}", provider)
-        bundle.graph(graph_of(precision or "fp32"))
+        if bundle is not None:
+            bundle.graph(graph_of(precision or "fp32"))
 
     return check
 
 
-_CHECKS: dict[str, Callable[[Bundle, str | None], None]] = {
+_CHECKS: dict[str, Check] = {
     "cpu": _check_cpu,
     "tensorrt": _check_tensorrt,
     "ort-cuda": _check_ort("cuda"),

@@ -352,7 +352,8 @@ def test_a_full_disk_ends_the_run_and_says_what_is_saved(
 
     monkeypatch.setattr(MapStore, "write", full)
     outcome = infercam(*arguments(tiny_bundle, data, tmp_path / "out"))
-    assert "disk full" in outcome.error and "3 of 7 images done" in outcome.error
+    last = outcome.err.splitlines()[-1]
+    assert outcome.code == 1 and "disk full" in last and "3 of 7 images done" in last
     monkeypatch.undo()
     monkeypatch.setattr(sys, "argv", [])
     assert sorted(maps_of(tmp_path / "out")) == sorted(f"{name}.npz" for name in written)

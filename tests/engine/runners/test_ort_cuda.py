@@ -1,0 +1,252 @@
+"""The ONNX Runtime runner: really run on host pointers, and against a stand-in for the GPU build."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+from host_driver import HostDriver
+from infercam.engine.bundle import Bundle
+from infercam.engine.errors import BackendError, BundleError, MissingExtra
+from infercam.engine.runners import ort_cuda
+from infercam.engine.runners.host import HostNetwork
+from infercam.engine.runners.ort_cuda import OrtRunner, provider_options
+from infercam.engine.scheduler import OutOfMemory
+
+SIZES = [(40, 52), (41, 52), (43, 55), (64, 64), (97, 131), (400, 53), (5, 7), (42, 54)]
+
+
+@pytest.fixture
+def driver() -> HostDriver:
+    return HostDriver()
+
+
+def runner_of(bundle: Bundle, driver: HostDriver, **options) -> OrtRunner:
+    return OrtRunner(bundle, driver, provider="cpu", **options)
+
+
+@pytest.mark.parametrize("stride", [4, 8])
+def test_responses_on_pointers_are_the_networks(tmp_path: Path, driver: HostDriver, stride: int) -> None:
+    bundle = tiny.build(tmp_path / "b", stride=stride)
+    runner = runner_of(bundle, driver)
+    network, plain = HostNetwork(runner, driver), tiny.network(bundle)
+    rng = np.random.default_rng(0)
+    for height, width in SIZES:  # most shapes are never probed: they follow from the remainders
+        x = rng.standard_normal((2, 3, height, width), dtype=np.float32)
+        want = plain(x)
+        assert runner.response_shape(height, width) == want.shape[1:]
+        np.testing.assert_allclose(network(x), want, atol=1e-5)
+    assert driver.held == 0, "nothing is left on the device"
+
+
+def test_scores(tiny_bundle: Bundle, driver: HostDriver) -> None:
+    runner = runner_of(tiny_bundle, driver)
+    x = np.random.default_rng(1).standard_normal((2, 3, 40, 44), dtype=np.float32)
+    with driver.current():
+        image, target = driver.allocate(x.nbytes), driver.allocate(2 * 5 * 4)
+        driver.copy_in(image, x.view(np.uint8).ravel())
+        runner.scores(2, 40, 44, image, target)
+        got = driver.view(target, 40).view(np.float32).reshape(2, 5)
+    want = tiny.network(tiny_bundle)(x).mean(axis=(2, 3)) + np.array(tiny_bundle.manifest.bias, np.float32)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fixed_graph_takes_its_size_alone(tmp_path: Path, driver: HostDriver) -> None:
+    runner = runner_of(tiny.build(tmp_path / "b", fixed=(32, 48), batch=False), driver)
+    assert runner.max_batch(32, 48) == 1
+    assert runner.response_shape(32, 48) == (5, 8, 12)
+    with pytest.raises(BackendError, match="takes 32x48 only, not 64x48"):
+        runner.response_shape(64, 48)
+
+
+def test_sizes_are_learnt_once_per_remainder(tiny_bundle: Bundle, driver: HostDriver, monkeypatch) -> None:
+    runner = runner_of(tiny_bundle, driver)
+    probed, probe = [], runner._probe
+    monkeypatch.setattr(runner, "_probe", lambda h, w: probed.append((h, w)) or probe(h, w))
+    for side in range(20, 120):
+        assert runner.response_shape(side, side) == (5, -(-side // 4), -(-side // 4))
+    assert probed == [(20, 20), (21, 21), (22, 22), (23, 23)]
+
+
+def test_describe_and_precision(tiny_bundle: Bundle, driver: HostDriver) -> None:
+    runner = runner_of(tiny_bundle, driver, precision="tf32")  # the fp32 graph
+    found = runner.describe()
+    assert (found["runner"], found["precision"]) == ("ort-cpu", "tf32")
+    assert found["providers"] == ["CPUExecutionProvider"]
+    with pytest.raises(BundleError, match="no fp16 graph"):
+        runner_of(tiny_bundle, driver, precision="fp16")
+
+
+# -- the GPU build, stood in for -------------------------------------------------------------------------------
+class Session:
+    """Records what it is asked; `got`: the providers that it ends up with."""
+
+    got: list[str] | None = None
+    input_type = "tensor(float)"
+    failure: Exception | None = None
+    made: list[Session]
+
+    def __init__(self, file, sess_options, providers, provider_options) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.file, self.asked, self.options = file, providers, provider_options
+        self.bound: list[tuple] = []
+        self.made.append(self)
+
+    def get_providers(self):
+        return self.got if self.got is not None else [*self.asked, "CPUExecutionProvider"]
+
+    def get_inputs(self):
+        return [SimpleNamespace(type=self.input_type, name="image")]
+
+    def run(self, outputs, feeds):
+        (x,) = feeds.values()
+        assert x.dtype == (np.float16 if self.input_type == "tensor(float16)" else np.float32)
+        return [np.zeros((1, 5, -(-x.shape[2] // 4), -(-x.shape[3] // 4)), np.float32)]
+
+    def io_binding(self):
+        return SimpleNamespace(
+            bind_input=lambda *a: self.bound.append(a), bind_output=lambda *a: self.bound.append(a)
+        )
+
+    def run_with_iobinding(self, binding, options):
+        assert options.entries == {"disable_synchronize_execution_providers": "1"}
+        if self.failure is not None:
+            raise self.failure
+
+
+class RunOptions:
+    def __init__(self) -> None:
+        self.entries: dict[str, str] = {}
+
+    def add_run_config_entry(self, key, value) -> None:
+        self.entries[key] = value
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A class of sessions, and an onnxruntime module that makes them."""
+    kind = type("FakeSession", (Session,), {"made": []})
+    loaded = []
+    module = SimpleNamespace(
+        __version__="1.31.1",
+        InferenceSession=kind,
+        SessionOptions=SimpleNamespace,
+        RunOptions=RunOptions,
+        get_available_providers=lambda: [
+            "TensorrtExecutionProvider",
+            "CUDAExecutionProvider",
+            "CPUExecutionProvider",
+        ],
+        preload_dlls=lambda: loaded.append(True),
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    return SimpleNamespace(sessions=kind, module=module, loaded=loaded)
+
+
+def test_the_stream_and_the_pointers_are_handed_over(gpu, tiny_bundle: Bundle, driver: HostDriver) -> None:
+    runner = OrtRunner(tiny_bundle, driver, memory_limit=123456)
+    (session,) = gpu.sessions.made
+    assert session.asked == ["CUDAExecutionProvider"] and gpu.loaded == [True]
+    (options,) = session.options
+    assert options["user_compute_stream"] == str(driver.stream) and options["gpu_mem_limit"] == "123456"
+    assert options["use_tf32"] == "0" and options["cudnn_conv_algo_search"] == "HEURISTIC"
+    runner.respond(3, 40, 52, 0x1000, 0x2000)
+    assert session.bound == [
+        ("image", "cuda", 0, np.float32, (3, 3, 40, 52), 0x1000),
+        ("response", "cuda", 0, np.float32, (3, 5, 10, 13), 0x2000),
+    ]
+    assert runner.name == "ort-cuda"
+
+
+def test_a_half_input_is_bound_as_one(gpu, tiny_bundle: Bundle, driver: HostDriver) -> None:
+    gpu.sessions.input_type = "tensor(float16)"
+    runner = OrtRunner(tiny_bundle, driver)
+    assert runner.input_type == "float16"
+    runner.scores(1, 40, 52, 1, 2)
+    assert gpu.sessions.made[0].bound[0][3] is np.float16
+
+
+def test_falling_back_to_the_cpu_is_refused(gpu, tiny_bundle: Bundle, driver: HostDriver) -> None:
+    gpu.sessions.got = ["CPUExecutionProvider"]
+    with pytest.raises(
+        BackendError, match="fell back to CPUExecutionProvider: CUDAExecutionProvider did not"
+    ):
+        OrtRunner(tiny_bundle, driver)
+    gpu.sessions.got = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    with pytest.raises(BackendError, match="TensorrtExecutionProvider did not start"):
+        OrtRunner(tiny_bundle, driver, provider="tensorrt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "BFCArena::AllocateRawInternal Available memory of 1 is smaller than requested bytes of 2",
+        "CUDA failure 2: out of memory ; GPU=0",
+        "CUDNN_STATUS_ALLOC_FAILED",
+        "Failed to allocate memory for requested buffer of size 3",
+    ],
+)
+def test_out_of_memory_is_the_schedulers(gpu, tiny_bundle: Bundle, driver: HostDriver, text: str) -> None:
+    runner = OrtRunner(tiny_bundle, driver)
+    gpu.sessions.made[0].failure = RuntimeError(f"[ONNXRuntimeError] : 6 :\n{text}")
+    with pytest.raises(OutOfMemory) as caught:
+        runner.respond(1, 40, 52, 1, 2)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_failures_are_one_line(gpu, tiny_bundle: Bundle, driver: HostDriver) -> None:
+    runner = OrtRunner(tiny_bundle, driver)
+    gpu.sessions.made[0].failure = RuntimeError("bad\nthings")
+    with pytest.raises(BackendError, match="ort-cuda failed on 1x3x40x52: bad things") as caught:
+        runner.respond(1, 40, 52, 1, 2)
+    assert not isinstance(caught.value, OutOfMemory)
+    gpu.sessions.failure = RuntimeError("no such operator")
+    with pytest.raises(BackendError, match=r"response\.onnx: ort-cuda cannot load it: no such operator"):
+        OrtRunner(tiny_bundle, driver)
+
+
+def test_a_cpu_build_says_what_to_uninstall(
+    gpu, tiny_bundle: Bundle, driver: HostDriver, monkeypatch
+) -> None:
+    gpu.module.get_available_providers = lambda: ["CPUExecutionProvider"]
+    monkeypatch.setattr(ort_cuda, "version", lambda name: "1.31")
+    with pytest.raises(BackendError, match="needs onnxruntime-gpu: pip uninstall onnxruntime"):
+        OrtRunner(tiny_bundle, driver)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtra, match=r"infercam\[gpu\]"):
+        OrtRunner(tiny_bundle, driver)
+
+
+def test_options_of_the_tensorrt_provider() -> None:
+    tensorrt, cuda = provider_options("tensorrt", 1, 77, "fp16", None)
+    assert tensorrt == {"device_id": "1", "user_compute_stream": "77", "trt_fp16_enable": "1"}
+    assert cuda["use_tf32"] == "1" and "gpu_mem_limit" not in cuda
+    assert all(isinstance(v, str) for v in {**tensorrt, **cuda}.values())
+
+
+def test_a_half_graph_really_runs(tmp_path: Path, driver: HostDriver) -> None:
+    """float16 at the input and inside, float32 out, over host pointers."""
+    from infercam.engine.bundle import Manifest, file_entry
+    from infercam.export.half import FP16, to_half
+
+    bundle = tiny.build(tmp_path / "b")
+    model = to_half(onnx.load(str(bundle.graph())), FP16, half_input=True).model
+    onnx.save(model, str(bundle.path / "response.fp16.onnx"))
+    m = bundle.manifest
+    files = m.files | {"response.fp16.onnx": file_entry(bundle.path / "response.fp16.onnx")}
+    wider = Manifest(
+        **{**m.model_dump(), "graphs": m.graphs | {"fp16": "response.fp16.onnx"}, "files": files}
+    )
+    (bundle.path / "manifest.json").write_text(wider.model_dump_json())
+    runner = runner_of(Bundle.load(bundle.path), driver, precision="fp16")
+    assert runner.input_type == "float16"
+    x = np.random.default_rng(2).standard_normal((1, 3, 40, 52), dtype=np.float32)
+    want = tiny.network(bundle)(x)
+    got = HostNetwork(runner, driver)(x)
+    assert got.dtype == np.float32 and 0 < np.abs(got - want).max() < 5e-3 * np.abs(want).max()
