@@ -81,6 +81,7 @@ class Loop:
         self, module: nn.Module, *, recipe: str, input_spec: InputSpec, all_classes: bool, clock: Clock
     ) -> None:
         self.module = module
+        self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
         self.quirks = recipe == "released"
         self.spec = input_spec
         self.all_classes = all_classes
@@ -116,12 +117,12 @@ class Loop:
         maps = []
         for i, view in enumerate(views):
             with self.clock("network"):
-                small = self.module.forward_cam(view)  # type: ignore[operator]
+                small = self.module.forward_cam(view.to(self.device))  # type: ignore[operator]
             self.clock.counts["network_pixels"] += view.shape[-2] * view.shape[-1]
             with self.clock("upsample"):
                 if not self.all_classes:
                     small = small[:, present]
-                full = F.interpolate(small, size, mode="bilinear", align_corners=False)[0].numpy()
+                full = F.interpolate(small, size, mode="bilinear", align_corners=False)[0].cpu().numpy()
                 if self.all_classes:
                     full = full * label[:, None, None]
                 maps.append(np.flip(full, axis=-1) if i % 2 else full)
