@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -30,7 +31,6 @@ from infercam.engine.runners.plan import (
     RECORD_FILE,
     REJECTED,
     REPORT_FILE,
-    Environment,
     Options,
     Plan,
     PlanError,
@@ -142,10 +142,9 @@ class _Job:
             report = Report.model_validate_json((self.folder / REPORT_FILE).read_bytes())
         except (PlanError, OSError, ValidationError):
             return None
-        fits = (
-            misfit(plan.record, self.bundle, self.environment) is None and plan.record.key == self.folder.name
-        )
-        if not fits or not plan.intact() or report.fidelity.missed(self.tolerance):
+        if plan.record.key != self.folder.name or misfit(plan.record, self.bundle, self.environment):
+            return None
+        if not plan.intact() or report.fidelity.missed(self.tolerance):
             return None
         return Built(plan, "kept", report, 0.0)
 
@@ -167,26 +166,46 @@ class _Job:
 
     def _serialised(self) -> tuple[How, bytes]:
         """The plan's bytes: a refittable one of the same structure with new weights, else built."""
-        if self.options.refittable and (old := self._refittable()) is not None:
-            try:
-                data = old.read()  # a stripped plan gets its weights whenever it is loaded
-                return "refitted", data if self.options.stripped else bytes(
-                    self.builder.refit(data, self.graph)
-                )
-            except BackendError:
-                pass  # building anew takes longer and is always right
+        refitted = self._refitted() if self.options.refittable else None
+        if refitted is not None:
+            return "refitted", refitted
         timings = timing_cache_file(str(self.environment.tensorrt), self.environment.gpu)
         plan = self.builder.build(self.network, self.request.precision, self.profiles, self.options, timings)
         return "built", bytes(plan)
 
-    def _refittable(self) -> Plan | None:
-        wanted = self._structure()
+    def _refitted(self) -> bytes | None:
+        """From a plan that differs in nothing but its weights; None where there is none, or it cannot be done:
+        building anew takes longer and is always right."""
         for found in list_plans(self.bundle, self.environment, self.request.cache):
-            if found.plan is not None and _can_be_refitted(found.plan.record, self, wanted):
-                return found.plan
+            if found.plan is None or not self._can_be_refitted(found.plan.record):
+                continue
+            try:
+                data = found.plan.read()
+                # a stripped plan gets its weights whenever it is loaded
+                return data if self.options.stripped else bytes(self.builder.refit(data, self.graph))
+            except BackendError:
+                return None
         return None
 
-    def _structure(self) -> str | None:
+    def _can_be_refitted(self, record: PlanRecord) -> bool:
+        here = self.environment
+        same_place = (record.gpu, record.compute_capability, record.tensorrt) == (
+            here.gpu,
+            here.compute_capability,
+            here.tensorrt,
+        )
+        wanted = (
+            self.structure,
+            self.request.precision,
+            self.profiles,
+            self.options,
+            self.network.input_type,
+        )
+        have = (record.structure, record.precision, record.profiles, record.options, record.input_type)
+        return same_place and wanted == have
+
+    @cached_property
+    def structure(self) -> str | None:
         return structure_hash(self.graph) if self.options.refittable else None
 
     def _write(self, work: Path, data: bytes) -> Plan:
@@ -196,7 +215,7 @@ class _Job:
             bundle=self.bundle.manifest.name,
             bundle_hash=self.bundle.hash,
             onnx_sha256=self.onnx_sha256,
-            structure=self._structure(),
+            structure=self.structure,
             profiles=self.profiles,
             options=self.options,
             tensorrt=str(self.environment.tensorrt),
@@ -269,17 +288,6 @@ def structure_hash(graph: Path) -> str:
             for values in ("raw_data", "float_data", "int32_data", "external_data"):
                 tensor.ClearField(values)
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-
-
-def _can_be_refitted(record: PlanRecord, job: _Job, structure: str | None) -> bool:
-    """Whether the plan differs from the one to build in nothing but its weights."""
-    here = job.environment
-    same_place = Environment(record.gpu, record.compute_capability, record.tensorrt) == Environment(
-        here.gpu, here.compute_capability, here.tensorrt
-    )
-    wanted = (structure, job.request.precision, job.profiles, job.options, job.network.input_type)
-    have = (record.structure, record.precision, record.profiles, record.options, record.input_type)
-    return same_place and wanted == have
 
 
 # -- folders ---------------------------------------------------------------------------------------------------

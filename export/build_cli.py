@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, TypeVar, cast, get_args
 
 import typer
 from infercam.engine.errors import InputError
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from .fidelity import Tolerance
     from .profiles import ClassesOf, Shapes
 
+T = TypeVar("T")
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
 
@@ -130,6 +133,7 @@ def build(
     from . import build as builder
     from . import fidelity
     from .profiles import DEVICE_LIMITS, choose_profiles
+    from .trt_builder import Cancelled
 
     if centres not in ("drawn", "cpu"):
         raise InputError(f"--centres {centres}: there are `drawn` and `cpu`")
@@ -161,8 +165,11 @@ def build(
             cache=cache,
             force=force,
         )
-        with _watching(len(check)) as watch:
-            built = builder.build_plan(request, gpu, watch)
+        with _watching(len(check)) as (watch, caught):
+            built = _responsive(lambda: builder.build_plan(request, gpu, watch))
+    except Cancelled as e:
+        stderr.print(escape(str(e)), soft_wrap=True)
+        raise typer.Exit(128 + caught[0]) from None
     finally:
         gpu.close()
     _summary(built, shapes)
@@ -281,9 +288,19 @@ def _bar() -> Progress:
     )
 
 
+def _responsive(call: Callable[[], T]) -> T:
+    """Run it in a thread, so that this one can take signals while TensorRT's builder is busy for minutes."""
+    with ThreadPoolExecutor(1, thread_name_prefix="infercam-build") as pool:
+        future = pool.submit(call)
+        while not wait([future], timeout=0.2).done:
+            pass
+        return future.result()
+
+
 @contextmanager
-def _watching(images: int) -> Iterator[Watch]:
-    """Bars for the two long parts; SIGINT and SIGTERM stop the build and keep its timings."""
+def _watching(images: int) -> Iterator[tuple[Watch, list[int]]]:
+    """Bars for the two long parts, and the signals caught: SIGINT and SIGTERM stop the build and keep its timings,
+    a second one ends the process at once."""
     from .build import Watch
 
     bar = _bar()
@@ -301,15 +318,21 @@ def _watching(images: int) -> Iterator[Watch]:
             bar.update(self.check, advance=images, visible=True)
 
     watch = Shown()
+    caught: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if caught:
+            os._exit(
+                128 + number
+            )  # the builder's thread cannot be interrupted; its folder is removed next time
+        caught.append(number)
         watch.stopped.set()
-        stderr.print("stopping: TensorRT ends the step it is in")
+        stderr.print("stopping: TensorRT ends the step it is in (once more to stop at once)")
 
     before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         with bar:
-            yield watch
+            yield watch, caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -134,7 +134,8 @@ class PlanBuilder:
 
     def refit(self, plan: bytes, graph: Path) -> Buffer:
         """A refittable plan of the same structure with this graph's weights; raises BackendError."""
-        engine = self._trt.Runtime(self._log).deserialize_cuda_engine(plan)
+        runtime = self._trt.Runtime(self._log)  # outlives the engine
+        engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise BackendError(f"TensorRT refuses the plan to refit: {first_error(self._log)}")
         refit(self._trt, self._log, engine, graph)

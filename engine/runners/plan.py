@@ -246,7 +246,7 @@ def runtime_misfit(record: PlanRecord, environment: Environment) -> str | None:
         same = record.tensorrt == environment.tensorrt
         return None if same else f"made by TensorRT {record.tensorrt}, here is {environment.tensorrt}"
     if environment.lean is None:
-        return "needs TensorRT's lean runtime, which is not installed: pip install tensorrt-lean"
+        return "needs TensorRT's lean runtime, which is not installed: pip install 'infercam[lean]'"
     made, here = _version(record.tensorrt), _version(environment.lean)
     if made[0] != here[0] or made > here:
         return f"runs on TensorRT {record.tensorrt} to the last {made[0]}.x, the lean runtime is {environment.lean}"

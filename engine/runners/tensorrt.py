@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from ..bundle import Bundle
 from ..device.driver import DeviceInfo, DeviceOutOfMemory, Driver, Pointer
@@ -20,6 +20,7 @@ from .plan import (
     Environment,
     Plan,
     PlanError,
+    Profile,
     Shape,
     describe_plan,
     find_plan,
@@ -122,6 +123,7 @@ class TensorRTRunner:
         self._check_engine()
         self._limit = contexts
         self._slots: list[_Slot] = []  # least recently used first
+        self._asked: _Slot | None = None
         self._scratch = _Block(driver, memory or driver)
         self._unused = _Block(driver, memory or driver)
         self._shapes: dict[tuple[int, int], OutputShape] = {}
@@ -131,21 +133,24 @@ class TensorRTRunner:
         """Of one view; raises BackendError where no profile takes that size."""
         found = self._shapes.get((height, width))
         if found is None:
-            self.max_batch(height, width)
-            batch = min(
-                p.smallest[0] for p in self._profiles if _takes_size(p.smallest, p.largest, height, width)
-            )
-            context = self._slot((batch, height, width)).context
-            _, classes, rows, columns = tuple(context.get_tensor_shape(self._manifest.response))
+            batch = min(p.smallest[0] for p in self._taking(height, width))
+            shape = (batch, height, width)
+            self._asked = self._asked or self._new_slot()  # its own, so that those that run keep their shapes
+            self._set_up(self._asked, self._profile(shape), shape)
+            _, classes, rows, columns = tuple(self._asked.context.get_tensor_shape(self._manifest.response))
             found = self._shapes[height, width] = OutputShape(classes, rows, columns)
         return found
 
     def max_batch(self, height: int, width: int) -> int:
         """Most views of that size that a profile takes; raises BackendError where none takes any."""
-        fitting = [p.largest[0] for p in self._profiles if _takes_size(p.smallest, p.largest, height, width)]
+        return max(p.largest[0] for p in self._taking(height, width))
+
+    def _taking(self, height: int, width: int) -> list[Profile]:
+        """The profiles that take views of that size; raises BackendError where none does."""
+        fitting = [p for p in self._profiles if p.takes((p.smallest[0], height, width))]
         if not fitting:
             raise BackendError(self._outside(f"a view of {height}x{width}"))
-        return max(fitting)
+        return fitting
 
     def respond(self, batch: int, height: int, width: int, image: Pointer, response: Pointer) -> None:
         scores = self._unused.at_least(4 * batch * len(self._manifest.classes))
@@ -164,9 +169,10 @@ class TensorRTRunner:
         if self._slots:
             self._driver.record().wait()
         self._slots.clear()
+        self._asked = None
         self._scratch.release()
         self._unused.release()
-        del self._engine, self._runtime
+        self._engine = self._runtime = cast(Any, None)  # nothing is asked of a closed runner
 
     # -- one run ---------------------------------------------------------------------------------------------
     def _enqueue(self, shape: Shape, image: Pointer, *, scores: Pointer, response: Pointer) -> None:
@@ -210,6 +216,7 @@ class TensorRTRunner:
         return _Slot(context)
 
     def _set_up(self, slot: _Slot, profile: int, shape: Shape) -> None:
+        self._log.errors.clear()  # older complaints are no reason of what may fail now
         slot.shape = None  # until it is done: a failure leaves nothing that looks ready
         if slot.profile != profile:
             slot.profile = -1
@@ -306,10 +313,6 @@ def refit(trt: TensorRT, log: Log, engine: ICudaEngine, graph: Path) -> None:
     if not parsed or refitter.get_missing_weights() or not refitter.refit_cuda_engine():
         why = first_error(log, "some weights are missing")
         raise PlanError(f"{graph}: its weights cannot be put into the plan: {why}; build the plan again")
-
-
-def _takes_size(smallest: Shape, largest: Shape, height: int, width: int) -> bool:
-    return smallest[1] <= height <= largest[1] and smallest[2] <= width <= largest[2]
 
 
 def _words(shape: Shape) -> str:

@@ -157,7 +157,7 @@ def require_lean(what: str) -> TensorRT:
     """The lean runtime; raises MissingExtra."""
     found = find_lean()
     if found is None:
-        raise MissingExtra("tensorrt-lean", "gpu", what)
+        raise MissingExtra("tensorrt-lean", "lean", what)
     return found
 
 
