@@ -63,6 +63,12 @@ __device__ inline u16 half_bits(float value) {
 #endif
 }
 
+// Keeps what is not a number: a network that overflows must not look like one that saw nothing.
+__device__ inline float relu(float value) { return value < 0.0f ? 0.0f : value; }
+
+// Maps are not negative, so they compare as their bits do, and what is not a number is above all (as NumPy has it).
+__device__ inline int ordered_bits(float value) { return __float_as_int(value) & 0x7fffffff; }
+
 // What a class is divided by: its peak, or its floor where that is larger.
 __device__ inline float divisor(float peak, float floor) { return fmaxf(peak, floor) + EPSILON; }
 

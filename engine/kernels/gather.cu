@@ -16,11 +16,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float value = item.add ? item.low[i] : 0.0f;
     if (item.plain >= 0) {
         const size_t channel = static_cast<size_t>(item.plain) * all_classes + chosen;
-        value += fmaxf(response[channel * plane + at], 0.0f);
+        value += relu(response[channel * plane + at]);
     }
     if (item.mirrored >= 0) {
         const size_t channel = static_cast<size_t>(item.mirrored) * all_classes + chosen;
-        value += fmaxf(response[channel * plane + at - x + w - 1 - x], 0.0f);
+        value += relu(response[channel * plane + at - x + w - 1 - x]);
     }
     item.low[i] = value;
 }

@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rank_histogram(const char*
         const Pack<float> pack = *reinterpret_cast<const Pack<float>*>(total + i);
 #pragma unroll
         for (int j = 0; j < N; ++j) {
-            const u32 value = static_cast<u32>(__float_as_int(pack.at[j]));
+            const u32 value = static_cast<u32>(ordered_bits(pack.at[j]));
             const bool counts_here = i + j < pixels && value >> (shift + bits) == prefix;
             if (counts_here) atomicAdd(&counts[(value >> shift) & (bins - 1)], 1u);
         }
@@ -82,11 +82,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) plane_peaks(const char* pa
     const int pixels = part.height * part.width, start = blockIdx.x * THREADS * PEAK_ROUNDS;
     if (start >= pixels) return;
     const float* map = part.maps + static_cast<size_t>(blockIdx.z) * part.stride;
-    float peak = 0.0f;
+    int peak = 0;
     for (int round = 0; round < PEAK_ROUNDS; ++round) {
         const int i = start + round * THREADS + threadIdx.x;
-        if (i < pixels) peak = fmaxf(peak, map[i]);
+        if (i < pixels) peak = max(peak, ordered_bits(map[i]));
     }
-    const int bits = block_reduce<Max>(__float_as_int(peak), 0, scratch);
-    if (threadIdx.x == 0) atomicMax(reinterpret_cast<int*>(part.peaks) + blockIdx.z, bits);
+    peak = block_reduce<Max>(peak, 0, scratch);
+    if (threadIdx.x == 0) atomicMax(reinterpret_cast<int*>(part.peaks) + blockIdx.z, peak);
 }

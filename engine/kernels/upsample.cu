@@ -78,18 +78,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) upsample(const char* packe
             add_low(sums, map, low, across[s][column], &down[s][row]);
         }
     }
-    float peak = 0.0f;
+    int peak = 0;
     if (x0 + column < item.width) {
         float* out = item.total + static_cast<size_t>(k) * item.stride + x0 + column;
 #pragma unroll
         for (int r = 0; r < UPSAMPLE_ROWS; ++r) {
             if (y0 + row + r >= item.height) break;
             out[static_cast<size_t>(y0 + row + r) * item.width] = sums[r];
-            peak = fmaxf(peak, sums[r]);
+            peak = max(peak, ordered_bits(sums[r]));
         }
     }
     if (item.ranks != nullptr) return;  // a quantile: peaks.cu finds it
-    // Sums are not negative, so they compare as their bits do, and any order of the blocks gives the same.
-    const int bits = block_reduce<Max>(__float_as_int(peak), 0, scratch);
-    if (thread == 0) atomicMax(reinterpret_cast<int*>(item.result) + 1 + k, bits);
+    peak = block_reduce<Max>(peak, 0, scratch);
+    if (thread == 0) atomicMax(reinterpret_cast<int*>(item.result) + 1 + k, peak);  // any order gives the same
 }

@@ -311,6 +311,22 @@ def test_centre_of_a_constant_map_is_the_host_s() -> None:
         assert got.result.centres == [host_ops.centre_of_mass(n[0])]
 
 
+@pytest.mark.parametrize("quantile", [1.0, 0.999])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
+def test_a_network_that_overflows_shows_in_the_peak(value: float, quantile: float) -> None:
+    """Through gather and accumulate; the other class is as it was."""
+    response = np.ones((1, 2, 9, 7), np.float32)
+    response[0, 1, 4] = value
+    with Rig() as rig:
+        source, low = rig.put(response), rig.driver.allocate(response.nbytes)
+        rig.ops.gather([Gather(low, [0, 1], plain=0, mirrored=0)], source, OutputShape(2, 9, 7))
+        item = Accumulate((9, 7), 2, [Low(low, (9, 7))], quantile)
+        results = rig.driver.allocate(results_nbytes([item]))
+        rig.ops.accumulate([item], results)
+        (got,) = read_results([item], rig.get(results, (results_nbytes([item]),), np.uint8))
+    assert got.peak[0] == 2 and not np.isfinite(got.peak[1])
+
+
 def test_no_classes() -> None:
     (got,) = run([Job([np.zeros((0, 3, 3), np.float32)], (6, 7))], 1)
     assert got.result.erased == 0 and got.result.peak.size == 0 and not got.erased.any()
