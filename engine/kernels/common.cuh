@@ -10,8 +10,8 @@ typedef unsigned int u32;
 typedef long long i64;
 typedef unsigned long long u64;
 
-// 8 warps: enough for a block's reductions to be cheap, small enough that up to 8 blocks share a
-// multiprocessor and one block's tail is filled by the others. No kernel needs more than 64 registers.
+// 8 warps: enough for a block's reductions to be cheap; small enough that 4 to 8 blocks share a multiprocessor (no
+// kernel needs more than 64 registers) and the end of one is filled by the others.
 constexpr int THREADS = 256;
 constexpr int WARP = 32;
 constexpr u32 EVERY_LANE = 0xffffffffu;
