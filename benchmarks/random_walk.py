@@ -71,7 +71,8 @@ def _process(way: str, size: str, maps: int) -> dict[str, Any]:
     run = subprocess.run(
         [*command, "--size", size, "--maps", str(maps)], capture_output=True, text=True, check=True
     )
-    return json.loads(run.stdout)
+    found: dict[str, Any] = json.loads(run.stdout)
+    return found
 
 
 def _one(way: str, grid: tuple[int, int], count: int) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def named_values(winners: NDArray[Any], classes: Sequence[int]) -> NDArray[np.ui
     """From indices into [background, maps] to label values: k > 0 becomes classes[k - 1] + 1; 255 stays."""
     table = np.full(256, IGNORE, np.uint8)
     table[: len(classes) + 1] = [0, *(c + 1 for c in classes)]
-    return table[winners]
+    label: NDArray[np.uint8] = table[winners]
+    return label
 
 
 def _decide(
@@ -68,4 +69,5 @@ def _decide(
         if image is None:
             raise ValueError("the dense CRF needs the photo")
         scores = refine(image, scores, crf)
-    return scores.argmax(axis=0)
+    decided: NDArray[np.intp] = scores.argmax(axis=0)
+    return decided

@@ -5,6 +5,8 @@ Only labels that can occur are passed: time grows with their number (0.3 s for 2
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
@@ -76,7 +78,7 @@ def check_crf() -> None:
     _library()
 
 
-def _library():
+def _library() -> Any:
     try:
         import pydensecrf.densecrf as dcrf
     except ImportError:

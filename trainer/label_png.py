@@ -1,5 +1,6 @@
 """Pseudo labels as VOC keeps its masks; the file format is the engine's, which scores them."""
 
-from ..engine.label_png import IGNORE, read_label, write_label
+from ..engine.histogram import IGNORE
+from ..engine.label_png import read_label, write_label
 
 __all__ = ["IGNORE", "read_label", "write_label"]

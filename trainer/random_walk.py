@@ -61,7 +61,7 @@ def pairs_inside(height: int, width: int, radius: int = RADIUS, border: str = "a
     reach = radius - 1
     y = np.arange(height)[:, None] + offsets[:, 0, None, None]
     x = np.arange(width)[None, :] + offsets[:, 1, None, None]
-    inside = (y < height) & (x >= 0) & (x < width)
+    inside: NDArray[np.bool_] = (y < height) & (x >= 0) & (x < width)
     if border == "psa":
         inside[:, max(height - reach, 0) :] = False
         inside[:, :, :reach] = False
@@ -91,7 +91,12 @@ def walk(
     Raises InputError where an affinity is not a number.
     """
     if affinity.ndim == 3:
-        options = {"beta": beta, "log2_steps": log2_steps, "radius": radius, "border": border}
+        options: dict[str, Any] = {
+            "beta": beta,
+            "log2_steps": log2_steps,
+            "radius": radius,
+            "border": border,
+        }
         return walk(affinity[None], maps[None], tolerance=tolerance, **options)[0]
     offsets = search_offsets(radius)
     batch, pairs, height, width = affinity.shape
@@ -203,7 +208,7 @@ def _by_diagonals(matrix: _Matrix, x: Tensor, coefficients: list[float]) -> Tens
     return torch.from_numpy(out)
 
 
-def _by_stencil(matrix: _Matrix, x: Tensor, coefficients: list[float]) -> Tensor:
+def _by_stencil(matrix: _Matrix, x: Tensor, coefficients: list[float]) -> Any:
     """On any device: one multiply-add an offset and direction, over all maps of the batch at once."""
     n, reach = x.shape[2], max(matrix.steps, default=0)
     padded_weights = F.pad(matrix.forward, (reach, 0))

@@ -23,7 +23,8 @@ def transition_ref(
                 if y + dy < height and 0 <= x + dx < width:
                     a, b = y * width + x, (y + dy) * width + x + dx
                     matrix[a, b] = matrix[b, a] = affinity[p, y, x] ** beta
-    return matrix / matrix.sum(axis=0, keepdims=True)
+    matrix /= matrix.sum(axis=0, keepdims=True)
+    return matrix
 
 
 def walk_ref(

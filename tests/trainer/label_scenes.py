@@ -39,4 +39,4 @@ def _blob(h: int, w: int, box: tuple[slice, slice]) -> np.ndarray:
     y, x = np.mgrid[:h, :w]
     cy, cx = ((s.start + s.stop - 1) / 2 for s in box)
     near = ((y - cy) / (box[0].stop - box[0].start)) ** 2 + ((x - cx) / (box[1].stop - box[1].start)) ** 2
-    return np.exp(-3 * near).astype(np.float32)
+    return np.exp(-((5 * near) ** 2)).astype(np.float32)

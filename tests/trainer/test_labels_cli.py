@@ -32,7 +32,7 @@ def test_affinity_labels_are_right_and_resumed(scenes: Path, infercam) -> None:
     for id, label in _labels(out).items():
         truth = read_label(scenes / "masks" / f"{id}.png", 3)
         sure = label != 255
-        assert 0.2 < sure.mean() < 1 and (label[sure] == truth[sure]).mean() > 0.95
+        assert sure.mean() > 0.2 and (label[sure] == truth[sure]).mean() > 0.95
         assert set(np.unique(label[sure])) == set(np.unique(truth))
     before = {f: f.stat().st_mtime_ns for f in out.rglob("*.png")}
     assert "0 made, 3 kept" in infercam(*command).err
