@@ -5,8 +5,8 @@
     mobilenetv2    head, 1280 channels         folded or torchvision, see export/archs/mobilenetv2.py
     resnet38       conv6, 4096 channels        psa
 
-BatchNorm of the backbone stays as it was loaded, as is usual with so small batches; a version 3 head trains
-its own. Checkpoints of other tools are taken as they are, see published.py.
+BatchNorm of the backbone stays as it was loaded, as is usual with so small batches; one that starts from
+random weights trains it, and so does a version 3 head with its own. Checkpoints of other tools are taken as they are, see published.py.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ class DeepLab(nn.Module):
     Class 0 is background.
     """
 
-    def __init__(self, backbone: Backbone, classes: int, head: Head = "v2") -> None:
+    def __init__(
+        self, backbone: Backbone, classes: int, head: Head = "v2", *, train_batchnorm: bool = False
+    ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.train_batchnorm = backbone, train_batchnorm
         self.classes, self.head = classes, head
         self.classifier = make_head(head, backbone.channels["c5"], classes, backbone.output_stride)
         for norm in self._frozen():
@@ -52,13 +54,15 @@ class DeepLab(nn.Module):
         return self.classifier(self.backbone(x)["c5"])
 
     def train(self, mode: bool = True) -> DeepLab:
-        """Training mode, but for the backbone's BatchNorm."""
+        """Training mode, but for the backbone's BatchNorm (see `train_batchnorm`)."""
         super().train(mode)
         for norm in self._frozen():
             norm.eval()
         return self
 
     def _frozen(self) -> Iterable[nn.Module]:
+        if self.train_batchnorm:
+            return ()
         return (m for m in self.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
     def parameter_groups(self, head_scale: float = 10.0) -> list[dict[str, Any]]:
@@ -138,7 +142,7 @@ def start_deeplab(
         found = read_published(weights)
     if found is None or not (found.classifier or found.layout == "caffe"):  # a classifier
         backbone = load_backbone(arch, weights, output_stride=output_stride, random=random)
-        return DeepLab(backbone, classes, head), []
+        return DeepLab(backbone, classes, head, train_batchnorm=weights is None), []
     network = DeepLab(build_backbone(arch, output_stride=output_stride, **found.options), classes, head)
     whole = found.head == (head, classes)
     _fit(network, found, weights, with_head=whole)
