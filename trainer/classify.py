@@ -39,11 +39,11 @@ class ClassifyResult:
 
     bundle: str
     epochs: int
-    best_epoch: int
+    exported_epoch: int
     seconds: float
     """Of the process that finished it."""
     loss: float
-    """Mean training loss of the best epoch."""
+    """Mean training loss of that epoch."""
     mean_ap: float | None
     """Over the classes of the validation photos; None without those."""
     ap: dict[str, float]
@@ -105,7 +105,7 @@ def _finish(
     bundle: Path,
     weights: dict[str, Any] | None,
 ) -> ClassifyResult:
-    """Score the best epoch class by class and export it; only what is not there yet."""
+    """Score the epoch that is kept class by class and export it, unless that is done."""
     checkpoint = out / BEST
     state, _ = load_checkpoint(checkpoint, stage.name)
     load_network(built.network, state, checkpoint)
@@ -117,7 +117,7 @@ def _finish(
     result = ClassifyResult(
         bundle=str(bundle),
         epochs=done.epochs,
-        best_epoch=int(done.best["epoch"]),
+        exported_epoch=int(done.best["epoch"]),
         seconds=done.seconds,
         loss=done.best["loss"],
         mean_ap=round(float(np.mean(list(ap.values()))), 4) if ap else None,

@@ -56,7 +56,7 @@ def classify_command(
     labels: LabelsOption = None,
     limit: LimitOption = None,
     val_split: Annotated[
-        str | None, typer.Option(help="Split of the VOC tree to validate on; the best epoch is exported.")
+        str | None, typer.Option(help="Split of the VOC tree whose mAP is told after each epoch.")
     ] = None,
     val_list: Annotated[Path | None, typer.Option(help="The same from a list, relative to --root.")] = None,
     classes: Annotated[
@@ -146,7 +146,7 @@ def classify_command(
         centres=centres,
         bundle=bundle,
     )
-    _report(result.ap, result.mean_ap, result.bundle, result.best_epoch, chosen)
+    _report(result.ap, result.mean_ap, result.bundle, result.exported_epoch, chosen)
 
 
 def _demo(out: Path, scenes: int, val_scenes: int) -> tuple[list[str], Photos, Photos]:

@@ -61,6 +61,9 @@ class ClassifyConfig(StageConfig):
         description="training pictures that are tiles: 0.8 is four to one whole image",
     )
     split: Split = Field(default="released", description="tiles of an image of three or more classes")
+    keep: Literal["last", "best"] = Field(
+        default="last", description="the epoch that is exported: last, or best by the validation's mAP"
+    )
     refresh: int = Field(default=3, ge=1, description="epochs between two looks at the classifier's own maps")
 
     @model_validator(mode="after")
@@ -101,7 +104,7 @@ def usual_config(file: Path | None = None, **changes: Any) -> ClassifyConfig:
 
 
 class ClassifyStage(StageBase):
-    """See the module. `validation` (may be None) is scored whole, at one scale; `best_by` is then its mAP."""
+    """See the module. `validation` (may be None) is scored whole, at one scale, after each epoch."""
 
     name = "classify"
 
@@ -118,15 +121,17 @@ class ClassifyStage(StageBase):
         self.built, self.config, self.classes = built, config, list(classes)
         self.network: nn.Module = built.network
         self.photos, self.validation = photos, validation
-        self.best_by = "mAP" if validation is not None else ""
-        self.freeze_batchnorm = config.arch != "small"
+        self.best_by = "mAP" if validation is not None and config.keep == "best" else ""
+        self.freeze_batchnorm = not built.scratch and config.arch != "small"
         self._folder = Path(out) / CENTRES
         self._resumed = (Path(out) / LAST).exists()
         self._fixed = fixed_centres
         self.loader = LoadPicture(photos, len(self.classes), config.augment == "split-unite", config.split)
         self.loader.centres = fixed_centres or {}
         self.dataset = StageDataset(photos.ids, self.loader, Augment(config, built.input), config.seed)
-        if config.freeze_early and config.arch == "resnet38":  # psa's habit; irn trains all of ResNet-50
+        if (
+            config.freeze_early and config.arch == "resnet38" and not built.scratch
+        ):  # psa's habit; irn trains all of ResNet-50
             for layer in built.early:
                 layer.requires_grad_(False)
 

@@ -32,6 +32,8 @@ class Trainable:
     facts: dict[str, Any]
     """Of its backbone (`Backbone.facts`), for checkpoints."""
     new_head: bool
+    scratch: bool
+    """Whether it starts from random weights."""
 
 
 def build_classifier(
@@ -60,7 +62,7 @@ def build_classifier(
     if old is not None and kept:
         with torch.no_grad():
             head.weight.copy_(old.reshape(head.weight.shape))  # type: ignore[operator, arg-type]
-    return Trainable(network, head, backbone.early(), backbone.input, backbone.facts(), not kept)
+    return Trainable(network, head, backbone.early(), backbone.input, backbone.facts(), not kept, scratch)
 
 
 def _with_head(backbone: Backbone, classes: int) -> tuple[nn.Module, nn.Module]:
