@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
 
     from .build import Built, Watch
     from .fidelity import Tolerance
-    from .profiles import ClassesOf, Shapes
+    from .profiles import ClassesOf, Reach, Shapes
 
 T = TypeVar("T")
+_LOOKED_AT = 20_000  # headers read to find the largest image: a few seconds
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
 
@@ -153,7 +154,7 @@ def build(
             shapes = _replayed(loaded, check, chosen, checked_mode, limits, classes_of)
         else:
             shapes = _simulated(loaded, spread(source, limit), chosen, checked_mode, limits, classes_of)
-        tuned = choose_profiles(shapes, loaded.manifest, profiles)
+        tuned = choose_profiles(shapes, loaded.manifest, profiles, _reach(loaded, source, chosen, shapes))
         request = builder.Request(
             loaded,
             checked,
@@ -260,6 +261,23 @@ def _simulated(
         counts = ((item, None if classes_of is None else len(classes_of(item))) for item in sample)
         sizes = [ImageSize(item.id, *image_size(item.path), classes=count) for item, count in counts]
         return measure_shapes(bundle, sizes, recipe, mode, limits)
+
+
+def _reach(bundle: Bundle, source: Source, recipe: Recipe, shapes: Shapes) -> Reach:
+    """What the plan must take beside the sample's shapes: the recipe's smallest tile, the source's largest image."""
+    from infercam.engine.images import image_size
+
+    from .fidelity import onnx_network
+    from .profiles import Reach, smallest_that_runs, smallest_view
+
+    largest = 1
+    for item in spread(source, _LOOKED_AT):
+        with suppress(InputError):  # a picture that cannot be read is a matter of the run, not of the plan
+            largest = max(largest, *image_size(item.path))
+    network = onnx_network(bundle.graph("fp32"), bundle.manifest)
+    seen = min(min(shape[1:]) for shape in shapes)
+    smallest = smallest_that_runs(network, smallest_view(recipe), seen)
+    return Reach(smallest, round(largest * max(recipe.views.scales)))
 
 
 def _replayed(

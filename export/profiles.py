@@ -20,9 +20,10 @@ from infercam.engine.backends.cpu import CpuBackend
 from infercam.engine.backends.device import BATCH_PIXELS, DEPTH
 from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.errors import InputError
-from infercam.engine.geometry import Box
+from infercam.engine.geometry import Box, view_size
 from infercam.engine.images import read_image
 from infercam.engine.recipe import Mode, Recipe
+from infercam.engine.reference import Network
 from infercam.engine.runners.plan import Profile, Shape, pick_profile, pixels
 from infercam.engine.scheduler import Limits
 from infercam.engine.sources import Item
@@ -233,18 +234,46 @@ def _predicted(engine: Engine, pixels: NDArray[np.uint8]) -> list[int]:
 
 
 # -- which profiles serve them ---------------------------------------------------------------------------------
-def choose_profiles(shapes: Shapes, manifest: Manifest, count: int = PROFILES) -> list[Profile]:
+class Reach(NamedTuple):
+    """Sides in pixels that a plan must take although the sample has none of them."""
+
+    smallest: int
+    largest: int
+
+
+def smallest_view(recipe: Recipe) -> int:
+    """Shortest side that a view can have: a tile split at the image's very edge, at the smallest scale."""
+    views = (recipe.views, recipe.first_of_tile(), recipe.later())
+    tile = max(1, min(recipe.buffer_one, recipe.buffer_two))
+    return view_size(tile, tile, min(s for v in views for s in v.scales))[0]
+
+
+def smallest_that_runs(network: Network, side: int, seen: int) -> int:
+    """The first of side, 2 side, 4 side, … below `seen` whose square the network takes; `seen` if none."""
+    while side < seen:
+        try:
+            network(np.zeros((1, 3, side, side), np.float32))
+        except Exception:  # ONNX Runtime's exceptions share no base below Exception
+            side *= 2
+        else:
+            return side
+    return seen
+
+
+def choose_profiles(
+    shapes: Shapes, manifest: Manifest, count: int = PROFILES, reach: Reach | None = None
+) -> list[Profile]:
     """At most `count` profiles: each tuned for views of about one size, the last one takes the whole range.
 
     The sizes are parted so that the spread of log(view pixels) within a profile, weighted by the pixels inferred,
     is smallest (exact, by dynamic programming). A profile is tuned for the batch, height and width in the middle
     of its pixels, and reaches 1/8 of a side beyond what was seen. The last one also takes the same sizes turned
-    by 90 degrees, in batches no larger than the others' largest.
+    by 90 degrees and the sides of `reach`, in batches of no more pixels than the largest seen.
     """
     if manifest.input.height and manifest.input.width:
         return [_profile(shapes, margin=0)]
     groups = _partition(shapes, count - 1) if count > 1 else []
-    return list(dict.fromkeys([*map(_profile, groups), _whole_range(shapes)]))
+    return list(dict.fromkeys([*map(_profile, groups), _whole_range(shapes, reach)]))
 
 
 def coverage(profiles: Sequence[Profile], shapes: Shapes) -> list[float]:
@@ -268,11 +297,13 @@ def _profile(shapes: Shapes, margin: float = MARGIN) -> Profile:
     )
 
 
-def _whole_range(shapes: Shapes) -> Profile:
+def _whole_range(shapes: Shapes, reach: Reach | None) -> Profile:
     """From the smallest to the largest side on both axes; the batch such that its largest is no more pixels
     than the largest batch seen."""
     seen = _profile(shapes)
     low, high = min(seen.smallest[1:]), max(seen.largest[1:])
+    if reach is not None:
+        low, high = min(low, reach.smallest), max(high, reach.largest)
     most = max(map(pixels, shapes))
     batch = max(1, min(seen.largest[0], most // (high * high)))
     best = (min(seen.best[0], batch), seen.best[1], seen.best[2])

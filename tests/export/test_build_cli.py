@@ -76,6 +76,13 @@ def test_a_plan_for_the_users_images(build, data, trt):
     assert trt.state.builds == 1
 
 
+def test_the_largest_image_fits_although_the_sample_has_not_seen_it(build, data):
+    Image.fromarray(tiny.picture(300, 40)).save(data / "images" / "p003b.png")
+    build("--limit", 2, "--check-images", 1)
+    profiles = plan_of(data).record.profiles
+    assert profiles[-1].largest[1:] == (600, 600) and profiles[-1].smallest[1:] == (5, 5)
+
+
 def test_centres_of_the_cpu_engine(build, data):
     build("--centres", "cpu", "--check-images", 1, "--labels", data / "labels.json", "--recipe", "fast")
     assert plan_of(data).record.profiles

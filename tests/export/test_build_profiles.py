@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from infercam.engine.api import Engine
 from infercam.engine.bundle import Bundle
 from infercam.engine.errors import InputError
+from infercam.engine.geometry import split_boxes
 from infercam.engine.recipe import RECIPES
 from infercam.engine.runners.plan import pick_profile
 from infercam.engine.scheduler import Limits
@@ -21,12 +22,15 @@ from infercam.engine.sources import folder_source
 from infercam.engine.task import Respond
 from infercam.export.profiles import (
     ImageSize,
+    Reach,
     Recorder,
     _least_spread,
     choose_profiles,
     coverage,
     measure_shapes,
     record,
+    smallest_that_runs,
+    smallest_view,
 )
 
 LIMITS = Limits(batch_pixels=60_000, batch_views=16, memory=1 << 40, images=16)
@@ -139,6 +143,34 @@ def test_the_last_profile_takes_sizes_turned_by_90_degrees(bundle):
     assert pick_profile(profiles, (1, 120, 40)) is not None
     n, h, w = profiles[-1].largest
     assert n * h * w <= 2 * 80 * 120 or n == 1  # its largest is no larger than what was seen
+
+
+def test_the_last_profile_reaches_what_the_sample_has_not(bundle):
+    shapes = Counter({(4, 40, 60): 3, (2, 80, 120): 2})
+    profiles = choose_profiles(shapes, bundle.manifest, 3, Reach(smallest=5, largest=900))
+    assert profiles[:-1] == choose_profiles(shapes, bundle.manifest, 3)[:-1]
+    for side in (5, 30, 500, 900):
+        assert pick_profile(profiles, (1, side, 40)) is not None
+    assert profiles[-1].largest[0] == 1  # one view of 900x900 is more than any batch seen
+
+
+@pytest.mark.parametrize(("name", "side"), [("released", 5), ("fast", 5), ("corrected", 5)])
+def test_the_smallest_view_is_that_of_a_tile_at_the_edge(name, side):
+    assert smallest_view(RECIPES[name]) == side
+    placed = split_boxes(300, 400, [(0, 0)], RECIPES[name].model_copy(update={"split": "released"}))
+    shortest = min(min(p.box.height, p.box.width) for p in placed)
+    assert round(shortest * 0.5) == side
+
+
+def test_the_smallest_size_is_tried_on_the_network():
+    def picky(x):
+        if x.shape[2] < 17:
+            raise RuntimeError("window larger than the input")
+        return x
+
+    assert smallest_that_runs(picky, 5, 64) == 20
+    assert smallest_that_runs(picky, 5, 16) == 16
+    assert smallest_that_runs(lambda x: x, 5, 64) == 5
 
 
 def test_groups_follow_the_sizes_and_are_tuned_to_the_pixels(bundle):
