@@ -3,7 +3,7 @@
     DIR/settings.json   every step's settings as they were resolved, and hashes of what it reads
     DIR/state.json      per step: fingerprint, whether it is done, its figures, seconds
     DIR/STEP/           what the step wrote
-    DIR/STEP.old/       what it had written with other settings, until that happens again
+    DIR/STEP.old/       what it had finished with other settings, until that happens again
     DIR/summary.json    the table at the end
 
 A step's fingerprint covers its settings, the files it reads and the fingerprints of the steps it builds on,
@@ -93,7 +93,7 @@ class Pipeline:
                 if plan[step.name] == "keep":
                     status[step.name] = "kept"
                     continue
-                self._do(step, fresh=plan[step.name] == "do again")
+                self._do(step, plan[step.name])
                 status[step.name] = "done"
         finally:
             outcomes = [self._outcome(s, status[s.name]) for s in self.steps]
@@ -145,15 +145,12 @@ class Pipeline:
             return "do again"
         return "keep" if was["done"] else "go on"
 
-    def _do(self, step: Step, fresh: bool) -> None:
+    def _do(self, step: Step, what: str) -> None:
         folder = self.out / step.name
-        if fresh:
-            _put_aside(folder)
-            console.print(f"{step.name}: done anew; what was there is kept in {folder}{OLD}", soft_wrap=True)
-        was = self._state.get(step.name, {})
-        before = (
-            was.get("seconds", 0.0) if was.get("fingerprint") == self.prints[step.name] and not fresh else 0.0
-        )
+        was = self._state.get(step.name)
+        if what == "do again" and was is not None:
+            _put_aside(folder, finished=was["done"])
+        before = was["seconds"] if what == "go on" and was is not None else 0.0
         self._record(step, done=False, figures={}, seconds=before)
         console.print(f"== {step.name}")
         started = time.monotonic()
@@ -209,14 +206,18 @@ def _make(folder: Path) -> None:
         raise StoreError(f"{folder}: cannot be made: {e.strerror}") from None
 
 
-def _put_aside(folder: Path) -> None:
-    """Rename FOLDER to FOLDER.old, which is replaced."""
+def _put_aside(folder: Path, finished: bool) -> None:
+    """Rename FOLDER to FOLDER.old, which is replaced; what was not finished does not replace anything."""
     old = folder.with_name(folder.name + OLD)
     try:
+        if old.exists() and not finished:
+            shutil.rmtree(folder)
+            return
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     except OSError as e:
         raise StoreError(f"{folder}: cannot be put aside as {old.name}: {e.strerror}") from None
+    console.print(f"{folder.name}: done anew; what was there is kept in {old}", soft_wrap=True)
 
 
 def _read_state(file: Path) -> dict[str, Any]:

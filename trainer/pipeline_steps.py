@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,8 +41,10 @@ Model = TypeVar("Model", bound=BaseModel)
 def make_steps(config: PipelineConfig, out: Path) -> list[Step]:
     """The steps that the settings ask for; every table is checked here, before any work.
 
-    Raises InputError for what a step's settings or files lack.
+    Raises InputError for what a step's settings or files lack, and under torchrun.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("a pipeline is one process: use torchrun with the stages' own commands")
     work = _Work(config, Path(out))
     makers = {
         "classify": work.classify,
@@ -431,9 +434,14 @@ def checked(cls: type[Model], given: Mapping[str, Any], table: str) -> Model:
 def settings_of(make: Callable[..., Any], given: Mapping[str, Any], table: str) -> Any:
     """A stage's settings by its own function; raises InputError naming the table and the setting."""
     try:
-        return make(None, **given)
+        settings = make(None, **given)
     except InputError as e:
         raise InputError(f"{table}.{str(e).partition(': ')[2]}") from None
+    if settings.devices > 1:  # Fabric would start this whole command once for each device
+        raise InputError(
+            f"{table}.devices: a pipeline trains on one; use torchrun with infercam {table} for more"
+        )
+    return settings
 
 
 def with_crf_table(settings: dict[str, Any]) -> dict[str, Any]:

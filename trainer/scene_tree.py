@@ -21,7 +21,10 @@ def scene_tree(root: Path, count: int, seed: int) -> Path:
     written."""
     labels = root / "labels.json"  # written last
     if labels.exists():
-        held = len(json.loads(labels.read_text(encoding="utf-8"))["labels"])
+        try:
+            held = len(json.loads(labels.read_text(encoding="utf-8"))["labels"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{labels}: damaged; delete {root} to have its scenes drawn again") from None
         if held != count:
             raise InputError(f"{root}: holds {held} scenes, not {count}; delete it, or choose another folder")
         return root

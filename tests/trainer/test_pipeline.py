@@ -69,6 +69,16 @@ def test_a_change_redoes_what_builds_on_it_and_keeps_the_earlier(tmp_path: Path)
     assert (tmp_path / "b.old" / "whole").read_text() == "1"
 
 
+def test_an_unfinished_result_does_not_replace_a_finished_one(tmp_path: Path) -> None:
+    go(tmp_path, Log())
+    log = Log(b=1)
+    log.fail = "b"
+    with pytest.raises(InputError):
+        go(tmp_path, log)
+    assert go(tmp_path, Log(b=2)) == ["kept", "done", "done", "kept"]
+    assert (tmp_path / "b.old" / "whole").read_text() == "0"
+
+
 def test_a_failed_step_goes_on_in_its_folder(tmp_path: Path) -> None:
     log = Log()
     log.fail = "b"

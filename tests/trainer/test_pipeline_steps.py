@@ -223,6 +223,7 @@ def test_a_photo_that_fails_is_left_out_and_counted(root: Path, tmp_path: Path) 
         ([("beta = 16", "gamma = 16")], r"walk\.gamma: Extra inputs"),
         ([("epochs = 4\n", "epochs = 0\n")], r"affinity\.epochs: .*greater than or equal to 1"),
         ([('weights = "small.pth"', 'weights = "gone.pth"')], r"gone\.pth: no such file"),
+        ([("rate = 0.05", "devices = 2")], r"affinity\.devices: a pipeline trains on one"),
         ([('recipe = "best"', 'recipe = "worst"')], r"no recipe 'worst'"),
         ([('recipe = "best"', 'mode = "all"')], r"no mode 'all'"),
         ([('weights = "small.pth"', 'weights = "classify"')], r"there is no \[classify\]"),
