@@ -68,18 +68,22 @@ class Reference:
         self.manifest = manifest
         self._responses = []
         for picture in self.pictures:
-            scores, response = session.run(picture.array(manifest))
+            scores, response = _run(session, picture.array(manifest))
             self._responses.append((response[0], present_classes(scores[0], manifest.multi_label)))
 
     def agreement(self, session: Session, limit: int | None = None) -> Agreement:
         """Of `session` (a graph with the same inputs and outputs) on the first `limit` pictures."""
         comparison = Comparison()
         for picture, (response, classes) in list(zip(self.pictures, self._responses, strict=True))[:limit]:
-            try:
-                _, other = session.run(picture.array(self.manifest))
-            except RunError as e:
-                raise ExportError(f"the converted graph does not run: {e}") from None
+            _, other = _run(session, picture.array(self.manifest))
             if other[0].shape != response.shape:
                 raise ExportError(f"the converted graph's response is {other[0].shape}, not {response.shape}")
             comparison.add(response, other[0], classes, picture.size)
         return comparison.result()
+
+
+def _run(session: Session, x: np.ndarray) -> list[np.ndarray]:
+    try:
+        return session.run(x)
+    except RunError as e:
+        raise ExportError(f"the graph does not run on {'x'.join(map(str, x.shape))}: {e}") from None
