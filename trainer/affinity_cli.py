@@ -51,7 +51,13 @@ def affinity(
     ] = None,
     weights: WeightsOption = None,
     random: RandomOption = False,
-    classes: Annotated[int, typer.Option(min=1, max=254, help="Object classes of the labels.")] = 20,
+    classes: Annotated[
+        int | None,
+        typer.Option(min=1, max=254, help="Object classes of another tool's labels (default: VOC's 20)."),
+    ] = None,
+    freeze_backbone: Annotated[
+        bool | None, typer.Option("--freeze-backbone", help="Train the new layers alone (quicker).")
+    ] = None,
     skip_bad_labels: Annotated[
         bool, typer.Option("--skip-bad-labels", help="Leave out photos whose label cannot be used.")
     ] = False,
@@ -81,6 +87,7 @@ def affinity(
         batch=batch,
         rate=rate,
         crop=crop,
+        freeze_backbone=freeze_backbone,
         seed=seed,
         precision=precision,
         accelerator=accelerator,

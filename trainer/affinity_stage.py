@@ -98,18 +98,16 @@ class AffinityStage(StageBase):
         """psa's: biases at twice the rate without decay, new layers at `new_scale` times the rate."""
         network = cast(AffinityNet, self.network)
         trained = {n: p for n, p in network.backbone.named_parameters() if p.requires_grad}
-        return [
+        biases = [p for n, p in trained.items() if n.endswith("bias")]
+        groups: list[dict[str, Any]] = [
             {"params": [p for n, p in trained.items() if not n.endswith("bias")]},
-            {
-                "params": [p for n, p in trained.items() if n.endswith("bias")],
-                "scale": 2.0,
-                "weight_decay": 0.0,
-            },
+            {"params": biases, "scale": 2.0, "weight_decay": 0.0},
             {
                 "params": [p for layer in network.new_layers() for p in layer.parameters()],
                 "scale": self.config.new_scale,
             },
         ]
+        return [group for group in groups if group["params"]]
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Also `accuracy`: the share of pairs told rightly (affinity_loss.pair_accuracy)."""

@@ -6,7 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from ..engine import voc
 from ..engine.errors import InputError
+from ..engine.label_folder import LabelFolder
 from .label_png import read_label
 from .progress import Progress, console
 from .sources import Photos
@@ -18,24 +20,24 @@ LISTED = 10
 class LabelledPhotos:
     """`id -> image, {"label": …}`, for StageDataset; can be sent to another process.
 
-    classes: how many object classes there are, background not counted.
+    classes: how many object classes there are, background not counted; None: as the folder says, else VOC's 20.
+    Raises StoreError for no such folder.
     """
 
-    def __init__(self, photos: Photos, folder: Path, classes: int) -> None:
-        self.photos, self.folder, self.classes = photos, Path(folder), classes
+    def __init__(self, photos: Photos, folder: Path, classes: int | None = None) -> None:
+        self.photos, self.labels = photos, LabelFolder.open(folder)
+        info = self.labels.info
+        self.classes = classes or len(info.classes if info else voc.CLASSES)
 
     @property
     def ids(self) -> list[str]:
         return self.photos.ids
 
-    def file(self, item_id: str) -> Path:
-        return self.folder / f"{item_id}.png"
-
     def __call__(self, item_id: str) -> tuple[Any, dict[str, Any]]:
         """The photo H×W×3 uint8 and its label H×W uint8; raises InputError naming the file, for a label that
         is missing, of another size than the photo, or has values outside the classes."""
         image = self.photos.image(item_id)
-        return image, {"label": read_label(self.file(item_id), self.classes, image.shape[:2])}
+        return image, {"label": read_label(self.labels.file(item_id), self.classes, image.shape[:2])}
 
     def checked(self, *, skip: bool = False) -> tuple[LabelledPhotos, dict[str, Any]]:
         """Those that can be used, and what a run records of them (their number and a hash of the labels).
@@ -43,23 +45,22 @@ class LabelledPhotos:
         Reads every label once, of the photos only the headers. What cannot be used is named on stderr.
         skip: leave unusable ones out; otherwise, raises InputError where there are any.
         """
-        if not self.folder.is_dir():
-            raise InputError(f"{self.folder}: no such folder of labels")
         bad: dict[str, str] = {}
         digest = hashlib.sha256()
         with Progress("checking labels", len(self.ids)) as bar:
             for item_id in self.ids:
                 try:
-                    read_label(self.file(item_id), self.classes, self.photos.size(item_id))
+                    read_label(self.labels.file(item_id), self.classes, self.photos.size(item_id))
                     digest.update(
-                        f"{item_id}\0".encode() + hashlib.sha256(self.file(item_id).read_bytes()).digest()
+                        f"{item_id}\0".encode()
+                        + hashlib.sha256(self.labels.file(item_id).read_bytes()).digest()
                     )
                 except InputError as e:
                     bad[item_id] = str(e)
                 bar.advance(1)
         self._report(bad, skip)
         usable = LabelledPhotos(
-            self.photos.only(i for i in self.ids if i not in bad), self.folder, self.classes
+            self.photos.only(i for i in self.ids if i not in bad), self.labels.path, self.classes
         )
         return usable, {"count": len(usable.ids), "classes": self.classes, "sha256": digest.hexdigest()}
 
@@ -69,9 +70,9 @@ class LabelledPhotos:
         if len(bad) > LISTED:
             console.print(f"label: and {len(bad) - LISTED} more")
         if len(bad) == len(self.ids):
-            raise InputError(f"{self.folder}: has no usable label for any of the {len(bad)} photos")
+            raise InputError(f"{self.labels.path}: has no usable label for any of the {len(bad)} photos")
         if bad and not skip:
             raise InputError(
-                f"{self.folder}: {len(bad)} of {len(self.ids)} photos have no usable label "
+                f"{self.labels.path}: {len(bad)} of {len(self.ids)} photos have no usable label "
                 f"(first: {next(iter(bad))}); mend them, or train on the others with --skip-bad-labels"
             )

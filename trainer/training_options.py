@@ -1,7 +1,4 @@
-"""The options that every training command takes beside its own: a settings file, and changes to it.
-
-`changes(**options)` gives them to `make_config` under the names of StageConfig.
-"""
+"""The options that every training command takes beside its own, under the names that StageConfig has."""
 
 from __future__ import annotations
 

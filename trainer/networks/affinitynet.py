@@ -30,10 +30,11 @@ class AffinityNet(nn.Module):
     """N×3×H×W float32, prepared as `input` says -> embedding N×448×ceil(H/8)×ceil(W/8).
 
     Three levels of the backbone, each through a 1×1 convolution, concatenated and mixed by a fourth; ELU after
-    each. The first layers of the backbone do not train (psa's `not_training`).
+    each. The first layers of the backbone do not train (psa's `not_training`), or, with `freeze_backbone`,
+    none of them (irn's habit).
     """
 
-    def __init__(self, backbone: Backbone, radius: int = RADIUS) -> None:
+    def __init__(self, backbone: Backbone, radius: int = RADIUS, *, freeze_backbone: bool = False) -> None:
         super().__init__()
         if backbone.output_stride != STRIDE:
             raise ValueError(f"AffinityNet's backbone has output stride {STRIDE}")
@@ -46,7 +47,7 @@ class AffinityNet(nn.Module):
             self.add_module(name, layer)
         self.f9 = nn.Conv2d(EMBEDDING, EMBEDDING, 1, bias=False)
         nn.init.xavier_uniform_(self.f9.weight, gain=4)
-        for module in backbone.early():
+        for module in [backbone] if freeze_backbone else backbone.early():
             module.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
