@@ -208,7 +208,7 @@ def _by_diagonals(matrix: _Matrix, x: Tensor, coefficients: list[float]) -> Tens
     return torch.from_numpy(out)
 
 
-def _by_stencil(matrix: _Matrix, x: Tensor, coefficients: list[float]) -> Any:
+def _by_stencil(matrix: _Matrix, x: Tensor, coefficients: list[float]) -> Tensor:
     """On any device: one multiply-add an offset and direction, over all maps of the batch at once."""
     n, reach = x.shape[2], max(matrix.steps, default=0)
     padded_weights = F.pad(matrix.forward, (reach, 0))
@@ -223,7 +223,8 @@ def _by_stencil(matrix: _Matrix, x: Tensor, coefficients: list[float]) -> Any:
             out.addcmul_(padded[..., reach - step : reach - step + n], backward[p])
         return out
 
-    return _series(times, x, coefficients)
+    total: Tensor = _series(times, x, coefficients)
+    return total
 
 
 def walk_scores(
