@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 
 import tiny  # noqa: E402
 from cuda_emulator.driver import EmulatedDriver  # noqa: E402
