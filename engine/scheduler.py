@@ -68,29 +68,49 @@ class Finished(NamedTuple):
     error: Exception | None
 
 
+@dataclass(eq=False)
+class _Waiting:
+    """A view that waits in its bucket, and in the scheduler's order of all views."""
+
+    shape: tuple[int, int]
+    view: View | None
+    """None once it was handed out, or its image has failed."""
+
+
+Entry = tuple[int, int, _Waiting]
+"""Image, order of arrival, view: the older image's views go first."""
+
+
 class _Bucket:
     """Views of one shape, the oldest image's first."""
 
     def __init__(self) -> None:
-        self.heap: list[tuple[int, int, View]] = []
+        self.heap: list[Entry] = []
 
-    def push(self, order: int, view: View) -> None:
-        heapq.heappush(self.heap, (view.tile.image.seq, order, view))
+    def __len__(self) -> int:
+        return len(self.heap)
 
-    def head(self) -> tuple[int, int] | None:
-        """(image, order) of the oldest live view; views of failed images are dropped on the way."""
-        while self.heap and self.heap[0][2].tile.image.failed:
-            heapq.heappop(self.heap)
-        return self.heap[0][:2] if self.heap else None
+    def push(self, entry: Entry) -> None:
+        heapq.heappush(self.heap, entry)
+
+    def head(self) -> tuple[int, int]:
+        """(image, order) of the oldest view."""
+        return self.heap[0][:2]
 
     def drop(self, image: ImageTask) -> None:
-        self.heap = [entry for entry in self.heap if entry[2].tile.image is not image]
+        for _, _, waiting in self.heap:
+            if waiting.view is not None and waiting.view.tile.image is image:
+                waiting.view = None
+        self.heap = [entry for entry in self.heap if entry[2].view is not None]
         heapq.heapify(self.heap)
 
     def take(self, count: int) -> list[View]:
         out: list[View] = []
-        while len(out) < count and self.head() is not None:
-            out.append(heapq.heappop(self.heap)[2])
+        while len(out) < count and self.heap:
+            waiting = heapq.heappop(self.heap)[2]
+            assert waiting.view is not None
+            out.append(waiting.view)
+            waiting.view = None
         return out
 
 
@@ -105,6 +125,9 @@ class Scheduler:
         self._batch_pixels = limits.batch_pixels
         self._batch_views = limits.batch_views
         self._buckets: dict[tuple[int, int], _Bucket] = {}
+        # Both below spare a look at every bucket at every turn: split tiles make hundreds, nearly all different.
+        self._by_age: list[Entry] = []  # of all buckets; those handed out are dropped when they come up
+        self._full: set[tuple[int, int]] = set()  # shapes with at least one whole batch
         self._urgent: deque[Work] = deque()  # Advance, Unite and single retries: they unblock or free
         self._live: dict[ImageTask, int] = {}  # image -> bytes
         self._bytes = 0
@@ -132,29 +155,35 @@ class Scheduler:
             work = self._urgent.popleft()
             if any(not image.failed for image in _images(work)):
                 return self._hand_out(work)
-        bucket = self._choose()
-        if bucket is None:
+        shape = self._choose()
+        if shape is None:
             return None
-        shape, views = bucket
-        work = Respond(self._buckets[shape].take(views))
-        if not self._buckets[shape].heap:
-            del self._buckets[shape]
+        bucket = self._buckets[shape]
+        work = Respond(bucket.take(self._fit(shape)))
+        self._note(shape, bucket)
         return self._hand_out(work)
 
-    def _choose(self) -> tuple[tuple[int, int], int] | None:
-        """The bucket to serve and how many views to take from it."""
-        heads = {shape: head for shape, b in self._buckets.items() if (head := b.head()) is not None}
-        for shape in self._buckets.keys() - heads.keys():
-            del self._buckets[shape]
-        if not heads:
+    def _choose(self) -> tuple[int, int] | None:
+        """The shape to serve: the oldest full bucket's, or else the oldest view's."""
+        while self._by_age and self._by_age[0][2].view is None:
+            heapq.heappop(self._by_age)
+        if not self._by_age:
             return None
-        oldest = min(heads, key=heads.__getitem__)
-        full = [s for s in heads if len(self._buckets[s].heap) >= self._fit(s)]
-        chosen = min(full, key=heads.__getitem__) if full else oldest
+        oldest = self._by_age[0][2].shape
+        chosen = min(self._full, key=lambda s: self._buckets[s].head(), default=oldest)
         if chosen != oldest and self._passed_over >= self.limits.patience:
             chosen = oldest
         self._passed_over = 0 if chosen == oldest else self._passed_over + 1
-        return chosen, self._fit(chosen)
+        return chosen
+
+    def _note(self, shape: tuple[int, int], bucket: _Bucket) -> None:
+        """Keep the index of buckets after one has changed."""
+        if len(bucket) >= self._fit(shape):
+            self._full.add(shape)
+        else:
+            self._full.discard(shape)
+        if not bucket.heap:
+            del self._buckets[shape]
 
     def _fit(self, shape: tuple[int, int]) -> int:
         return max(1, min(self._batch_views, self._batch_pixels // (shape[0] * shape[1])))
@@ -222,8 +251,14 @@ class Scheduler:
             self._push(view)
 
     def _push(self, view: View) -> None:
+        if view.tile.image.failed:
+            return
         self._order += 1
-        self._buckets.setdefault(view.shape, _Bucket()).push(self._order, view)
+        entry = (view.tile.image.seq, self._order, _Waiting(view.shape, view))
+        bucket = self._buckets.setdefault(view.shape, _Bucket())
+        bucket.push(entry)
+        heapq.heappush(self._by_age, entry)
+        self._note(view.shape, bucket)
 
     def _recover(self, work: Work, error: Exception) -> None:
         """Out of memory: halve the batch and try again. Another error in a batch of several images: try each
@@ -234,6 +269,8 @@ class Scheduler:
             # never up again: a larger batch of before the last halving may still be in flight
             self._batch_views = min(self._batch_views, max(1, len(views) // 2))
             self._batch_pixels = min(self._batch_pixels, max(1, sum(v.pixels for v in views) // 2))
+            for shape, bucket in list(self._buckets.items()):
+                self._note(shape, bucket)
             for view in views:
                 self._push(view)
         elif len({id(v.tile.image) for v in views}) > 1:
@@ -242,6 +279,7 @@ class Scheduler:
         else:
             for image in _images(work):
                 image.failed = image.failed or error
+                self._drop(image)
 
     # -- finish ------------------------------------------------------------------------------------------
     def _leave(self, image: ImageTask, maps: NDArray[np.float32] | None, error: Exception | None) -> None:
@@ -249,8 +287,6 @@ class Scheduler:
         if image.in_flight or image not in self._live:
             return
         self._bytes -= self._live.pop(image)
-        if error is not None:
-            self._drop(image)
         self.stats.images += error is None
         image.tiles.clear()
         self._finished.append(Finished(image, maps, error))
@@ -258,8 +294,9 @@ class Scheduler:
     def _drop(self, image: ImageTask) -> None:
         """Let go of a failed image's queued work now: it holds the tiles, and so their pixels and maps."""
         self._urgent = deque(work for work in self._urgent if _images(work) != [image])
-        for bucket in self._buckets.values():
+        for shape, bucket in list(self._buckets.items()):
             bucket.drop(image)
+            self._note(shape, bucket)
 
     def finished(self) -> list[Finished]:
         """Images that have left since the last call."""
