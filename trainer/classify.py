@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from infercam.engine.atomic import atomic_write
-from infercam.engine.bundle import Bundle, read_manifest, sha256_file
+from infercam.engine.bundle import Bundle, sha256_file
 from infercam.engine.errors import BundleError, InputError, StoreError
 from infercam.engine.mapstore import MapStore
 
@@ -134,8 +134,11 @@ def _finish(
         "validation_map": result.mean_ap,
         "validation_ap": ap,
     }
-    if not _exported(bundle, source["checkpoint_sha256"]):
+    exported = _exported(bundle, source["checkpoint_sha256"])
+    if not exported:
         export_bundle(stage, built, bundle, source)
+    if exported and (out / RESULT).exists():  # its seconds are of the run that trained
+        return result
     try:
         with atomic_write(out / RESULT, "w") as f:
             json.dump(asdict(result), f, indent=1)
@@ -148,7 +151,6 @@ def _finish(
 def _exported(bundle: Path, checkpoint: str) -> bool:
     """Whether the bundle is there, whole, and of that checkpoint."""
     try:
-        read_manifest(bundle)
         return Bundle.load(bundle).manifest.source.get("checkpoint_sha256") == checkpoint
     except BundleError:
         return False
