@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def search_offsets(radius: int = RADIUS) -> list[tuple[int, int]]:
     return right + below
 
 
-@cache
+@lru_cache(maxsize=16)
 def pairs_inside(height: int, width: int, radius: int = RADIUS, border: str = "all") -> NDArray[np.bool_]:
     """(P, height, width): whether the node at (y, x) has its neighbour at (y + dy, x + dx), offset by offset.
 
@@ -90,14 +90,9 @@ def walk(
     Images of unequal grids go into one batch when padded with affinity 0: the padding stays apart.
     Raises InputError where an affinity is not a number.
     """
-    if affinity.ndim == 3:
-        options: dict[str, Any] = {
-            "beta": beta,
-            "log2_steps": log2_steps,
-            "radius": radius,
-            "border": border,
-        }
-        return walk(affinity[None], maps[None], tolerance=tolerance, **options)[0]
+    single = affinity.ndim == 3
+    if single:
+        affinity, maps = affinity[None], maps[None]
     offsets = search_offsets(radius)
     batch, pairs, height, width = affinity.shape
     if pairs != len(offsets) or maps.shape[0] != batch or maps.shape[2:] != affinity.shape[2:]:
@@ -112,7 +107,8 @@ def walk(
     coefficients = chebyshev_power(2**log2_steps, tolerance / matrix.spread())
     start = maps.to(affinity.device, torch.float64).flatten(2) * matrix.root
     product = _by_stencil if affinity.is_cuda else _by_diagonals
-    return (product(matrix, start, coefficients) / matrix.root).view(maps.shape).float()
+    walked = (product(matrix, start, coefficients) / matrix.root).view(maps.shape).float()
+    return walked[0] if single else walked
 
 
 def chebyshev_power(power: int, tolerance: float) -> list[float]:
