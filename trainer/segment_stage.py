@@ -22,8 +22,7 @@ from .dataset import StageDataset
 from .fit import BEST, FitResult, fit
 from .label_png import read_label
 from .labelled_photos import LabelledPhotos
-from .networks.aspp import upsample
-from .networks.deeplab import STAGE, DeepLab, start_deeplab
+from .networks.deeplab import STAGE, DeepLab, full_scores, start_deeplab
 from .progress import console
 from .saliency_loss import ALPHA, segmentation_loss
 from .segment_data import Augment, SaliencyFolder, SegmentItems
@@ -122,8 +121,7 @@ class SegmentStage(StageBase):
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Eq. 4 at the crop's own resolution; also the mean temperature where saliency is used."""
-        size = batch["label"].shape[-2:]
-        scores = upsample(self.network(batch["image"]), *size)
+        scores = full_scores(self.network, batch["image"], self.config.output_stride)
         if "saliency" not in batch:
             return {"loss": segmentation_loss(scores, batch["label"]).total}
         saliency, inside = batch["saliency"].float() / 255, batch["inside"] > 0
@@ -152,8 +150,8 @@ class SegmentStage(StageBase):
     def label(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The present network's label of a photo, H×W."""
         device = next(self.network.parameters()).device
-        scores = self.network(to_tensor(image, self.spec)[None].to(device)).float()
-        found = upsample(scores, *image.shape[:2])[0].argmax(0)
+        batch = to_tensor(image, self.spec)[None].to(device)
+        found = full_scores(self.network, batch, self.config.output_stride)[0].argmax(0)
         return found.to(torch.uint8).cpu().numpy()
 
     def facts(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from infercam.engine import voc
 from infercam.engine.atomic import atomic_write
 from infercam.engine.bundle import sha256_file
@@ -25,8 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .augment import resize, to_tensor
 from .crf import CrfConfig, check_crf, refine
 from .device import inference_device
-from .networks.aspp import upsample
-from .networks.deeplab import DeepLab, load_deeplab
+from .networks.deeplab import DeepLab, full_scores, load_deeplab
 from .photo_job import JobSummary, run_job
 from .sources import Photos
 
@@ -61,7 +61,8 @@ def class_probabilities(
             batch = to_tensor(view, network.input)[None].to(device)
             if mirror:
                 batch = torch.cat([batch, batch.flip(3)])
-            found = upsample(network(batch).float(), height, width).softmax(1)
+            found = full_scores(network, batch, network.backbone.output_stride).float()
+            found = F.interpolate(found, (height, width), mode="bilinear").softmax(1)
             if mirror:
                 found = torch.stack([found[0], found[1].flip(2)])
             total = found.sum(0) if total is None else total + found.sum(0)
@@ -84,18 +85,17 @@ def segment_photos(
     """A label PNG for every photo into `out` (a label folder, see engine/label_folder.py).
 
     What was made by the same checkpoint with the same settings is kept. workers: processes for the CRF and for
-    writing. class_names: of the object classes (default: VOC's). output_stride: of published weights.
+    writing. class_names: of the object classes (default: VOC's, or numbers). output_stride: of published weights.
     Raises InputError or ExportError for the checkpoint, MissingExtra without the CRF's library, StoreError for
     the folder. What concerns one photo is in the summary's failures.
     """
     if config.crf is not None:
         check_crf()
     network = load_deeplab(checkpoint, output_stride).to(inference_device(device, threads)).eval()
-    names = list(class_names or voc.CLASSES)
+    names = list(class_names or _names(network.classes - 1))
     if network.classes != len(names) + 1:
         raise InputError(
-            f"{checkpoint}: scores {network.classes - 1} object classes, but there are {len(names)} names; "
-            "give its own with --classes FILE"
+            f"{checkpoint}: scores {network.classes - 1} object classes, but there are {len(names)} names"
         )
     settings = {
         "stage": "segment-test",
@@ -122,6 +122,11 @@ def segment_photos(
         workers=workers,
         made=lambda item_id: folder.done(item_id, fingerprint),
     )
+
+
+def _names(classes: int) -> list[str]:
+    """VOC's, where there are as many."""
+    return voc.CLASSES if classes == len(voc.CLASSES) else [f"class {i + 1}" for i in range(classes)]
 
 
 @dataclass(frozen=True)

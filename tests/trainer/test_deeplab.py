@@ -11,11 +11,12 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
 from infercam.trainer.checkpoint import save_checkpoint  # noqa: E402
-from infercam.trainer.networks.aspp import make_head, upsample  # noqa: E402
+from infercam.trainer.networks.aspp import make_head  # noqa: E402
 from infercam.trainer.networks.backbones import CAFFE_INPUT, build_backbone  # noqa: E402
 from infercam.trainer.networks.deeplab import (  # noqa: E402
     DeepLab,
     build_deeplab,
+    full_scores,
     load_deeplab,
     start_deeplab,
 )
@@ -75,11 +76,49 @@ def test_summed_aspp_is_the_sum_of_its_branches():
     assert torch.allclose(head(x), expected, atol=1e-6)
 
 
-def test_upsampling_is_aligned():
-    ramp = torch.arange(4.0).view(1, 1, 1, 4)
-    assert torch.allclose(
-        upsample(ramp, 1, 8)[0, 0, 0], torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
-    )
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("size", [(65, 97), (64, 96), (50, 61), (33, 90), (17, 20)])
+def test_scores_lie_where_their_pixels_are(output_stride, size):
+    """Whatever the size, but for what interpolates with the padding."""
+    x = (torch.arange(97.0)[:, None] + 100 * torch.arange(97.0))[None, None, : size[0], : size[1]]
+    found = full_scores(Sampler(output_stride), x, output_stride)
+    assert found.shape == x.shape
+    height, width = (side - 1 - (side - 1) % output_stride + 1 for side in size)
+    assert torch.allclose(found[..., :height, :width], x[..., :height, :width], atol=1e-2)
+
+
+class Sampler(torch.nn.Module):
+    """What strided convolutions do to positions: every stride-th pixel, from the first."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[..., :: self.stride, :: self.stride]
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("arch", ["resnet50", "mobilenetv2"])
+def test_a_cell_looks_around_its_pixel(arch, output_stride):
+    """Cell (i, j) of the features is centred on pixel (i, j) * stride, as full_scores takes it.
+
+    In the middle, where the picture's edge cuts off as much on all sides."""
+    options = {} if arch == "mobilenetv2" else {"width": 4}
+    backbone = build_backbone(arch, output_stride=output_stride, **options).eval()
+    for parameter in backbone.parameters():  # every convolution an average: nothing is cut off
+        parameter.data.fill_(1 / parameter[0].numel() if parameter.ndim > 1 else 0)
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data.fill_(1)
+    x = 1e-4 * (1 + 0.01 * torch.rand(1, 3, 129, 193, generator=torch.Generator().manual_seed(0)))
+    x.requires_grad_()
+    i, j = 64 // output_stride, 96 // output_stride
+    backbone(x)["c5"][0, :, i, j].sum().backward()
+    seen = x.grad[0].sum(0).double()
+    for seen_along, pixel in ((seen.sum(1), 64), (seen.sum(0), 96)):
+        places = torch.arange(len(seen_along), dtype=torch.float64)
+        assert (seen_along @ places / seen_along.sum()).item() == pytest.approx(pixel, abs=0.5)
 
 
 def test_backbone_norms_stay_and_v3_norms_train():

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 Head = Literal["v2", "v3"]
@@ -78,8 +77,3 @@ def _conv(channels: int, width: int, kernel: int, rate: int = 1) -> nn.Sequentia
         nn.BatchNorm2d(width),
         nn.ReLU(),
     )
-
-
-def upsample(scores: Tensor, height: int, width: int) -> Tensor:
-    """N×C×h×w -> N×C×height×width, bilinear."""
-    return F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)

@@ -6,7 +6,8 @@
     resnet38       conv6, 4096 channels        psa
 
 BatchNorm of the backbone stays as it was loaded, as is usual with so small batches; one that starts from
-random weights trains it, and so does a version 3 head with its own. Checkpoints of other tools are taken as they are, see published.py.
+random weights trains it, and so does a version 3 head with its own. Checkpoints of other tools are taken as
+they are, see published.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from infercam.engine.bundle import InputSpec
 from infercam.engine.errors import InputError
 from infercam.export.checkpoints import fit
@@ -81,6 +83,19 @@ class DeepLab(nn.Module):
     def facts(self) -> dict[str, Any]:
         """What `build_deeplab` needs to build it again (JSON-able)."""
         return {"backbone": self.backbone.facts(), "classes": self.classes, "head": self.head}
+
+
+def full_scores(network: nn.Module, x: Tensor, output_stride: int) -> Tensor:
+    """Scores at the pictures' own size: N×3×H×W -> N×C×H×W.
+
+    Strided convolutions see the pixels 0, stride, 2 stride, …, so scores belong to exactly those places where
+    both sides are a multiple of the stride plus one (321 and 513 are); other sizes are padded to that.
+    """
+    height, width = x.shape[-2:]
+    down, right = (-(side - 1) % output_stride for side in (height, width))
+    scores = network(F.pad(x, (0, right, 0, down)))
+    size = (height + down, width + right)
+    return F.interpolate(scores, size, mode="bilinear", align_corners=True)[..., :height, :width]
 
 
 def build_deeplab(facts: Mapping[str, Any]) -> DeepLab:
