@@ -5,8 +5,8 @@
 Each way starts from the same affinities and maps and ends with walked maps; the dense transition matrix and the
 CSR matrix are given (psa's own code spends longer on making them), ours is made within the measured time.
 Seconds are CPU seconds of the one thread, so that other work on the machine counts as little as it can.
-Affinities are those of smooth random features with edges, from almost 0 to almost 1. Peak memory is what the
-process grows by, each way in a process of its own.
+Affinities are those of smooth random features with edges, from almost 0 to almost 1. Memory is what the peak of
+the process grows by in the measured time, beyond the matrices it is given; each way has a process of its own.
 """
 
 from __future__ import annotations
