@@ -36,8 +36,7 @@ class AffinityConfig(StageConfig):
     )
     new_scale: float = Field(default=10.0, gt=0, description="rate of the new layers over that of the rest")
     freeze_backbone: bool = Field(
-        default=False,
-        description="train the new layers alone: a third of the time; otherwise all but the first",
+        default=False, description="train the new layers alone, quicker; otherwise all but the first"
     )
     jitter: float = Field(default=0.3, ge=0, lt=1, description="brightness, contrast, saturation")
     radius: int = Field(default=RADIUS, ge=2, description="pairs are closer than this, in stride-8 cells")
