@@ -279,17 +279,32 @@ def test_the_command_survives_kill_9(whole: dict[str, Outcome], root: Path, tmp_
 @pytest.mark.slow
 def test_from_photos_alone(tmp_path: Path) -> None:
     """With a classifier of its own, whose weights the later networks start from, and a dense CRF."""
-    pytest.importorskip("onnx")
     pytest.importorskip("pydensecrf")
-    write_voc_tree(tmp_path / "voc", 240, 5, (128, 160), train=200)
-    classify = '[classify]\narch = "small"\nepochs = 20\nlong_side = [90, 200]\ncrop = 128\nside = 160\n'
-    text = DATA.replace('val_split = "train"', 'val_split = "val"') + classify
-    text += "batch = 16\nwarmup = 20\nvalidate = true\nthreads = 2\naugment = 'split-unite'\nrefresh = 5\n"
-    steps = STEPS.format(classifier="").replace("small.pth", "classify")
-    steps = steps.replace("crf = false", "crf = true").replace("threads = 1", "threads = 2")
-    (tmp_path / "settings.toml").write_text(text + steps.replace("epochs = 20", "epochs = 10"))
+    write_voc_tree(tmp_path / "voc", 110, 5, (128, 160), train=80)
+    demo_weights(tmp_path / "small.pth")
+    classify = """
+[classify]
+arch = "small"
+weights = "small.pth"
+augment = "split-unite"
+epochs = 12
+refresh = 4
+rate = 0.02
+head_scale = 10.0
+batch = 16
+warmup = 5
+long_side = [90, 200]
+crop = 128
+side = 160
+validate = true
+threads = 2
+"""
+    steps = STEPS.format(classifier="").replace("small.pth", "classify").replace("threads = 1", "threads = 2")
+    steps = steps.replace("crf = false", "crf = true").replace("epochs = 20", "epochs = 6")
+    data = DATA.replace('val_split = "train"', 'val_split = "val"')
+    (tmp_path / "settings.toml").write_text(data + classify + steps)
     found = run(tmp_path / "settings.toml", tmp_path / "out")
     assert found["classify"].figures["mAP"] > 35  # a class is in 22 % of the scenes
-    assert found["maps"].figures["best mIoU"] > 1.3 * CHANCE
+    assert found["maps"].figures["best mIoU"] > 1.5 * CHANCE
     assert found["walk"].figures["mIoU after CRF"] > 1.2 * CHANCE
     assert found["test"].figures["mIoU"] > CHANCE
