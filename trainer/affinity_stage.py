@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .affinity_loss import affinity_loss, cell_labels, pair_accuracy, pair_distance, pair_groups
 from .augment import colour_jitter, random_crop, random_flip, random_long_side, to_tensor
 from .config import StageConfig, make_config, save_config
-from .dataset import StageDataset
+from .dataset import StageDataset, collate, raise_if_broken
 from .fit import BEST, fit
 from .label_png import IGNORE
 from .labelled_photos import LabelledPhotos
@@ -133,6 +133,14 @@ class AffinityResult:
     """Of the process that finished it."""
 
 
+def _first_pictures(dataset: StageDataset, count: int) -> Tensor:
+    """The first crops of the first epoch, N×3×crop×crop; raises InputError for a photo that cannot be read."""
+    batch = collate([dataset[0, i] for i in range(min(count, len(dataset)))])
+    raise_if_broken(batch)
+    images: Tensor = batch["image"]
+    return images
+
+
 def train_affinity(
     photos: Photos,
     labels: Path,
@@ -160,7 +168,10 @@ def train_affinity(
         "weights": None if weights is None else {"file": weights.name, "sha256": sha256_file(weights)},
     }
     save_config(out, STAGE, config, inputs)
-    done = fit(AffinityStage(network, config, items), out)
+    stage = AffinityStage(network, config, items)
+    if config.arch != "resnet38":
+        network.scale_new_layers(_first_pictures(stage.dataset, config.batch))
+    done = fit(stage, out)
     return AffinityResult(
         checkpoint=str(Path(out) / BEST),
         photos=len(items.ids),

@@ -4,7 +4,7 @@ exp(-mean|g_i - g_j|) says whether two neighbouring cells belong to the same cla
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,22 @@ class AffinityNet(nn.Module):
     def new_layers(self) -> list[nn.Module]:
         """Those that start from random weights."""
         return [*(self.get_submodule(name) for name in HEADS), self.f9]
+
+    @torch.no_grad()
+    def scale_new_layers(self, x: Tensor) -> None:
+        """Bring the random layers to the scale of this backbone, by a few pictures N×3×H×W.
+
+        psa's initial weights are for ResNet-38's levels, whose values are small. With another backbone they set
+        neighbours so far apart (MobileNetV2: exp(-5)) that training begins with hundreds of steps of shrinking.
+        Here each level comes in at a root mean square of 1, and neighbours begin at a mean distance of 1.
+        """
+        levels = self.backbone(x)
+        for name, (level, _) in HEADS.items():
+            layer = cast(nn.Conv2d, self.get_submodule(name))
+            layer.weight /= levels[level].square().mean().sqrt().clamp(min=1e-6)
+        distance = pair_distance(self(x), self.offsets)
+        inside = self._inside(*distance.shape[-2:], distance.device).expand_as(distance)
+        self.f9.weight /= distance[inside].mean().clamp(min=1e-6)
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint must say so that `load_affinity` can build it again."""
