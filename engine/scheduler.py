@@ -27,6 +27,13 @@ class OutOfMemory(BackendError):
     """A batch did not fit in the device's memory; the scheduler halves the batch and goes on."""
 
 
+class NotFinite(BackendError):
+    """The network's response to an image is NaN or infinite: its maps would be nonsense."""
+
+    def __init__(self) -> None:
+        super().__init__("the response is not finite (half precision overflows?); try --precision fp32")
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a backend can take."""
@@ -205,7 +212,10 @@ class Scheduler:
             for view in done.work.views:
                 self._responded(view)
         elif isinstance(done.work, Advance):
-            self._advanced(done.work.tile, done.result)
+            if np.isfinite(done.result.peak).all():
+                self._advanced(done.work.tile, done.result)
+            else:
+                self._recover(done.work, NotFinite())
         else:
             self._leave(done.work.image, done.result, None)
         for image in _images(done.work):

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from infercam.engine.program import Program
 from infercam.engine.recipe import MODES, RECIPES, Recipe, Views
-from infercam.engine.scheduler import Limits, OutOfMemory, Scheduler
+from infercam.engine.scheduler import Limits, NotFinite, OutOfMemory, Scheduler
 from infercam.engine.task import Advance, Advanced, Done, ImageTask, Respond, Tile, Unite, Work, views_of
 
 thorough = settings(deadline=None, max_examples=60)
@@ -485,3 +485,21 @@ def test_a_bundle_of_one_size_batches_everything_together(specs: list, mode: str
 def test_nothing_at_all() -> None:
     scheduler = Scheduler(Program(RECIPES["released"], "both"), Limits(1))
     assert scheduler.idle and scheduler.wants() and scheduler.next() is None and not scheduler.finished()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_image_whose_response_is_not_finite_fails_alone(bad: float) -> None:
+    scheduler = Scheduler(Program(RECIPES["corrected"], "both"), Limits(batch_pixels=10**6))
+    good, ill = (image(name, 40, 50, 2, RECIPES["corrected"]) for name in ("good", "ill"))
+    for task in (ill, good):
+        scheduler.add(task, 1)
+    while (work := scheduler.next()) is not None:
+        if isinstance(work, Advance):
+            peak = np.array([1, bad if work.tile.image is ill else 1], np.float32)
+            result = Advanced(0, peak, [(20, 20), (30, 30)] if work.tile.locates else [])
+            scheduler.update(Done(work, result))
+        else:
+            scheduler.update(Done(work, np.ones(1) if isinstance(work, Unite) else None))
+    left = {f.image.id: f.error for f in scheduler.finished()}
+    assert scheduler.idle and left["good"] is None
+    assert isinstance(left["ill"], NotFinite) and "--precision fp32" in str(left["ill"])
