@@ -312,7 +312,7 @@ def main(
         "plan": dataclasses.asdict(plan),
         "off": sorted(without),
         **measured,
-        "not measured here": "best mIoU: infercam run --backend …, then infercam evaluate, on both backends",
+        "not measured here": "best mIoU: infercam run --backend …, then infercam eval, on both backends",
     }
     console.print(f"-> {write_result(name or ('gpu-dry-run' if dry_run else 'gpu'), content, results)}")
 
