@@ -55,11 +55,8 @@ class SegmentConfig(StageConfig):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "mobilenetv2": {
-        "rate": 2e-3,
-        "head_scale": 1.0,
-        "output_stride": 16,
-    },  # no BatchNorm to hold larger steps
+    # no BatchNorm to hold larger steps
+    "mobilenetv2": {"rate": 2e-3, "head_scale": 1.0, "clip": 5.0, "output_stride": 16},
     "small": {"rate": 1e-2, "output_stride": 8},
 }
 """What other networks change of the defaults."""
