@@ -24,6 +24,8 @@ def slic(colour: Float, count: int, compactness: float = 20.0, rounds: int = 5) 
     height, width = colour.shape[:2]
     step = max(1.0, np.sqrt(height * width / count))
     rows, columns = max(1, round(height / step)), max(1, round(width / step))
+    if rows == 1 or columns == 1:  # a strip narrower than a step: its length alone has them all
+        rows, columns = min(rows, count), min(columns, count)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     points = np.dstack([colour, y * (compactness / step), x * (compactness / step)]).astype(np.float32)
     row = np.minimum((np.arange(height) * rows) // height, rows - 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from infercam.engine.errors import InputError
 from infercam.trainer.saliency import (
@@ -40,6 +40,8 @@ def scene(height: int = 90, width: int = 120, noise: int = 6) -> tuple[np.ndarra
 # -- superpixels -----------------------------------------------------------------------------------------------
 @settings(max_examples=25)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 60), st.integers(0, 9))
+@example(1, 21, 1, 0)  # strips narrower than a step
+@example(21, 1, 1, 0)
 def test_superpixels_of_any_size(height, width, count, seed):
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     index = slic(lab(image), count)
