@@ -64,11 +64,28 @@ class Session:
             raise RunError(str(e)) from None
 
 
+def _without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without doc strings and metadata of its graph, nodes and values; the model itself if it has none."""
+    parts = (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output)
+    if not any(part.doc_string or part.metadata_props for part in parts) and not model.graph.doc_string:
+        return model
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    graph = bare.graph
+    graph.doc_string = ""
+    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    return bare
+
+
 def save(model: onnx.ModelProto, file: Path, *, limit: int = _IN_MEMORY, inline: int = 1024) -> list[Path]:
     """Write a model; where its weights take `limit` bytes, those above `inline` go to `<file>.data` beside it.
 
-    Returns the files written.
+    Returns the files written. What the exporter noted at each node (names and lines of the source files it was
+    traced from, folders of that machine included) does not go with it.
     """
+    model = _without_notes(model)
     if sum(t.ByteSize() for t in model.graph.initializer) < limit:
         file.write_bytes(model.SerializeToString())
         return [file]
