@@ -45,18 +45,24 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             values[r] = fmaxf(values[r], last.of(map[static_cast<size_t>(row) * part.width]));
         }
     }
-    out += static_cast<size_t>(k) * height * width + x;
+    out += (static_cast<size_t>(k) * height + y0) * width + x;
+    const int rows = min(UNITE_ROWS, height - y0);
+    if (join != JOIN_NONE) {  // its box is the image
+        const PartItem part = items[parts];
+        const Final last(part, k, mode);
+        const float* map = part.maps + static_cast<size_t>(k) * part.stride + static_cast<size_t>(y0) * width + x;
 #pragma unroll
-    for (int r = 0; r < UNITE_ROWS; ++r) {
-        const size_t at = static_cast<size_t>(y0 + r) * width;
-        if (y0 + r >= height) break;
-        if (join != JOIN_NONE) {  // its box is the image
-            const PartItem& part = items[parts];
-            const float whole = Final(part, k, mode).of(part.maps[static_cast<size_t>(k) * part.stride + at + x]);
+        for (int r = 0; r < UNITE_ROWS; ++r) {
+            if (r >= rows) break;
+            const float whole = last.of(map[static_cast<size_t>(r) * width]);
             if (join == JOIN_ONLY) values[r] = whole;
             if (join == JOIN_MAX) values[r] = fmaxf(values[r], whole);
             if (join == JOIN_MEAN) values[r] = values[r] * (1.0f - weight) + weight * whole;
         }
-        out[at] = values[r];
+    }
+#pragma unroll
+    for (int r = 0; r < UNITE_ROWS; ++r) {
+        if (r >= rows) break;
+        out[static_cast<size_t>(r) * width] = values[r];
     }
 }
