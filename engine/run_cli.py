@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +20,7 @@ from rich.progress import (
 )
 
 from .errors import InputError, StoreError
+from .signals import caught_signals
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -121,7 +119,7 @@ def run(
                 watch=watch,
             )
             console.print(f"backend: {engine.backend.precision} on {engine.choice}", soft_wrap=True)
-            with _signals(job) as caught:
+            with caught_signals(lambda: _stop(job)) as caught:
                 _guarded(job)
     _report(job, out, json_file, caught)
 
@@ -254,24 +252,10 @@ def _numbers(option: str, text: str) -> list[float]:
 
 
 # -- while it runs ---------------------------------------------------------------------------------------------
-@contextmanager
-def _signals(job: Run) -> Iterator[list[int]]:
-    """SIGTERM and SIGINT finish what is in flight; a second one ends at once. Yields the signals caught."""
-    caught: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if caught:
-            sys.exit(128 + number)
-        caught.append(number)
-        job.stop.set()
-        console.print("stopping: finishing the images in flight (once more to stop at once)")
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _stop(job: Run) -> None:
+    """The first SIGTERM or SIGINT: finish what is in flight."""
+    job.stop.set()
+    console.print("stopping: finishing the images in flight (once more to stop at once)")
 
 
 @contextmanager

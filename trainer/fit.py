@@ -18,6 +18,7 @@ import torch
 from infercam.engine.atomic import atomic_write
 from infercam.engine.cores import available_cores
 from infercam.engine.errors import InputError, MissingExtra
+from infercam.engine.signals import caught_signals
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -28,7 +29,6 @@ from .errors import TrainingError
 from .memory import keep_freed_memory
 from .progress import Progress
 from .schedule import apply_rate, poly
-from .signals import caught_signals
 from .stage import Stage
 
 if TYPE_CHECKING:

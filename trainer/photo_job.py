@@ -20,8 +20,8 @@ from typing import Any
 from ..engine.errors import StoreError, shown
 from ..engine.failures import FAILURES, Failures
 from ..engine.image_index import DiskFullError
+from ..engine.signals import caught_signals
 from .progress import Progress
-from .signals import caught_signals
 
 Finish = Callable[..., None]
 """(id, *what prepare gave): writes the photo's file; picklable; what it raises fails this photo alone."""

@@ -12,9 +12,9 @@ from ..engine.labels import load_labels
 from ..engine.recipe import Recipe
 from ..engine.run import Run, Summary
 from ..engine.run_cli import chosen_source
+from ..engine.signals import caught_signals
 from .pipeline import Figures
 from .progress import Progress, console
-from .signals import caught_signals
 
 if TYPE_CHECKING:
     from .pipeline_config import Data, Maps

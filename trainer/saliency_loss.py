@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from infercam.engine.histogram import IGNORE
 from torch import Tensor
 
 ALPHA = 0.08
 THRESHOLD = 0.5
-IGNORE = 255
 
 
 class SegmentationLoss(NamedTuple):

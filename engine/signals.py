@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 
 @contextmanager
-def caught_signals() -> Iterator[list[int]]:
+def caught_signals(first: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
     """Collects the signals, for a loop to look at between two steps; a second one ends at once.
 
+    first: called when the first one comes, for example to say so.
     Signals reach the main thread only: elsewhere the list stays empty.
     """
     caught: list[int] = []
@@ -24,6 +25,7 @@ def caught_signals() -> Iterator[list[int]]:
         if caught:
             raise SystemExit(128 + number)
         caught.append(number)
+        first()
 
     before = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
