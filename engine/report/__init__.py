@@ -1,0 +1,1 @@
+"""`infercam report`: runs side by side in one self-contained HTML page."""

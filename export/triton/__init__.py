@@ -1,0 +1,1 @@
+"""`infercam package triton`: a bundle as a Triton model repository."""
