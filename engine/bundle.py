@@ -22,15 +22,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import BundleError
+from .onnx_files import check_external
+from .paths import regular_bytes
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+MANIFEST_BYTES = 64 << 20  # far more than any; a manifest is read whole
 
 Triple = tuple[float, float, float]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class InputSpec(_Strict):
@@ -144,7 +147,8 @@ class Bundle:
         """Read and check a bundle.
 
         Raises BundleError, naming the file, where the manifest is missing, malformed or of a newer schema,
-        or where a listed file is missing or does not have the recorded SHA-256.
+        where a listed file is missing or does not have the recorded SHA-256, or where a graph keeps weights
+        in a file that is not listed.
         """
         root = Path(path)
         manifest = read_manifest(root)
@@ -156,6 +160,8 @@ class Bundle:
                 raise BundleError(f"{file}: listed in the manifest but missing; export the bundle again")
             if file.stat().st_size != entry.size or sha256_file(file) != entry.sha256:
                 raise BundleError(f"{file}: changed since export (SHA-256 differs); export the bundle again")
+        for graph in dict.fromkeys(manifest.graphs.values()):
+            check_external(root, graph, manifest.files)
         return cls(root, manifest)
 
     def graph(self, precision: str = "fp32") -> Path:
@@ -183,10 +189,10 @@ def read_manifest(root: Path) -> Manifest:
     """Parse and validate `root/manifest.json` without touching the other files; raises BundleError."""
     file = root / MANIFEST
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(regular_bytes(file, MANIFEST_BYTES))
     except FileNotFoundError:
         raise BundleError(f"{root}: no {MANIFEST}; not a bundle (make one with: infercam export)") from None
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise BundleError(f"{file}: cannot be read: {e}") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:

@@ -19,12 +19,14 @@ No global state of Pillow or OpenCV is read or changed, so any number of threads
 
 from __future__ import annotations
 
+import io
+import mmap
 import os
 import re
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeAlias
@@ -72,7 +74,13 @@ _OPENERS: tuple[tuple[str, re.Pattern[bytes], type[ImageFile.ImageFile]], ...] =
 )
 _ORIENTATION = 0x0112
 _FAST_JPEG_BYTES = 64 << 20  # more than any JPEG within the pixel limit needs; larger ones are streamed
+_JPEG_SCANS = 200  # cameras and editors write 1 to 14
+_JPEG_SEGMENTS = 10_000
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # neither stuffing, fill nor restart
+
+
+class TooManyPixels(InputError):
+    """A picture over the pixel limit: refused before a pixel is decoded."""
 
 
 def read_image(
@@ -84,15 +92,30 @@ def read_image(
     picture, damaged, truncated, or of more than `max_pixels` pixels (by its header, before any decoding).
     """
     with _one_line_errors(path), _open_regular(path) as file:
-        header = _read_header(file, path, max_pixels)
-        pixels = _decode_jpeg(file, path) if header.plain_jpeg else None
-        if pixels is None:
-            pixels = _to_rgb(header.image, header.format)
-        if pixels.shape[:2] != header.stored:  # a GIF frame may overhang the screen its header gives
-            _check_pixels(path, pixels.shape[1], pixels.shape[0], max_pixels)
-        if exif:
-            pixels = _orient(pixels, header.orientation)
-        return np.require(pixels, np.uint8, ["C", "W", "O"])
+        return _decode(file, path, max_pixels, exif)
+
+
+def decode_image(
+    data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX_PIXELS, *, exif: bool = True
+) -> RGB:
+    """`read_image` of a file's content; `name` stands for the path in errors. Raises InputError, and of it
+    TooManyPixels for a picture over the limit."""
+    with _one_line_errors(name):
+        if not data:
+            raise InputError(f"{shown(name)}: empty (0 bytes)")
+        return _decode(io.BytesIO(data), name, max_pixels, exif)
+
+
+def _decode(file: IO[bytes], path: str | os.PathLike[str], max_pixels: int, exif: bool) -> RGB:
+    header = _read_header(file, path, max_pixels)
+    pixels = _decode_jpeg(file, path, header.plain_jpeg) if header.format == "JPEG" else None
+    if pixels is None:
+        pixels = _to_rgb(header.image, header.format)
+    if pixels.shape[:2] != header.stored:  # a GIF frame may overhang the screen its header gives
+        _check_pixels(path, pixels.shape[1], pixels.shape[0], max_pixels)
+    if exif:
+        pixels = _orient(pixels, header.orientation)
+    return np.require(pixels, np.uint8, ["C", "W", "O"])
 
 
 def image_size(path: str | os.PathLike[str], *, exif: bool = True) -> tuple[int, int]:
@@ -159,7 +182,7 @@ def _check_pixels(path: str | os.PathLike[str], width: int, height: int, limit: 
     if width < 1 or height < 1:
         raise InputError(f"{shown(path)}: damaged: its header says {width}×{height} pixels")
     if limit is not None and width * height > limit:
-        raise InputError(
+        raise TooManyPixels(
             f"{shown(path)}: {width}×{height} = {_mega(width * height)} MP is over the limit of "
             f"{_mega(limit)} MP; shrink it or raise --max-pixels"
         )
@@ -203,35 +226,54 @@ def _orient(pixels: RGB, orientation: int) -> RGB:
     return pixels
 
 
-def _decode_jpeg(file: IO[bytes], path: str | os.PathLike[str]) -> RGB | None:
+def _decode_jpeg(file: IO[bytes], path: str | os.PathLike[str], plain: bool) -> RGB | None:
     """Decode with OpenCV: the same pixels as Pillow's, about a quarter faster. None: let Pillow try.
 
-    OpenCV 4 fills what a truncated file lacks with grey and says nothing, so the end is looked for first.
+    OpenCV 4 fills what a truncated file lacks with grey and says nothing, so the end is looked for first. Every
+    scan of a progressive file goes over the whole picture, and takes a few bytes: they are counted first, too.
     """
-    if os.fstat(file.fileno()).st_size > _FAST_JPEG_BYTES:
-        return None
-    file.seek(0)
-    data = file.read()
-    if not _jpeg_is_complete(data):
-        raise InputError(f"{shown(path)}: truncated JPEG (its end is missing); copy or download it again")
+    with _whole(file) as data:
+        size = len(data)
+        complete, scans = _jpeg_segments(data)
+        if scans > _JPEG_SCANS:
+            raise InputError(f"{shown(path)}: JPEG with over {_JPEG_SCANS} scans; refused, save it again")
+        if not plain or size > _FAST_JPEG_BYTES:
+            return None
+        if not complete:
+            raise InputError(f"{shown(path)}: truncated JPEG (its end is missing); copy or download it again")
+        encoded = np.frombuffer(data[:], np.uint8)
     try:
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        bgr = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
     return None if bgr is None else np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB, dst=bgr), np.uint8)
 
 
-def _jpeg_is_complete(data: bytes) -> bool:
-    """Walk the segments to the end-of-image marker (a thumbnail inside one has an end of its own)."""
-    at = 2
-    while marker := _JPEG_MARKER.search(data, at):
+def _whole(file: IO[bytes]) -> AbstractContextManager[memoryview | mmap.mmap]:
+    """A file's content, not copied."""
+    if isinstance(file, io.BytesIO):
+        return file.getbuffer()
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _jpeg_segments(data: memoryview | mmap.mmap) -> tuple[bool, int]:
+    """Walk the segments: whether the end-of-image marker is there, and how many scans come before it.
+
+    (A thumbnail inside a segment has an end of its own.) Raises ValueError for segments beyond number.
+    """
+    at, scans = 2, 0
+    for _ in range(_JPEG_SEGMENTS):
+        marker = _JPEG_MARKER.search(data, at)
+        if marker is None:
+            return False, scans
         at = marker.end()
         code = data[at - 1]
         if code == 0xD9:
-            return True
+            return True, scans
+        scans += code == 0xDA
         if code != 0x01:  # every other marker here is followed by its segment's length
             at += max(2, int.from_bytes(data[at : at + 2], "big"))
-    return False
+    raise ValueError(f"over {_JPEG_SEGMENTS} segments")
 
 
 def _to_rgb(image: ImageFile.ImageFile, name: str) -> RGB:

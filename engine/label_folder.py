@@ -29,7 +29,7 @@ from .image_index import ImageIndex, cannot_write
 from .label_png import write_label
 from .mapstore import INDEX, sweep_stale
 from .mapstore import INFO as MAP_INFO
-from .paths import check_id
+from .paths import check_id, regular_bytes
 
 SCHEMA_VERSION = 1
 INFO = "label_folder.json"
@@ -126,11 +126,11 @@ class LabelFolder:
 
 def _read_info(file: Path) -> LabelInfo:
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(regular_bytes(file))
         if isinstance(raw, dict) and raw.get("schema_version", 0) > SCHEMA_VERSION:
             raise StoreError(f"{shown(file)}: is newer than this infercam reads; upgrade infercam")
         return LabelInfo.model_validate(raw)
-    except (OSError, ValueError, TypeError, ValidationError):
+    except (OSError, ValueError, TypeError, ValidationError, RecursionError):
         raise StoreError(
             f"{shown(file)}: damaged; remove the folder, or that file to read it as another tool's"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from .atomic import atomic_write
 from .errors import InputError, shown
 from .histogram import IGNORE
 from .image_index import cannot_write
-from .paths import os_reason
+from .paths import os_reason, regular_bytes
 
 
 def read_mask(file: Path) -> np.ndarray:
@@ -22,24 +23,23 @@ def read_mask(file: Path) -> np.ndarray:
     Raises InputError for a file that is missing, damaged, or neither palette nor 8-bit grey.
     """
     try:
-        with file.open("rb") as f:
-            depth = f.read(25)[24:]
-            f.seek(0)
-            with Image.open(f, formats=["PNG"]) as image:
-                # Pillow stretches grey values of fewer bits to 0..255: they are indices no longer.
-                if image.mode != "P" and (image.mode != "L" or depth != b"\x08"):
-                    raise InputError(
-                        f"{shown(file)}: mode {image.mode} of {depth[0]} bits; ground truth is a palette or "
-                        "8-bit grey PNG of class indices, not colours"
-                    )
-                return np.asarray(image)
+        data = regular_bytes(file)
+        depth = data[24:25]
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            # Pillow stretches grey values of fewer bits to 0..255: they are indices no longer.
+            if image.mode != "P" and (image.mode != "L" or depth != b"\x08"):
+                raise InputError(
+                    f"{shown(file)}: mode {image.mode} of {depth[0]} bits; ground truth is a palette or "
+                    "8-bit grey PNG of class indices, not colours"
+                )
+            return np.asarray(image)
     except InputError:
         raise
     except OSError as e:
         reason = os_reason(e) if e.errno else "not a readable PNG"
         raise InputError(f"{shown(file)}: {reason}") from None
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise InputError(f"{shown(file)}: not a readable PNG ({e})") from None
+    except Exception as e:  # on damaged files decoders raise nearly anything
+        raise InputError(f"{shown(file)}: not a readable PNG ({shown(e)})") from None
 
 
 def read_label(file: Path, classes: int, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:

@@ -37,6 +37,7 @@ from .paths import check_folder, check_id, decode_utf8, is_file, is_folder, read
 from .safe_pickle import load_npy_dict
 
 _ANNOTATION_BYTES = 16 << 20
+_NAME_LENGTH = 1000  # of a class in an annotation
 
 
 def load_labels(
@@ -216,7 +217,7 @@ class Labels:
 
     def _unknown(self, item_id: str, label: Any) -> InputError:
         head = ", ".join(self._classes[:2])
-        near = difflib.get_close_matches(str(label).casefold(), self._classes[:5000], 1, 0.75)
+        near = difflib.get_close_matches(str(label)[:80].casefold(), self._classes[:5000], 1, 0.75)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         return InputError(
             f"{shown(item_id)}: label {shown(repr(label))[:80]} is not one of the bundle's "
@@ -274,6 +275,7 @@ class _AnnotationReader:
 
     def __init__(self) -> None:
         self.parser = expat.ParserCreate()
+        self.parser.buffer_text = True  # else every line of a text is a call of its own
         self.parser.StartDoctypeDeclHandler = self._doctype
         self.parser.StartElementHandler = self._start
         self.parser.EndElementHandler = self._end
@@ -296,7 +298,10 @@ class _AnnotationReader:
 
     def _text(self, text: str) -> None:
         if len(self._path) == 3 and self._path[1] == "object" and self._path[2] in ("name", "difficult"):
-            self.objects[-1][self._path[2]] = self.objects[-1].get(self._path[2], "") + text
+            known = self.objects[-1].get(self._path[2], "")
+            if len(known) + len(text) > _NAME_LENGTH:
+                raise ValueError(f"<{self._path[2]}> has more than {_NAME_LENGTH} characters")
+            self.objects[-1][self._path[2]] = known + text
 
 
 class _Repeated:

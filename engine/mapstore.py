@@ -2,7 +2,8 @@
 
     STORE/
       store.json        schema_version, format, dtype, classes, created, tools, settings (validated when read)
-      index.jsonl       one line per finished image: {"id", "fingerprint", "bytes"}
+      index.jsonl       one line per finished image: {"id", "fingerprint", "bytes", "turn"} (image_index.py)
+      index-*.jsonl     instead, of writers that have a file each: `index-3-of-8.jsonl` is shard 3's of 8
       <id>.npz          one file per image, self-describing (formats/npz.py); '/' in an id makes folders
       <id>.npy          instead, in the formats of other tools (formats/psa.py, formats/irn.py)
 
@@ -16,6 +17,13 @@ without a line was made in the last instant before a kill and is made again. A t
 and ended by the next writer. The last line of an id counts. Several threads and processes may write to one
 store; two that write the same id both write a whole file, and the later one stays.
 
+Appending is atomic among the processes of one host, not among hosts on a network file system: there each writer
+has an index of its own (`shard`), and whoever opens the store reads `index.jsonl` and every part; of an id that is
+in several the line of the highest turn counts (see image_index.py), so that nothing hangs on the hosts' clocks,
+and a store may be written by 8 shards, then 4, then one process, each going on from all before it. store.json is
+written only where it would change. A store behind a URI (places.py) has the same files; what is appended here
+is there a part for every few hundred images, made one when its writer ends (cluster/remote_index.py).
+
 The formats psa and irn are pickles. They are read, by an unpickler that knows plain arrays only, where
 the caller names the format, never because a folder says so.
 """
@@ -26,27 +34,31 @@ import datetime as dt
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .atomic import TEMP_PREFIX, atomic_write
+from .atomic import TEMP_PREFIX, in_use
 from .errors import StoreError
 from .formats.irn import IrnCodec
 from .formats.npz import NpzCodec
 from .formats.psa import PsaCodec
 from .formats.record import Codec, Decoded, MapRecord, as_float32
-from .image_index import DiskFullError, ImageIndex, cannot_write
+from .image_index import INDEX, DiskFullError, Entry, ImageIndex, cannot_write, part_name
+from .paths import is_file, regular_bytes
+from .places import LocalPlace, Place, open_place
 
-__all__ = ["FORMATS", "DiskFullError", "MapRecord", "MapStore", "StoreInfo"]
+__all__ = ["FORMATS", "INDEX", "DiskFullError", "MapRecord", "MapStore", "StoreInfo"]
 
 SCHEMA_VERSION = 1
-INFO, INDEX = "store.json", "index.jsonl"
+INFO = "store.json"
+INFO_BYTES = 64 << 20  # far more than any; it is read whole
 STALE_SECONDS = 3600.0  # a temporary file older than this has lost its writer
 
 Format = Literal["npz", "psa", "irn"]
@@ -71,52 +83,60 @@ class StoreInfo(BaseModel):
 class MapStore:
     """An open store; made by `create_or_open`, `open` or `open_foreign`. Safe to share among threads."""
 
-    def __init__(self, path: Path, info: StoreInfo, *, indexed: bool = True) -> None:
-        self.path = path
+    def __init__(self, place: Place, info: StoreInfo, *, indexed: bool = True, shard: str = "") -> None:
+        self.place = place
         self.info = info
+        self.shard = shard
         self._codec = _CODECS[info.format]
-        self._index = ImageIndex(path / INDEX) if indexed else None
+        self._index = _index(place, shard) if indexed else None
+
+    @property
+    def path(self) -> Path:
+        """The store's folder; raises StoreError where it is not on this machine."""
+        return self.place.path
 
     @classmethod
     def create_or_open(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Place,
         *,
         fmt: str = "npz",
         dtype: str = "uint8",
         classes: list[str],
         settings: dict[str, Any],
+        shard: str = "",
     ) -> MapStore:
-        """Open `path` for writing, making it where it does not exist; sweeps what killed writers left.
+        """Open `path` (or a URI) for writing, making it where it does not exist; sweeps what killed writers left.
 
+        shard: names the index file of its own that this writer has, for example 3-of-8; without: index.jsonl.
         `dtype` is uint8 or float16 for npz; psa and irn are always float32. Opening an existing store
         with other `settings` records the new ones: which images are kept is decided by fingerprints.
         Raises StoreError where the store has another format, dtype or classes, or cannot be written.
         """
-        root = Path(path)
-        wanted = _wanted(root, fmt, dtype, classes, settings)
+        place = open_place(path)
+        wanted = _wanted(place, fmt, dtype, classes, settings)
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            if not place.remote:
+                place.path.mkdir(parents=True, exist_ok=True)
+            there = read_info(place) if place.size(INFO) is not None else None
+            if there is not None:
+                wanted = _compatible(place, there, wanted)
+            if wanted != there:  # shards do not fight over it
+                place.write(INFO, (wanted.model_dump_json(indent=1) + "\n").encode())
+            if not place.remote:
+                sweep_stale(place.path)
         except OSError as e:
-            raise cannot_write(root, e) from None
-        if (root / INFO).exists():
-            wanted = _compatible(root, read_info(root), wanted)
-        try:
-            with atomic_write(root / INFO, "w") as f:
-                f.write(wanted.model_dump_json(indent=1) + "\n")
-            sweep_stale(root)
-        except OSError as e:
-            raise cannot_write(root / INFO, e) from None
-        return cls(root, wanted)
+            raise cannot_write(place.where(INFO), e) from None
+        return cls(place, wanted, shard=shard)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], fmt: str | None = None) -> MapStore:
-        """Open an existing store for reading (writing works too).
+    def open(cls, path: str | os.PathLike[str] | Place, fmt: str | None = None) -> MapStore:
+        """Open an existing store, also one behind a URI, for reading (writing works too).
 
         Where its files are pickles (psa, irn), `fmt` must say so. Raises StoreError where `path` is not a
         store, is of a newer schema, or is of another format than `fmt`.
         """
-        root = Path(path)
+        root = open_place(path)
         info = read_info(root)
         if fmt is not None and fmt != info.format:
             raise StoreError(f"{root}: holds {info.format} maps, not {fmt}; name that format")
@@ -137,17 +157,22 @@ class MapStore:
             raise StoreError(f"{root}: no such folder")
         codec = _codec(fmt)
         info = _validated(root, {"format": fmt, "dtype": codec.dtypes[0], "classes": classes})
-        return cls(root, info, indexed=False)
+        return cls(LocalPlace(root), info, indexed=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (type(self), self.path, self.info, self._index is not None)  # a lock has no copy
+        indexed = self._index is not None
+        return _reopen, (type(self), self.place, self.info, indexed, self.shard)  # a lock has no copy
 
     def file(self, id: str) -> Path:
-        """The file of an image; raises StoreError for an id that would leave the store."""
+        """The file of an image; raises StoreError for an id that would leave the store, or a remote store."""
+        return self.path / self.name(id)
+
+    def name(self, id: str) -> str:
+        """The file of an image from the store's folder on; raises StoreError for an id that would leave it."""
         parts = id.split("/")
         if any(p in ("", ".", "..") or p.startswith(TEMP_PREFIX) for p in parts) or "\\" in id or "\0" in id:
             raise StoreError(f"{id!r}: cannot name a file of a map store; use plain names joined by '/'")
-        return self.path.joinpath(*parts[:-1], parts[-1] + self._codec.suffix)
+        return id + self._codec.suffix
 
     def write(self, record: MapRecord, fingerprint: str) -> int:
         """Store one image, replacing what was there; returns the file's bytes.
@@ -158,26 +183,41 @@ class MapStore:
         """
         if self._index is None:
             raise StoreError(f"{self.path}: has no {INFO}; infercam only reads folders of other tools")
-        file = self.file(record.id)
+        size = self.write_file(record, fingerprint)
+        self._index.append(record.id, fingerprint, size)
+        return size
+
+    def write_file(self, record: MapRecord, fingerprint: str) -> int:
+        """As `write`, but for the index line: that is `record_done`'s, in the process that has the index."""
+        name = self.name(record.id)
         self._check_classes(record)
         envelope = {"fingerprint": fingerprint, "settings": self.info.settings}
         data = self._codec.encode(record, self.info.dtype, envelope)
         try:
-            with atomic_write(file) as f:
-                f.write(data)
+            self.place.write(name, data)
         except OSError as e:
-            raise cannot_write(file, e) from None
-        self._index.append(record.id, fingerprint, len(data))
+            raise cannot_write(self.place.where(name), e) from None
         return len(data)
+
+    def record_done(self, id: str, fingerprint: str, size: int) -> None:
+        """The index line of a file that another process wrote (`write_file`)."""
+        assert self._index is not None
+        self._index.append(id, fingerprint, size)
+
+    def close(self) -> None:
+        """Write what of the index still waits; a store on this machine has nothing that waits."""
+        if self._index is not None:
+            self._index.close()
 
     def done(self, id: str, fingerprint: str) -> bool:
         """Whether the image's file is there, complete, and was made with that fingerprint. One stat."""
         entry = self._index.get(id) if self._index else None
-        if entry is None or entry[0] != fingerprint:
+        if entry is None or entry.fingerprint != fingerprint:
             return False
         try:
-            return self.file(id).stat().st_size == entry[1]
-        except (OSError, StoreError):
+            # a remote index was held against the folder's listing when it was read
+            return self.place.remote or self.place.size(self.name(id)) == entry.bytes
+        except StoreError:
             return False
 
     def fingerprint(self, id: str) -> str:
@@ -186,7 +226,8 @@ class MapStore:
         As given to `write`; in a folder of another tool, the file's size and time.
         """
         if self._index is not None:
-            return (self._index.get(id) or ("",))[0]
+            entry = self._index.get(id)
+            return entry.fingerprint if entry else ""
         try:
             status = self.file(id).stat()
         except OSError:
@@ -201,19 +242,35 @@ class MapStore:
 
     def read_stored(self, id: str) -> Decoded:
         """As `read`, with the maps as they are stored: uint8 (value / 255), float16 or float32."""
-        file = self.file(id)
-        found = self._codec.decode(file)
+        found = self._decode_remote(id) if self.place.remote else self._codec.decode(self.file(id))
         if any(c >= len(self.info.classes) for c in found.classes):
+            file = self.place.where(self.name(id))
             raise StoreError(f"{file}: class {max(found.classes)} is beyond the store's classes")
         return found
 
+    def _decode_remote(self, id: str) -> Decoded:
+        name = self.name(id)
+        with tempfile.TemporaryDirectory(prefix="infercam-") as folder:
+            copy = Path(folder, "map" + self._codec.suffix)
+            try:
+                copy.write_bytes(self.place.read(name))
+                return self._codec.decode(copy)
+            except FileNotFoundError:
+                raise StoreError(f"{self.place.where(name)}: missing; run again to make it") from None
+            except OSError as e:
+                raise StoreError(f"{self.place.where(name)}: cannot be read: {e.strerror or e}") from None
+            except StoreError as e:
+                raise StoreError(str(e).replace(str(copy), self.place.where(name))) from None
+
     def __contains__(self, id: object) -> bool:
-        return isinstance(id, str) and self.file(id).is_file()
+        if not isinstance(id, str):
+            return False
+        return self.place.size(self.name(id)) is not None if self.place.remote else is_file(self.file(id))
 
     def ids(self) -> list[str]:
         """The images whose files are there, in the order in which they were finished (sorted if foreign)."""
         if self._index is not None and self._index.exists():
-            return [id for id in self._index.ids() if self.file(id).is_file()]
+            return [id for id in self._index.ids() if self.place.remote or is_file(self.file(id))]
         suffix = self._codec.suffix
         found = (f.relative_to(self.path).as_posix() for f in self.path.rglob(f"*{suffix}"))
         return sorted(id.removesuffix(suffix) for id in found if not Path(id).name.startswith(TEMP_PREFIX))
@@ -230,20 +287,38 @@ class MapStore:
                 raise StoreError(f"{record.id}: class {index} ({name!r}) is not one of the store's classes")
 
 
-def _reopen(cls: type[MapStore], path: Path, info: StoreInfo, indexed: bool) -> MapStore:
-    return cls(path, info, indexed=indexed)
+def _reopen(cls: type[MapStore], place: Place, info: StoreInfo, indexed: bool, shard: str) -> MapStore:
+    return cls(place, info, indexed=indexed, shard=shard)
 
 
-def read_info(root: Path) -> StoreInfo:
+class _Index(Protocol):
+    """See ImageIndex."""
+
+    def exists(self) -> bool: ...
+    def get(self, id: str) -> Entry | None: ...
+    def ids(self) -> list[str]: ...
+    def append(self, id: str, fingerprint: str, size: int) -> None: ...
+    def close(self) -> None: ...
+
+
+def _index(place: Place, shard: str) -> _Index:
+    if place.remote:
+        from .cluster.remote_index import RemoteIndex
+
+        return RemoteIndex(place, shard)
+    return ImageIndex(place.path / part_name(shard), parts=True)
+
+
+def read_info(root: Place) -> StoreInfo:
     """Read and validate `root/store.json`; raises StoreError naming it."""
-    file = root / INFO
+    file = root.where(INFO)
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(root.read(INFO) if root.remote else regular_bytes(Path(file), INFO_BYTES))
     except FileNotFoundError:
         raise StoreError(f"{root}: no {INFO}; not a map store (make one with: infercam run)") from None
     except NotADirectoryError:
         raise StoreError(f"{root}: is a file, not a map store") from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise StoreError(f"{file}: cannot be read: {e}") from None
     schema = raw.get("schema_version") if isinstance(raw, dict) else None
     if not isinstance(schema, int):
@@ -254,7 +329,10 @@ def read_info(root: Path) -> StoreInfo:
 
 
 def sweep_stale(root: Path, older_than: float = STALE_SECONDS) -> int:
-    """Remove the temporary files in `root` and below that no writer has touched for that many seconds."""
+    """Remove the temporary files in `root` and below that no writer has touched for that many seconds.
+
+    Clocks jump, and a file server has its own: a file whose writer still holds it stays, however old it looks.
+    """
     removed, limit = 0, time.time() - older_than
     for folder, _, names in os.walk(root):
         for name in names:
@@ -262,7 +340,7 @@ def sweep_stale(root: Path, older_than: float = STALE_SECONDS) -> int:
                 continue
             file = Path(folder, name)
             try:
-                if file.stat().st_mtime < limit:
+                if file.stat().st_mtime < limit and not in_use(file):
                     file.unlink()
                     removed += 1
             except FileNotFoundError:  # its writer has finished in between
@@ -277,7 +355,7 @@ def _codec(fmt: str) -> Codec:
         raise StoreError(f"unknown map format {fmt!r}; choose one of {', '.join(FORMATS)}") from None
 
 
-def _wanted(root: Path, fmt: str, dtype: str, classes: list[str], settings: dict[str, Any]) -> StoreInfo:
+def _wanted(root: Place, fmt: str, dtype: str, classes: list[str], settings: dict[str, Any]) -> StoreInfo:
     codec = _codec(fmt)
     if codec.pickled:
         dtype = codec.dtypes[0]
@@ -292,7 +370,7 @@ def _wanted(root: Path, fmt: str, dtype: str, classes: list[str], settings: dict
     return _validated(root, raw)
 
 
-def _validated(where: Path, raw: dict[str, Any]) -> StoreInfo:
+def _validated(where: object, raw: dict[str, Any]) -> StoreInfo:
     try:
         return StoreInfo.model_validate(raw)
     except ValidationError as e:
@@ -301,7 +379,7 @@ def _validated(where: Path, raw: dict[str, Any]) -> StoreInfo:
         raise StoreError(f"{where}: {key}: {first['msg']}") from None
 
 
-def _compatible(root: Path, there: StoreInfo, wanted: StoreInfo) -> StoreInfo:
+def _compatible(root: Place, there: StoreInfo, wanted: StoreInfo) -> StoreInfo:
     """What store.json says from now on: when it was created stays, settings and tools are the new run's."""
     advice = "write to another folder, or remove this one"
     for what in ("format", "dtype"):

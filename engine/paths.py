@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -17,7 +18,7 @@ def os_reason(error: OSError) -> str:
         return "is a folder, not a file"
     if isinstance(error, PermissionError):
         return "permission denied"
-    return (error.strerror or shown(error)).lower()
+    return error.strerror.lower() if error.strerror else shown(error)
 
 
 def check_folder(path: Path, hint: str = "") -> None:
@@ -63,18 +64,23 @@ def read_bytes(file: str | os.PathLike[str], limit: int = 1 << 30) -> bytes:
     """A whole regular file of up to `limit` bytes; raises InputError (one line: the path and the reason)."""
     path = Path(file)
     try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError
-        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
-            raise InputError(f"{shown(path)}: is not a regular file")
-        if status.st_size > limit:
-            raise InputError(f"{shown(path)}: larger than {limit >> 20} MiB; not read")
-        return path.read_bytes()
+        return regular_bytes(path, limit)
     except OSError as e:
         raise InputError(f"{shown(path)}: {os_reason(e)}") from None
     except ValueError as e:  # an embedded null byte
         raise InputError(f"{shown(path)}: {e}") from None
+
+
+def regular_bytes(path: Path, limit: int = 1 << 30) -> bytes:
+    """As `read_bytes`, but raises OSError: for those who say in words of their own what is missing."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file")
+    if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
+        raise OSError("is not a regular file")
+    if status.st_size > limit:
+        raise OSError(f"larger than {limit >> 20} MiB; not read")
+    return path.read_bytes()
 
 
 def decode_utf8(data: bytes, file: str | os.PathLike[str]) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InfercamError, StoreError, shown
-from .paths import os_reason
+from .paths import os_reason, regular_bytes
 
 _KINDS = "biufSU"  # plain data only: no objects, records or voids inside the dictionary
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
@@ -52,7 +52,7 @@ def load_npy_dict(
     """
     file = Path(path)
     try:
-        raw = file.read_bytes()
+        raw = regular_bytes(file)
     except OSError as e:
         raise error(f"{shown(file)}: {os_reason(e)}") from None
     try:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import MissingExtra, StoreError
 from ..safe_pickle import load_npy_dict
-from .psa import class_index, pickled_npy
+from .psa import class_index, finite, pickled_npy
 from .record import Codec, Decoded, MapRecord, checked_maps
 
 _STRIDE = 4
@@ -56,7 +56,7 @@ class IrnCodec(Codec):
         ):
             raise StoreError(f"{file}: not irn maps (keys, cam, high_res); is it another format?")
         classes = [class_index(file, key) for key in keys.tolist()]
-        return Decoded(classes=classes, maps=maps.astype(np.float32))
+        return Decoded(classes=classes, maps=finite(file, maps))
 
 
 def strided(maps: np.ndarray) -> np.ndarray:

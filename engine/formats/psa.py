@@ -35,8 +35,15 @@ class PsaCodec(Codec):
         if len({value.shape for value in content.values()}) > 1:
             raise StoreError(f"{file}: its maps differ in size; make it again")
         maps = list(content.values())
-        stack = np.stack(maps).astype(np.float32) if maps else np.zeros((0, 0, 0), np.float32)
-        return Decoded(classes=classes, maps=stack)
+        stack = np.stack(maps) if maps else np.zeros((0, 0, 0), np.float32)
+        return Decoded(classes=classes, maps=finite(file, stack))
+
+
+def finite(file: Path, maps: np.ndarray) -> np.ndarray:
+    """Foreign maps as float32; raises StoreError naming the file where a value is no number."""
+    if not np.isfinite(maps).all():
+        raise StoreError(f"{file}: its maps hold values that are not finite; make it again")
+    return maps.astype(np.float32)
 
 
 def class_index(file: Path, key: Any) -> int:

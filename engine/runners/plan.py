@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..bundle import Bundle, FileEntry, sha256_file
 from ..errors import BackendError
+from ..paths import os_reason, regular_bytes
 from .protocol import InputType
 
 PLANS = "plans"
@@ -35,6 +36,7 @@ PLAN_FILE = "plan.engine"
 RECORD_FILE = "plan.json"
 REPORT_FILE = "report.json"
 SCHEMA_VERSION = 1
+RECORD_BYTES = 16 << 20  # far more than any; a record is read whole
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -193,9 +195,9 @@ class Plan:
         file = self.folder / PLAN_FILE
         entry = self.record.plan
         try:
-            data = file.read_bytes()
+            data = regular_bytes(file, max(entry.size, 1 << 30))
         except OSError as e:
-            raise PlanError(f"{file}: cannot be read: {e.strerror}; build it again") from None
+            raise PlanError(f"{file}: cannot be read: {os_reason(e)}; build it again") from None
         if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise PlanError(f"{file}: damaged (SHA-256 differs from {RECORD_FILE}); build it again")
         return data
@@ -212,13 +214,13 @@ class Plan:
 
 def _read_record(file: Path) -> PlanRecord:
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(regular_bytes(file, RECORD_BYTES))
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise PlanError(f"{file}: made by a newer infercam; build the plan again")
         return PlanRecord.model_validate(raw)
     except OSError as e:
-        raise PlanError(f"{file}: cannot be read: {e.strerror}") from None
+        raise PlanError(f"{file}: cannot be read: {os_reason(e)}") from None
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"])) or "record"
