@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +17,11 @@ from .backends import Backend, Choice, load_chosen
 from .bundle import Bundle, Manifest
 from .errors import InputError
 from .images import read_image
-from .program import Program
+from .loop import Loop
 from .recipe import MODES, Mode, Recipe, Views, recipe
 from .scheduler import Finished, Scheduler
 from .task import ImageTask
+from .trace import Trace
 
 Picture = NDArray[np.uint8] | str | os.PathLike[str]
 Label = int | str | np.integer
@@ -39,6 +41,10 @@ class Result:
     pixels: NDArray[np.uint8] | None = field(default=None, repr=False)
     """The picture, H×W×3 RGB."""
     error: Exception | None = None
+    trace: Trace | None = field(default=None, repr=False)
+    """The steps, where they were asked for (LiveEngine.submit)."""
+    queued: float = 0.0
+    """Seconds that it waited for others before it was begun (LiveEngine)."""
 
 
 class Engine:
@@ -121,13 +127,15 @@ class Engine:
 
     def predict(self, image: Picture, threshold: float = 0.5) -> list[int]:
         """Classes whose probability (sigmoid, or softmax for a single-label classifier) passes `threshold`."""
-        scores = self.scores(image).astype(np.float64)
+        return [int(i) for i in np.flatnonzero(self.probabilities(self.scores(image)) > threshold)]
+
+    def probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Logits (C,) as probabilities: sigmoid, or softmax for a single-label classifier."""
+        wide = scores.astype(np.float64)
         if self.manifest.multi_label:
-            probability = 1 / (1 + np.exp(-scores))
-        else:
-            e = np.exp(scores - scores.max())
-            probability = e / e.sum()
-        return [int(i) for i in np.flatnonzero(probability > threshold)]
+            return 1 / (1 + np.exp(-wide))
+        e = np.exp(wide - wide.max())
+        return e / e.sum()
 
     def stream(
         self,
@@ -142,59 +150,78 @@ class Engine:
         with `error` set and the stream goes on. An engine runs one stream at a time (`maps` is one, too): begin
         the next when this one has ended or is closed, or InputError is raised.
         """
+        self._settled(recipe, mode)  # a wrong one is refused before anything is drawn
+        pending = iter(items)
+        more = True
+        with self.driving() as loop:
+            while True:
+                while more and loop.wants():
+                    item = next(pending, None)
+                    more = item is not None
+                    if item is not None:
+                        early = self._admit(loop, *item, recipe, mode)
+                        if early is not None:
+                            yield early
+                loop.submit()
+                if on_turn is not None:
+                    on_turn(loop.scheduler)
+                if loop.idle and not more:
+                    return
+                yield from map(result_of, loop.collect())
+
+    @contextmanager
+    def driving(self) -> Iterator[Loop]:
+        """The loop that drives this engine's backend; only one at a time, or InputError is raised."""
+        if not self._streaming.acquire(blocking=False):  # the backend would give one's results to the other
+            raise InputError("this engine is in the middle of another stream; finish or close that one first")
+        loop = Loop(self.backend)
+        self.scheduler = loop.scheduler
+        try:
+            try:
+                yield loop
+            finally:
+                loop.abandon()
+        finally:
+            self._streaming.release()
+
+    def task(
+        self,
+        name: str,
+        picture: Picture,
+        classes: Iterable[Label],
+        recipe: str | Recipe = "released",
+        mode: Mode = "both",
+    ) -> ImageTask:
+        """An image ready for the loop; raises InputError for a bad picture, class, recipe or mode."""
+        chosen = self._settled(recipe, mode)
+        return ImageTask(name, _pixels(picture), self.class_indices(classes), chosen, mode)
+
+    def _settled(self, recipe: str | Recipe, mode: Mode) -> Recipe:
+        """The recipe as this bundle runs it in that mode; raises InputError."""
         if mode not in MODES:
             raise InputError(f"no mode {mode!r}; there are: {', '.join(MODES)}")
         chosen = self.recipe(recipe)
         if mode == "baseline":  # the plain CAM is normalised once (method.md §1): there is nothing to add up
             chosen = chosen.model_copy(update={"accumulate": "max"})
-        scheduler = Scheduler(Program(chosen, mode), self.backend.limits, self.backend.fixed_size)
-        if not self._streaming.acquire(blocking=False):  # the backend would give one's results to the other
-            raise InputError("this engine is in the middle of another stream; finish or close that one first")
-        self.scheduler = scheduler
-        pending = iter(items)
-        more = True
-        try:
-            while True:
-                while more and scheduler.wants():
-                    item = next(pending, None)
-                    more = item is not None
-                    if item is not None:
-                        early = self._admit(scheduler, chosen, *item)
-                        if early is not None:
-                            yield early
-                while self.backend.has_room() and (work := scheduler.next()) is not None:
-                    self.backend.submit(work)
-                if on_turn is not None:
-                    on_turn(scheduler)
-                if scheduler.idle and not more:
-                    return
-                for done in self.backend.collect():
-                    scheduler.update(done)
-                for finished in scheduler.finished():
-                    self.backend.release(finished.image)
-                    yield _result(finished)
-        finally:
-            try:
-                while self.backend.collect():  # an abandoned stream leaves nothing behind in the backend
-                    pass
-                for image in scheduler.in_flight:
-                    self.backend.release(image)
-            finally:
-                self._streaming.release()
+        return chosen
 
     def _admit(
-        self, scheduler: Scheduler, chosen: Recipe, name: str, picture: Picture, classes: Iterable[Label]
+        self,
+        loop: Loop,
+        name: str,
+        picture: Picture,
+        classes: Iterable[Label],
+        recipe: str | Recipe,
+        mode: Mode,
     ) -> Result | None:
-        """Hand one item to the scheduler; a Result at once where there is nothing to infer."""
+        """Hand one item to the loop; a Result at once where there is nothing to infer."""
         try:
-            indices = self.class_indices(classes)
-            pixels = _pixels(picture)
+            task = self.task(name, picture, classes, recipe, mode)
         except InputError as e:
             return Result(name, [], _NO_MAPS, error=e)
-        if not indices:
-            return Result(name, [], np.zeros((0, *pixels.shape[:2]), np.float32), pixels=pixels)
-        task = ImageTask(name, pixels, indices, chosen)
-        scheduler.add(task, self.backend.estimate(task))
+        if not task.classes:
+            return without_classes(task)
+        loop.add(task)
         return None
 
     def close(self) -> None:
@@ -212,11 +239,20 @@ class Engine:
 _NO_MAPS = np.zeros((0, 0, 0), np.float32)
 
 
-def _result(finished: Finished) -> Result:
+def result_of(finished: Finished) -> Result:
+    """What a caller sees of an image that has left the loop."""
     image, maps = finished.image, finished.maps
     if maps is None:
         return Result(image.id, image.classes, _NO_MAPS, error=finished.error)
-    return Result(image.id, image.classes, maps, image.iterations, image.pixels)
+    if image.trace is not None:
+        image.trace.close()
+    return Result(image.id, image.classes, maps, image.iterations, image.pixels, trace=image.trace)
+
+
+def without_classes(task: ImageTask) -> Result:
+    """The result of an image of no class: no maps, and nothing to infer."""
+    empty = np.zeros((0, task.height, task.width), np.float32)
+    return Result(task.id, [], empty, pixels=task.pixels, trace=task.trace)
 
 
 def _pixels(image: Picture) -> NDArray[np.uint8]:

@@ -109,6 +109,16 @@ def normalise_in_place(total: Float, floor: Float | float, peak: Float) -> Float
     return np.minimum(total, 1, out=total)
 
 
+def finish_in_place(maps: Float, accumulate: str, iterations: int) -> Float:
+    """A tile's accumulated maps K×h×w as they are united (method.md §3 step 3): a sum divided by its own maximum, a
+    mean by the iterations, a maximum as it is; in place."""
+    if accumulate == "sum":
+        return normalise_in_place(maps, 0.0, peaks(maps))
+    if accumulate == "mean":
+        maps /= np.float32(iterations)
+    return maps
+
+
 def centre_of_mass(m: Float) -> tuple[int, int]:
     """(y, x) of one H×W map, truncated; an all-zero map falls back to the image's centre (method.md §2)."""
     rows = m.sum(axis=1, dtype=np.float64)

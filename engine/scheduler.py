@@ -20,11 +20,18 @@ from numpy.typing import NDArray
 
 from .errors import BackendError
 from .program import Program
-from .task import Advance, Advanced, Done, ImageTask, Respond, Tile, Unite, View, Work, views_of
+from .task import Advance, Advanced, Done, ImageTask, Infer, Respond, Tile, Unite, View, Work, views_of
 
 
 class OutOfMemory(BackendError):
     """A batch did not fit in the device's memory; the scheduler halves the batch and goes on."""
+
+
+class Cancelled(BackendError):
+    """An image that nobody waits for any more."""
+
+    def __init__(self) -> None:
+        super().__init__("cancelled")
 
 
 class NotFinite(BackendError):
@@ -122,10 +129,10 @@ class _Bucket:
 
 
 class Scheduler:
-    """Holds the images in flight and says what to do next. Not thread-safe: one driver calls it."""
+    """Holds the images in flight, each under its own recipe and mode, and says what to do next. Not thread-safe:
+    one driver calls it."""
 
-    def __init__(self, program: Program, limits: Limits, fixed: tuple[int, int] | None = None) -> None:
-        self.program = program
+    def __init__(self, limits: Limits, fixed: tuple[int, int] | None = None) -> None:
         self.limits = limits
         self.stats = Stats()
         self._fixed = fixed
@@ -153,7 +160,13 @@ class Scheduler:
         self._order += 1
         self._live[image] = nbytes
         self._bytes += nbytes
-        self._open(image, self.program.start(image))
+        self._open(image, _program(image).start(image))
+
+    def cancel(self, image: ImageTask) -> None:
+        """Drop what is queued for an image; it leaves, as `Cancelled`, once nothing of it is in flight."""
+        if image in self._live:
+            self._fail(image, Cancelled())
+            self._leave(image, None, image.failed)
 
     # -- schedule ----------------------------------------------------------------------------------------
     def next(self) -> Work | None:
@@ -216,7 +229,7 @@ class Scheduler:
                 self._advanced(done.work.tile, done.result)
             else:
                 self._recover(done.work, NotFinite())
-        else:
+        elif isinstance(done.work, Unite):
             self._leave(done.work.image, done.result, None)
         for image in _images(done.work):
             if image.failed:
@@ -235,7 +248,7 @@ class Scheduler:
             self._urgent.append(Advance(view.tile))
 
     def _advanced(self, tile: Tile, result: Advanced) -> None:
-        goes_on, opened = self.program.after(tile, result)
+        goes_on, opened = _program(tile.image).after(tile, result)
         self._open(tile.image, opened)
         if goes_on:
             self._queue(tile)
@@ -288,8 +301,11 @@ class Scheduler:
             self._urgent.extend(Respond([view]) for view in views)
         else:
             for image in _images(work):
-                image.failed = image.failed or error
-                self._drop(image)
+                self._fail(image, error)
+
+    def _fail(self, image: ImageTask, error: Exception) -> None:
+        image.failed = image.failed or error
+        self._drop(image)
 
     # -- finish ------------------------------------------------------------------------------------------
     def _leave(self, image: ImageTask, maps: NDArray[np.float32] | None, error: Exception | None) -> None:
@@ -328,8 +344,14 @@ class Scheduler:
         return sum(image.open_tiles for image in self._live)
 
 
+def _program(image: ImageTask) -> Program:
+    return Program(image.recipe, image.mode)
+
+
 def _images(work: Work) -> list[ImageTask]:
     """The distinct images of a unit of work, in a fixed order."""
     if isinstance(work, Respond):
         return list(dict.fromkeys(view.tile.image for view in work.views))
+    if isinstance(work, Infer):
+        return []
     return [work.tile.image if isinstance(work, Advance) else work.image]

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import Box, view_size
-from .recipe import Recipe, Views
+from .recipe import Mode, Recipe, Views
+from .trace import Trace
 
 
 @dataclass(eq=False)
@@ -24,6 +25,7 @@ class ImageTask:
     pixels: NDArray[np.uint8]
     classes: list[int]
     recipe: Recipe
+    mode: Mode = "both"
     seq: int = 0
     """Order of arrival; the older image goes first."""
     tiles: list[Tile] = field(default_factory=list)
@@ -33,6 +35,8 @@ class ImageTask:
     iterations: list[int] = field(default_factory=list)
     """Of each tile that has finished."""
     failed: Exception | None = None
+    trace: Trace | None = None
+    """Where its steps are noted; None: they are not."""
     state: Any = None
 
     @property
@@ -114,7 +118,24 @@ class Unite:
     image: ImageTask
 
 
-Work = Respond | Advance | Unite
+@dataclass(frozen=True, eq=False)
+class Infer:
+    """Run the network on inputs as they are. No image of the method's: the scheduler knows nothing of it."""
+
+    x: NDArray[np.float32]
+    """N×3×H×W, normalised."""
+
+
+Work = Respond | Advance | Unite | Infer
+
+
+class Inferred(NamedTuple):
+    """The network's outputs."""
+
+    response: NDArray[np.float32]
+    """N×C×h×w, before ReLU, without the linear layer's bias."""
+    scores: NDArray[np.float32]
+    """N×C."""
 
 
 class Advanced(NamedTuple):
@@ -130,7 +151,7 @@ class Advanced(NamedTuple):
 
 @dataclass(frozen=True)
 class Done:
-    """A unit of work that has ended: `result` is None (Respond), Advanced, or the maps (Unite)."""
+    """A unit of work that has ended: `result` is None (Respond), Advanced, the maps (Unite), or Inferred."""
 
     work: Work
     result: Any = None

@@ -28,6 +28,7 @@ from infercam.engine.runners.plan import Profile, Shape, pick_profile, pixels
 from infercam.engine.scheduler import Limits
 from infercam.engine.sources import Item
 from infercam.engine.task import Advance, Advanced, Done, ImageTask, Respond, Tile, Work
+from infercam.engine.trace import Inspected
 from numpy.typing import NDArray
 
 Shapes = Counter[Shape]
@@ -172,6 +173,9 @@ class _Simulated:
         sides = np.array([box.height, box.width])
         drawn = np.clip(self.rng.normal(0.5, _SPREAD, 2), 0, 1) * (sides - 1)
         return int(drawn[0]), int(drawn[1])
+
+    def inspect(self, tile: Tile) -> Inspected:
+        raise NotImplementedError("there are no maps")
 
     def release(self, image: ImageTask) -> None:
         pass

@@ -21,7 +21,8 @@ from ..cores import available_cores
 from ..errors import BackendError, MissingExtra
 from ..geometry import view_size
 from ..scheduler import Limits, OutOfMemory
-from ..task import Advance, Advanced, Done, ImageTask, Respond, Tile, View, Work
+from ..task import Advance, Advanced, Done, ImageTask, Infer, Inferred, Respond, Tile, View, Work
+from ..trace import Inspected
 
 Float = NDArray[np.float32]
 
@@ -101,6 +102,13 @@ class CpuBackend:
     def release(self, image: ImageTask) -> None:
         image.state = None
 
+    def inspect(self, tile: Tile) -> Inspected:
+        state: TileState = tile.state
+        assert state.accumulated is not None and state.erased is not None
+        recipe = tile.image.recipe
+        maps = host_ops.finish_in_place(state.accumulated.copy(), recipe.accumulate, tile.iteration)
+        return Inspected(maps, state.erased.copy())
+
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -133,7 +141,15 @@ class CpuBackend:
             return self._respond(work.views)
         if isinstance(work, Advance):
             return self._advance(work.tile)
+        if isinstance(work, Infer):
+            return self._outputs(work.x)
         return self._unite(work.image)
+
+    def _outputs(self, x: Float) -> Inferred:
+        fed = x.astype(np.float16) if self._half_input else x
+        names = [self.manifest.response, self.manifest.scores]
+        response, scores = self._session.run(names, {self.manifest.input.name: fed})
+        return Inferred(np.asarray(response, np.float32), np.asarray(scores, np.float32))
 
     def _respond(self, views: list[View]) -> None:
         x = np.empty((len(views), 3, *views[0].shape), np.float32)
@@ -243,11 +259,7 @@ class CpuBackend:
         maps: Float | None = tile.state.accumulated
         if maps is None:
             return None
-        if tile.image.recipe.accumulate == "sum":
-            host_ops.normalise_in_place(maps, 0.0, host_ops.peaks(maps))
-        elif tile.image.recipe.accumulate == "mean":
-            maps /= np.float32(tile.iteration)
-        return maps
+        return host_ops.finish_in_place(maps, tile.image.recipe.accumulate, tile.iteration)
 
 
 def _with_whole(image: ImageTask, united: Float, whole: Float | None) -> Float:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import host_ops
 from ..bundle import Bundle
 from ..device.driver import Bytes, DeviceLost, DeviceOutOfMemory, Driver, Event
 from ..device.ops import (
@@ -28,6 +29,7 @@ from ..device.ops import (
     Resize,
     Slot,
     maps_nbytes,
+    maps_stride,
     mask_nbytes,
     picture_nbytes,
     read_results,
@@ -40,7 +42,8 @@ from ..device.staging import Downloads, Landing, Uploads
 from ..geometry import Box, view_size
 from ..runners.protocol import OutputShape, Runner
 from ..scheduler import Limits, OutOfMemory
-from ..task import Advance, Done, ImageTask, Respond, Tile, Unite, View, Work
+from ..task import Advance, Done, ImageTask, Infer, Inferred, Respond, Tile, Unite, View, Work
+from ..trace import Inspected
 
 Float = NDArray[np.float32]
 
@@ -146,7 +149,12 @@ class DeviceBackend:
         with self.driver.current():
             self._flush()
             try:
-                self._unite(work) if isinstance(work, Unite) else self._respond(work)
+                if isinstance(work, Unite):
+                    self._unite(work)
+                elif isinstance(work, Infer):
+                    self._outputs(work)
+                else:
+                    self._respond(work)
             except DeviceLost:
                 raise
             except Exception as e:
@@ -175,6 +183,19 @@ class DeviceBackend:
         results = awaited.read(awaited.landing.data)
         self.downloads.give_back(awaited.landing)
         self._ready += [Done(work, result) for work, result in zip(awaited.works, results, strict=True)]
+
+    def inspect(self, tile: Tile) -> Inspected:
+        """See protocol.Backend; waits for the device."""
+        size, classes = (tile.box.height, tile.box.width), len(tile.image.classes)
+        planes = np.empty((classes, maps_stride(size)), np.float32)
+        mask = np.empty(mask_nbytes(size), np.uint8)
+        with self.driver.current():
+            self.driver.copy_out(_bytes(planes.view(np.uint8)), tile.state.accumulated)
+            self.driver.copy_out(mask, tile.state.erased)
+            self.driver.record().wait()
+        maps = planes[:, : tile.box.area].reshape(classes, *size).copy()
+        finished = host_ops.finish_in_place(maps, tile.image.recipe.accumulate, tile.iteration)
+        return Inspected(finished, mask[: tile.box.area].reshape(size) != 0)
 
     def release(self, image: ImageTask) -> None:
         state, image.state = image.state, None
@@ -224,6 +245,37 @@ class DeviceBackend:
         out = landing.data.view(np.float32).copy()
         self.downloads.give_back(landing)
         return out
+
+    # -- Infer ---------------------------------------------------------------------------------------------
+    def _outputs(self, work: Infer) -> None:
+        """The response of every input; the scores follow from it on the host (see bundle.py)."""
+        n, _, height, width = work.x.shape
+        shape = self.runner.response_shape(height, width)
+        most = self.runner.max_batch(height, width)
+        x = work.x.astype(self.runner.input_type, copy=False)
+        each = 4 * _count(shape)
+        landing = self.downloads.reserve(n * each)
+        try:
+            for begin in range(0, n, most):
+                part = x[begin : begin + most]
+                with self.pool.scratch(part.nbytes, len(part) * each) as (image, response):
+                    self.uploads.send(image, np.ascontiguousarray(part).view(np.uint8))
+                    self.runner.respond(len(part), height, width, image, response)
+                    data = landing.data[begin * each : (begin + len(part)) * each]
+                    self.downloads.fetch(Landing(data, landing.buffer), response)
+        except Exception:
+            self.driver.record().wait()  # a part may be on its way into the buffer
+            self.downloads.give_back(landing)
+            raise
+
+        def read(data: Bytes) -> Sequence[Inferred]:
+            response = data.view(np.float32).reshape(n, *shape).copy()
+            bias = np.asarray(self.manifest.bias, np.float32)
+            return [Inferred(response, response.mean(axis=(2, 3)) + bias)]
+
+        event = self.driver.record()
+        self._batches.append(event)
+        self._awaited.append(_Awaited(event, [work], landing, read))
 
     # -- Respond -------------------------------------------------------------------------------------------
     def _respond(self, work: Respond) -> None:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ..bundle import Manifest
 from ..scheduler import Limits
-from ..task import Done, ImageTask, Work
+from ..task import Done, ImageTask, Tile, Work
+from ..trace import Inspected
 
 
 class Backend(Protocol):
@@ -54,6 +55,11 @@ class Backend(Protocol):
 
     def collect(self) -> list[Done]:
         """Wait for at least one submitted unit to end; empty only if nothing is in flight."""
+        ...
+
+    def inspect(self, tile: Tile) -> Inspected:
+        """A tile's maps and mask, copied to the host; to be called between `collect` and the next `submit`, after an
+        iteration of a tile that contributes to maps (not a centre pass, not a probe)."""
         ...
 
     def release(self, image: ImageTask) -> None:

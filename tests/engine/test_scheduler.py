@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from infercam.engine.program import Program
-from infercam.engine.recipe import MODES, RECIPES, Recipe, Views
+from infercam.engine.recipe import MODES, RECIPES, Mode, Recipe, Views
 from infercam.engine.scheduler import Limits, NotFinite, OutOfMemory, Scheduler
 from infercam.engine.task import Advance, Advanced, Done, ImageTask, Respond, Tile, Unite, Work, views_of
 
@@ -27,9 +26,9 @@ PIXELS = np.zeros((1, 1, 1), np.uint8)
 Fault = Callable[[Work], Exception | None]
 
 
-def image(name: str, height: int, width: int, classes: int, recipe: Recipe) -> ImageTask:
+def image(name: str, height: int, width: int, classes: int, recipe: Recipe, mode: Mode = "both") -> ImageTask:
     pixels = np.broadcast_to(PIXELS, (height, width, 3))  # takes no memory
-    return ImageTask(name, pixels, list(range(classes)), recipe)
+    return ImageTask(name, pixels, list(range(classes)), recipe, mode)
 
 
 @dataclass
@@ -192,7 +191,7 @@ def simulate(
     rng = random.Random(seed)
     tasks = [image(f"i{n}", h, w, k, recipe) for n, (h, w, k) in enumerate(specs)]
     arrivals = iter([(task, task.height * task.width * rng.randint(1, 20)) for task in tasks])
-    scheduler = Scheduler(Program(recipe, mode), limits)
+    scheduler = Scheduler(limits)
     simulation = Simulation(scheduler, arrivals, rng, depth, fault, converge=rng.choice([0.1, 0.5, 0.9]))
     simulation.run()
     assert list(simulation.added) == [task.id for task in tasks]
@@ -242,7 +241,7 @@ def test_out_of_memory_halves_the_batch_and_nothing_is_lost(
 def test_what_was_in_flight_does_not_undo_a_halving() -> None:
     """Two large batches are in flight; the one that fails last must not raise the limit again."""
     recipe = Recipe(views=Views(scales=(1.0,), mirror=False))
-    scheduler = Scheduler(Program(recipe, "baseline"), Limits(batch_pixels=1 << 30, batch_views=16))
+    scheduler = Scheduler(Limits(batch_pixels=1 << 30, batch_views=16))
     for n in range(40):
         scheduler.add(image(f"i{n}", 8, 8, 1, recipe), 1)
     first, second = scheduler.next(), scheduler.next()
@@ -343,7 +342,7 @@ def test_an_error_in_other_work_fails_its_image_only(kind: type) -> None:
 def test_a_failed_image_s_queued_work_and_memory_go_at_once() -> None:
     """While others are still in flight nothing in the scheduler holds the failed image any more."""
     recipe = RECIPES["released"]
-    scheduler = Scheduler(Program(recipe, "both"), Limits(batch_pixels=1, memory=100, images=64))
+    scheduler = Scheduler(Limits(batch_pixels=1, memory=100, images=64))
     scheduler.add(image("old", 16, 16, 1, recipe), 40)
     scheduler.add(image("bad", 16, 16, 1, recipe), 60)
     assert not scheduler.wants(), "the budget is spent"
@@ -370,7 +369,7 @@ def test_a_failed_image_s_queued_work_and_memory_go_at_once() -> None:
 def test_a_failed_image_waits_for_what_is_in_flight() -> None:
     """Its pixels may be in use by a worker: it leaves when the last unit has ended."""
     recipe = RECIPES["released"]
-    scheduler = Scheduler(Program(recipe, "both"), Limits(batch_pixels=1))
+    scheduler = Scheduler(Limits(batch_pixels=1))
     scheduler.add(image("bad", 16, 16, 1, recipe), 1)
     first, second = scheduler.next(), scheduler.next()
     assert first is not None and second is not None
@@ -412,7 +411,7 @@ def test_the_oldest_view_is_passed_over_at_most_patience_times(
 
     rng = random.Random(seed)
     tasks = [image(f"i{n}", h, w, k, recipe) for n, (h, w, k) in enumerate(specs)]
-    scheduler = Watched(Program(recipe, "both"), limits)
+    scheduler = Watched(limits)
     simulation = Simulation(scheduler, iter([(t, 1) for t in tasks]), rng)
     simulation.run()
     assert len(simulation.finished) == len(specs)
@@ -422,9 +421,7 @@ def test_the_oldest_view_is_passed_over_at_most_patience_times(
 def test_a_rare_shape_is_served_while_a_common_one_keeps_filling_batches(patience: int) -> None:
     """Endless arrivals of one shape; the rare image is served exactly when patience runs out."""
     recipe = Recipe(views=Views(scales=(1.0,), mirror=False))
-    scheduler = Scheduler(
-        Program(recipe, "baseline"), Limits(batch_pixels=1 << 30, batch_views=2, patience=patience)
-    )
+    scheduler = Scheduler(Limits(batch_pixels=1 << 30, batch_views=2, patience=patience))
     scheduler.add(image("rare", 31, 17, 1, recipe), 1)
     for turn in range(patience + 1):
         for n in range(4):
@@ -437,7 +434,7 @@ def test_a_rare_shape_is_served_while_a_common_one_keeps_filling_batches(patienc
 
 def test_full_batches_go_first_and_the_older_image_first_among_them() -> None:
     recipe = Recipe(views=Views(scales=(1.0,), mirror=False))
-    scheduler = Scheduler(Program(recipe, "baseline"), Limits(batch_pixels=1 << 30, batch_views=2))
+    scheduler = Scheduler(Limits(batch_pixels=1 << 30, batch_views=2))
     for name, side in [("a", 9), ("b", 8), ("c", 7), ("d", 7), ("e", 8), ("f", 8)]:
         scheduler.add(image(name, side, side, 1, recipe), 1)
     order = []
@@ -456,9 +453,7 @@ def test_images_leave_before_all_have_arrived() -> None:
             drawn.append((n, len(simulation.finished)))
             yield image(f"i{n}", 16, 16, 1, recipe), 1
 
-    simulation = Simulation(
-        Scheduler(Program(recipe, "both"), Limits(1000, images=3)), arrivals(), random.Random(0)
-    )
+    simulation = Simulation(Scheduler(Limits(1000, images=3)), arrivals(), random.Random(0))
     simulation.run()
     assert all(left >= n - 3 for n, left in drawn)
 
@@ -468,7 +463,7 @@ def test_images_leave_before_all_have_arrived() -> None:
 def test_a_bundle_of_one_size_batches_everything_together(specs: list, mode: str, seed: int) -> None:
     recipe = Recipe(views=Views(scales=(1.0,)))
     rng = random.Random(seed)
-    scheduler = Scheduler(Program(recipe, mode), Limits(1 << 30, batch_views=8), fixed=(24, 32))
+    scheduler = Scheduler(Limits(1 << 30, batch_views=8), fixed=(24, 32))
     tasks = [image(f"i{n}", h, w, k, recipe) for n, (h, w, k) in enumerate(specs)]
     seen = set()
 
@@ -483,13 +478,13 @@ def test_a_bundle_of_one_size_batches_everything_together(specs: list, mode: str
 
 
 def test_nothing_at_all() -> None:
-    scheduler = Scheduler(Program(RECIPES["released"], "both"), Limits(1))
+    scheduler = Scheduler(Limits(1))
     assert scheduler.idle and scheduler.wants() and scheduler.next() is None and not scheduler.finished()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_an_image_whose_response_is_not_finite_fails_alone(bad: float) -> None:
-    scheduler = Scheduler(Program(RECIPES["corrected"], "both"), Limits(batch_pixels=10**6))
+    scheduler = Scheduler(Limits(batch_pixels=10**6))
     good, ill = (image(name, 40, 50, 2, RECIPES["corrected"]) for name in ("good", "ill"))
     for task in (ill, good):
         scheduler.add(task, 1)

@@ -14,6 +14,7 @@ from infercam.engine.api import Engine
 from infercam.engine.backends.device import DeviceBackend
 from infercam.engine.bundle import Bundle
 from infercam.engine.device.driver import DeviceError, DeviceLost, DeviceOutOfMemory
+from infercam.engine.live import LiveEngine
 from infercam.engine.recipe import MODES, RECIPES, Recipe, Views
 from infercam.engine.scheduler import OutOfMemory
 from infercam.engine.task import Respond, Work
@@ -384,3 +385,56 @@ def test_limits_and_description(tiny_bundle: Bundle, device_engine: MakeEngine, 
     assert backend.name == "host" and backend.describe()["memory_budget"] == 8 << 20
     fixed = tiny.build(tmp_path / "one", batch=False)
     assert device(device_engine(fixed)).limits.batch_views == 1
+
+
+# -- requests from other threads -----------------------------------------------------------------------------------
+def test_a_live_engine_on_the_device(
+    tiny_bundle: Bundle, tiny_engine: Engine, device_engine: MakeEngine
+) -> None:
+    """Mixed recipes and modes, bare graphs and cancelled requests together; nothing is left on the device."""
+    jobs = [
+        (*item, recipe, MODES[n % 4])
+        for n, item in enumerate(ITEMS)
+        for recipe in ("released", "fast", "paper")
+    ]
+    x = np.random.default_rng(0).normal(size=(5, 3, 16, 20)).astype(np.float32)
+    engine = device_engine(tiny_bundle, most=3)
+    with LiveEngine(engine) as live:
+        futures = [live.submit(*job) for job in jobs]
+        doomed = [live.submit("doomed", tiny.picture(40, 50), [0, 1]) for _ in range(4)]
+        bare = live.infer(x)
+        for future in doomed[::2]:
+            future.cancel()
+        found = [future.result().maps for future in futures]
+        inferred = bare.result()
+        scores = live.scores(tiny.picture(37, 41)).result()
+    for job, maps in zip(jobs, found, strict=True):
+        assert difference(maps, tiny_engine.maps(*job[1:])) <= TOLERANCE, job[3:]
+    want = tiny.network(tiny_bundle)(x)
+    np.testing.assert_allclose(inferred.response, want, atol=1e-5)
+    bias = np.asarray(tiny_bundle.manifest.bias, np.float32)
+    np.testing.assert_allclose(inferred.scores, want.mean(axis=(2, 3)) + bias, atol=1e-5)
+    np.testing.assert_allclose(scores, tiny_engine.scores(tiny.picture(37, 41)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "recipe", [RECIPES["released"], RECIPES["paper"], EXOTIC["mean"], EXOTIC["quantile and probe"]]
+)
+def test_the_steps_are_those_of_the_cpu_backend(
+    tiny_bundle: Bundle, tiny_engine: Engine, device_engine: MakeEngine, recipe: Recipe
+) -> None:
+    traces = []
+    for engine in (tiny_engine, device_engine(tiny_bundle)):
+        with LiveEngine(engine) as live:
+            trace = live.submit("a", tiny.picture(31, 43, 3), [0, 4], recipe, trace=True).result().trace
+            assert trace is not None
+            traces.append(trace)
+    want, got = traces
+    assert got.centres == want.centres and len(got.centres) == 2
+    key = lambda tile: (tile.box, tile.takes, tile.whole)  # noqa: E731
+    for a, b in zip(sorted(want.tiles, key=key), sorted(got.tiles, key=key), strict=True):
+        assert key(a) == key(b)
+        for one, other in zip(a.iterations, b.iterations, strict=True):
+            assert one.erased_share == other.erased_share
+            np.testing.assert_array_equal(one.erased, other.erased)
+            np.testing.assert_allclose(one.maps.astype(int), other.maps, atol=1)
