@@ -14,6 +14,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from . import build_cli, precision_cli
+from .triton import cli as triton_cli
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +32,9 @@ def register(app: typer.Typer) -> None:
     app.command("export", cls=_ExportCommand)(export)
     build_cli.register(app)
     precision_cli.register(app)
+    package = typer.Typer(no_args_is_help=True, help="A bundle in the form that another server takes.")
+    triton_cli.register(package)
+    app.add_typer(package, name="package")
 
 
 class _ExportCommand(TyperCommand):

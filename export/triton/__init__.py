@@ -1,1 +1,1 @@
-"""`infercam package triton`: a bundle as a Triton model repository."""
+"""A bundle as a model repository of the Triton Inference Server: `infercam package triton BUNDLE -o REPOSITORY`."""
