@@ -1,13 +1,12 @@
 """`infercam eval`: the maps of a store against ground-truth masks, in one pass, over several processes.
 
-The counting is in histogram.py, the figures in scores.py, the bootstrap in resampling.py; their public
-names can be imported from here. Labels instead of maps: evaluate_labels.py.
+The counting is in image_counts.py and histogram.py, the figures in scores.py, the bootstrap in resampling.py; their
+public names can be imported from here. Labels instead of maps: evaluate_labels.py.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,15 +17,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import voc
 from .cores import available_cores
 from .errors import InputError, StoreError, shown
+from .ground_truth import GroundTruth, folder_ground_truth, voc_ground_truth
 from .histogram import THRESHOLDS, ImageCounts, JointHistogram, count_image
 from .label_png import read_mask
 from .mapstore import MapStore
 from .resampling import Difference, add_intervals, compare
 from .scores import EvalResult, GroupScore, Interval, Score, evaluate, summarise
-from .sources import voc_source
 
 __all__ = [
     "THRESHOLDS",
@@ -56,42 +54,6 @@ _INLINE = 500  # fewer images than this are counted before new processes have st
 MISSING = ("error", "skip", "zero")
 
 
-@dataclass(frozen=True)
-class GroundTruth:
-    """Which images to score and against what: (id, mask file) pairs, and the words printed beside figures."""
-
-    pairs: Sequence[tuple[str, Path]]
-    masks: str
-    split: str
-
-
-def voc_ground_truth(
-    root: str | os.PathLike[str], split: str, masks: str | os.PathLike[str] | None = None
-) -> GroundTruth:
-    """A split of a VOC tree, with its official masks or those of the folder `masks` (`<id>.png`)."""
-    source = voc_source(root, split)
-    folder = source.root / voc.MASKS if masks is None else _folder(masks)
-    words = f"VOC masks, {folder}" if masks is None else str(folder)
-    return GroundTruth([(item.id, folder / f"{item.id}.png") for item in source], words, split)
-
-
-def folder_ground_truth(masks: str | os.PathLike[str]) -> GroundTruth:
-    """Every `.png` below a folder; its path there without suffix is the image's id."""
-    folder = _folder(masks)
-    files = sorted(folder.rglob("*.png"))
-    if not files:
-        raise InputError(f"{shown(folder)}: no .png masks in it")
-    pairs = [(f.relative_to(folder).with_suffix("").as_posix(), f) for f in files]
-    return GroundTruth(pairs, str(folder), "all masks of the folder")
-
-
-def _folder(path: str | os.PathLike[str]) -> Path:
-    folder = Path(path)
-    if not folder.is_dir():
-        raise InputError(f"{shown(folder)}: no such folder of masks")
-    return folder
-
-
 def evaluate_store(
     store: MapStore,
     truth: GroundTruth,
@@ -100,22 +62,25 @@ def evaluate_store(
     min_images: int = 7,
     workers: int | None = 1,
     bootstrap: int = 0,
+    keep_images: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> EvalResult:
-    """Score a store's maps against masks; class c of the store is mask value c + 1.
+    """Score a store's maps against masks; class c of the store is mask value c + 1, or the one of its name where the
+    ground truth names its values.
 
     Args:
         missing: what an image of `truth` without maps means: 'error', 'skip' it, or 'zero' activation.
         min_images: the 'frequent' mean takes classes in the ground truth of at least so many images.
         workers: processes (spawned: a script needs its `if __name__ == "__main__"`); None: one per core.
         bootstrap: resamples for the intervals; 0: none.
+        keep_images: whether the result has the images' own `counts`, for `compare` and reports; with a bootstrap it
+            always has. Kept on disk where they are many.
         progress: called with the number of images each time some are counted.
 
     Raises InputError or StoreError naming the image where maps are missing, corrupt or of another size
-    than the mask, or where a mask has values beyond the classes. Memory does not grow with the maps: about
-    3 KB an image are kept.
+    than the mask, or where a mask has values beyond the classes. Memory: the ids, and one image a process.
     """
-    return score(_Maps(store), truth, missing, min_images, workers, bootstrap, progress)
+    return score(_Maps(store), truth, missing, min_images, workers, bootstrap, keep_images, progress)
 
 
 class Predictions(Protocol):
@@ -139,6 +104,7 @@ def score(
     min_images: int,
     workers: int | None,
     bootstrap: int,
+    keep_images: bool,
     progress: Callable[[int], None] | None,
 ) -> EvalResult:
     """As `evaluate_store`, of any predictions."""
@@ -146,8 +112,9 @@ def score(
         raise InputError(f"missing is one of {', '.join(MISSING)}, not {missing!r}")
     present, absent = _present(predictions, truth, missing)
     chunks = [present[i : i + _CHUNK] for i in range(0, len(present), _CHUNK)]
-    task = _Task(predictions, missing == "zero")
-    total = JointHistogram(len(predictions.classes))
+    keep = keep_images or bootstrap > 0
+    task = _Task(predictions, truth.read, truth.table(predictions.classes), missing == "zero", keep)
+    total = JointHistogram(len(predictions.classes), keep_images=keep)
     for part in _run(task, chunks, _workers(workers, len(present))):
         total.merge(part)
         if progress:
@@ -179,22 +146,22 @@ class _Maps:
 
 def _present(
     predictions: Predictions, truth: GroundTruth, missing: str
-) -> tuple[list[tuple[str, Path]], int]:
-    absent = [id for id, _ in truth.pairs if id not in predictions]
+) -> tuple[Sequence[tuple[str, Path]], int]:
+    """The pairs to score, and how many of all have nothing to score."""
+    absent = {id for id, _ in truth.pairs if id not in predictions}
     if not absent:
-        return list(truth.pairs), 0
+        return truth.pairs, 0
     if len(absent) == len(truth.pairs):
         advice = "is this the right split?"
     else:
         advice = "finish the run, or choose --missing skip or zero"
     if missing == "error" or len(absent) == len(truth.pairs):
-        some = ", ".join(map(shown, absent[:3])) + (", …" if len(absent) > 3 else "")
+        some = ", ".join(map(shown, sorted(absent)[:3])) + (", …" if len(absent) > 3 else "")
         count = f"{len(absent)} of the {len(truth.pairs)} images of {truth.split}"
         raise InputError(f"{predictions.path}: no {predictions.noun} for {count} ({some}); {advice}")
     if missing == "zero":
-        return list(truth.pairs), len(absent)
-    gone = set(absent)
-    return [pair for pair in truth.pairs if pair[0] not in gone], len(absent)
+        return truth.pairs, len(absent)
+    return [pair for pair in truth.pairs if pair[0] not in absent], len(absent)
 
 
 @dataclass(frozen=True)
@@ -202,12 +169,17 @@ class _Task:
     """What one process does with a chunk."""
 
     predictions: Predictions
+    read: Callable[[str, Path], np.ndarray]
+    table: np.ndarray | None
     zero: bool
+    keep_images: bool
 
-    def __call__(self, pairs: list[tuple[str, Path]]) -> JointHistogram:
-        counted = JointHistogram(len(self.predictions.classes))
+    def __call__(self, pairs: Sequence[tuple[str, Path]]) -> JointHistogram:
+        counted = JointHistogram(len(self.predictions.classes), keep_images=self.keep_images)
         for id, mask_file in pairs:
-            mask = read_mask(mask_file)
+            mask = self.read(id, mask_file)
+            if self.table is not None:
+                mask = self.table[mask]
             if self.zero and id not in self.predictions:
                 counted.add(np.zeros((0, *mask.shape), np.uint8), [], mask, id)
             else:
@@ -221,7 +193,7 @@ def _workers(asked: int | None, images: int) -> int:
     return 1 if images < _INLINE else min(available_cores(), 16)
 
 
-def _run(task: _Task, chunks: list[list[tuple[str, Path]]], workers: int) -> Iterator[JointHistogram]:
+def _run(task: _Task, chunks: Sequence[Sequence[tuple[str, Path]]], workers: int) -> Iterator[JointHistogram]:
     """The chunks' counts in order, with only a few chunks waiting at any time."""
     if workers == 1 or len(chunks) < 2:
         yield from map(task, chunks)

@@ -85,22 +85,24 @@ def evaluate_labels(
     min_images: int = 7,
     workers: int | None = 1,
     bootstrap: int = 0,
+    keep_images: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> LabelResult:
     """Score labels against masks of the same size and the same values; see `evaluate_store` for the arguments.
 
-    classes: names for a folder that has none of its own (default: VOC's).
+    classes: names for a folder that has none of its own (default: those of the ground truth, else VOC's).
     missing: an image without a label is an 'error', left out ('skip'), or all background ('zero').
 
     Pixels that a label leaves open (255) are not scored; their share is told. A class that occurs only in
     such pixels does not count as one of that image. Raises InputError or StoreError naming the image where a
     label is missing, not a label PNG, of another size than the mask, or has values beyond the classes.
     """
-    names = folder.info.classes if folder.info else list(classes or voc.CLASSES)
-    result = score(_Labels(folder, names), truth, missing, min_images, workers, bootstrap, progress)
-    assert result.counts is not None
-    hits = sum(int(image.hits[:, -1].sum()) for image in result.counts)
-    return LabelResult(result, hits / result.pixels, result.ignored / (result.pixels + result.ignored))
+    names = folder.info.classes if folder.info else list(classes or truth.classes or voc.CLASSES)
+    labels = _Labels(folder, names)
+    result = score(labels, truth, missing, min_images, workers, bootstrap, keep_images, progress)
+    return LabelResult(
+        result, result.right / result.pixels, result.ignored / (result.pixels + result.ignored)
+    )
 
 
 class _Labels:

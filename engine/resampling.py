@@ -3,18 +3,19 @@
 Images are drawn with replacement; in every resample the threshold is chosen anew, so the interval covers
 that choice too. A class of one image is absent from a third of the resamples, and then is not averaged:
 over all classes of a small set the interval is wide and lopsided; the frequent classes are the ones to
-compare by. The counts of an image (3 KB) are all that is needed; nothing is read again.
+compare by. The counts of the images are all that is needed (kept_counts.py); no map is read again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from .errors import InputError
-from .histogram import STEPS, ImageCounts
+from .histogram import STEPS
+from .kept_counts import KeptCounts
 from .scores import EvalResult, Interval, frequent_labels
 
 _CHUNK = 64  # resamples at a time: bounds the memory, whatever the number asked for
@@ -36,70 +37,68 @@ class Difference:
     not_better: float
 
 
-class _Curves:
-    """The images' counts by label, ready to be weighted: label -> (image numbers, rows of 100)."""
+class _Sums:
+    """Counts of resamples by label: what `scores` computes from a histogram, for (B, …) resamples at once.
 
-    def __init__(self, images: list[ImageCounts]) -> None:
-        self.true = self._gather((i, im.true_labels, im.true_counts[:, None]) for i, im in enumerate(images))
-        self.hits = self._gather((i, im.labels, im.hits) for i, im in enumerate(images))
-        self.predicted = self._gather((i, im.labels, im.predicted) for i, im in enumerate(images))
+    Integers below 2^53 throughout, so sums in float64 are exact in whatever order blocks of images are added.
+    """
 
-    @staticmethod
-    def _gather(
-        rows: Iterator[tuple[int, np.ndarray, np.ndarray]],
-    ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        numbers: dict[int, list[int]] = {}
-        values: dict[int, list[np.ndarray]] = {}
-        for number, labels, block in rows:
-            for label, row in zip(labels.tolist(), block, strict=True):
-                numbers.setdefault(label, []).append(number)
-                values.setdefault(label, []).append(row)
-        return {k: (np.array(numbers[k]), np.stack(values[k]).astype(np.float64)) for k in numbers}
+    def __init__(self, images: KeptCounts, n_labels: int, weights: np.ndarray, order: np.ndarray) -> None:
+        """Where image i counts `weights[b, order[i]]` times."""
+        resamples = len(weights)
+        self.true = np.zeros((n_labels, resamples))
+        self.hits = np.zeros((n_labels, resamples, STEPS))
+        self.predicted = np.zeros((n_labels, resamples, STEPS))
+        for block in images.blocks():
+            own = weights[:, order[block.first : block.first + len(block.active)]].astype(np.float64)
+            for label, rows in _rows_of(block.true_labels):
+                self.true[label] += own[:, block.true_images[rows]] @ block.true_counts[rows]
+            for label, rows in _rows_of(block.labels):
+                of_label = own[:, block.images[rows]]
+                self.hits[label] += of_label @ block.hits[rows]
+                self.predicted[label] += of_label @ block.predicted[rows]
 
-    def best(self, weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """(B,) best mIoU over `labels` (bool) where image i counts `weights[b, i]` times."""
-        total = np.zeros((len(weights), STEPS))
-        counted = np.zeros((len(weights), 1))
-        for label in np.flatnonzero(labels).tolist():
-            if label not in self.true:
-                continue
-            true = self._weighted(self.true, label, weights)
-            hits = self._weighted(self.hits, label, weights)
-            union = true + self._weighted(self.predicted, label, weights) - hits
+    def best(self, labels: np.ndarray) -> np.ndarray:
+        """(B,) best mIoU over `labels` (bool)."""
+        resamples = self.true.shape[1]
+        total, counted = np.zeros((resamples, STEPS)), np.zeros((resamples, 1))
+        for label in np.flatnonzero(labels):
+            true, hits = self.true[label][:, None], self.hits[label]
+            union = true + self.predicted[label] - hits
             present = true > 0  # as in a Score: labels without ground truth in this resample do not count
             total += np.where(present, hits / np.maximum(union, 1), 0)
             counted += present
-        return (total / np.maximum(counted, 1)).max(axis=1)
+        best: np.ndarray = (total / np.maximum(counted, 1)).max(axis=1)
+        return best
 
-    @staticmethod
-    def _weighted(
-        table: dict[int, tuple[np.ndarray, np.ndarray]], label: int, weights: np.ndarray
-    ) -> np.ndarray:
-        if label not in table:
-            return np.zeros((1, 1))
-        numbers, rows = table[label]
-        return weights[:, numbers] @ rows
+
+def _rows_of(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(label, its rows) for each label that there is."""
+    order = np.argsort(labels, kind="stable")
+    found, starts = np.unique(labels[order], return_index=True)
+    yield from zip(found.tolist(), np.split(order, starts[1:]), strict=True)
 
 
 def _weights(n_images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """(≤ 64, n_images) counts at a time; each row sums to n_images."""
     random = np.random.default_rng(seed)
+    shares = np.full(n_images, 1 / n_images)
     for start in range(0, resamples, _CHUNK):
-        size = min(_CHUNK, resamples - start)
-        yield random.multinomial(n_images, np.full(n_images, 1 / n_images), size=size).astype(np.float64)
+        rows = (random.multinomial(n_images, shares) for _ in range(min(_CHUNK, resamples - start)))
+        yield np.stack([row.astype(np.int32) for row in rows])
 
 
-def add_intervals(result: EvalResult, resamples: int = 1000, seed: int = 0) -> None:
-    """Fill `result.intervals` ('all', 'frequent') by resampling its images; needs their counts."""
+def add_intervals(
+    result: EvalResult, resamples: int = 1000, seed: int = 0, progress: Callable[[int], None] | None = None
+) -> None:
+    """Fill `result.intervals` ('all', 'frequent') by resampling its images; needs their counts.
+
+    progress: called with the number of resamples each time some are done.
+    """
     images = _counts(result)
-    curves = _Curves(images)
-    sets = _label_sets(result)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in sets}
-    for weights in _weights(len(images), resamples, seed):
-        for name, labels in sets.items():
-            found[name].append(curves.best(weights, labels))
+    found = _resampled(images, np.arange(len(images)), _label_sets(result), resamples, seed, progress)
     result.resamples = resamples
-    result.intervals = {name: _interval(np.concatenate(values)) for name, values in found.items() if values}
+    result.intervals = {name: _interval(values) for name, values in found.items()}
 
 
 def compare(a: EvalResult, b: EvalResult, resamples: int = 1000, seed: int = 0) -> dict[str, Difference]:
@@ -109,28 +108,33 @@ def compare(a: EvalResult, b: EvalResult, resamples: int = 1000, seed: int = 0) 
     InputError otherwise. 'frequent' is left out where no class is.
     """
     first, second = _counts(a), _counts(b)
-    by_id = {image.id: image for image in second}
-    if len(first) != len(second) or len(by_id) != len(second) or any(i.id not in by_id for i in first):
+    if len(a.images_with) != len(b.images_with):
+        raise InputError("the two runs have different numbers of classes")
+    number = {id: at for at, id in enumerate(first.ids)}
+    if len(first) != len(second) or number.keys() != set(second.ids):
         raise InputError("the two runs were evaluated on different images; compare them on the same split")
-    second = [by_id[image.id] for image in first]
-    for one, two in zip(first, second, strict=True):
-        same = np.array_equal(one.true_labels, two.true_labels)
-        if not same or not np.array_equal(one.true_counts, two.true_counts):
-            raise InputError(f"{one.id}: the two runs were evaluated against different ground truths")
-    return _paired(a, b, _Curves(first), _Curves(second), resamples, seed)
+    order = np.array([number[id] for id in second.ids])
+    for at, place in enumerate(order.tolist()):
+        if second.truth(at) != first.truth(place):
+            raise InputError(f"{second.ids[at]}: the two runs were evaluated against different ground truths")
+    return _paired(a, b, np.arange(len(first)), order, resamples, seed)
 
 
 def _paired(
-    a: EvalResult, b: EvalResult, first: _Curves, second: _Curves, resamples: int, seed: int
+    a: EvalResult, b: EvalResult, first: np.ndarray, second: np.ndarray, resamples: int, seed: int
 ) -> dict[str, Difference]:
+    sets = _label_sets(a)
+    sides = [
+        _resampled(_counts(run), order, sets, resamples, seed) for run, order in ((a, first), (b, second))
+    ]
     found = {}
-    for name, labels in _label_sets(a).items():
-        sides = [
-            np.concatenate([curves.best(w, labels) for w in _weights(a.images, resamples, seed)])
-            for curves in (first, second)
-        ]
-        gains = sides[1] - sides[0]
-        one, two = (curves.best(np.ones((1, a.images)), labels)[0] for curves in (first, second))
+    for name, labels in sets.items():
+        gains = sides[1][name] - sides[0][name]
+        once = np.ones((1, a.images), np.int32)
+        one, two = (
+            _Sums(_counts(run), len(labels), once, order).best(labels)[0]
+            for run, order in ((a, first), (b, second))
+        )
         found[name] = Difference(
             images=a.images,
             a=float(one),
@@ -142,7 +146,27 @@ def _paired(
     return found
 
 
-def _counts(result: EvalResult) -> list[ImageCounts]:
+def _resampled(
+    images: KeptCounts,
+    order: np.ndarray,
+    sets: dict[str, np.ndarray],
+    resamples: int,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """For each set of labels the best mIoU of every resample; image i of `images` is number `order[i]`."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in sets}
+    n_labels = len(next(iter(sets.values())))
+    for weights in _weights(len(images), resamples, seed):
+        sums = _Sums(images, n_labels, weights, order)
+        for name, labels in sets.items():
+            found[name].append(sums.best(labels))
+        if progress:
+            progress(len(weights))
+    return {name: np.concatenate(values) for name, values in found.items() if values}
+
+
+def _counts(result: EvalResult) -> KeptCounts:
     if not result.counts:
         raise InputError("resampling needs the images' counts; evaluate with keep_images")
     return result.counts

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .histogram import GROUPS, STEPS, ImageCounts, JointHistogram
+from .histogram import GROUPS, STEPS, JointHistogram
+from .kept_counts import KeptCounts
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,10 @@ class EvalResult:
     class). `iou` is per label at `all`'s best threshold, NaN for labels without ground truth. `groups`
     are keyed '1', '2', '3+' by the classes in the ground truth, averaged as `all`; empty ones are absent.
     `active_share` is the share of object pixels at which any class has an activation above 0; `pixels` and
-    `ignored` are the pixels scored, and those with ground truth that the predictions leave open.
+    `ignored` are the pixels scored, and those with ground truth that the predictions leave open; `right` are
+    those of the scored pixels that get their true label at the highest threshold (labels: at any).
+    `counts` are the images' own, a sequence of `ImageCounts` (image_counts.py) that may lie on disk: go through it
+    rather than copy it. None where they were not kept.
     """
 
     images: int
@@ -75,6 +79,7 @@ class EvalResult:
     active_share: float | None
     pixels: int = 0
     ignored: int = 0
+    right: int = 0
     ground_truth: str = ""
     split: str = ""
     maps: str = ""
@@ -82,7 +87,7 @@ class EvalResult:
     resamples: int = 0
     intervals: dict[str, Interval] = field(default_factory=dict)
     missing: int = 0
-    counts: list[ImageCounts] | None = None
+    counts: KeptCounts | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the images' counts, as plain JSON values."""
@@ -160,6 +165,7 @@ def summarise(
         active_share=histogram.active / objects if objects else None,
         pixels=int(true.sum()),
         ignored=histogram.ignored,
+        right=int(histogram.hits[:, :, -1].sum()),
         counts=histogram.kept,
     )
 
