@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from . import doctor_cli, run_cli, store_cli
+from .coco import cli as coco_cli
 from .demo import cli as demo_cli
 from .errors import InfercamError
 from .report import cli as report_cli
@@ -38,6 +39,7 @@ def root(show: bool = typer.Option(False, "--version", callback=_version, is_eag
 run_cli.register(app)
 demo_cli.register(app)
 store_cli.register(app)
+coco_cli.register(app)
 report_cli.register(app)
 doctor_cli.register(app)
 

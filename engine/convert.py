@@ -17,7 +17,7 @@ from . import voc
 from .errors import InfercamError, MissingExtra, StoreError
 from .formats.record import MapRecord
 from .mapstore import INFO, DiskFullError, MapStore
-from .paths import read_text
+from .paths import is_file, read_text
 
 
 @dataclass
@@ -51,7 +51,14 @@ def open_source(path: str | os.PathLike[str], fmt: str, class_file: Path | None 
 
 
 def read_classes(file: Path) -> list[str]:
-    """Class names in index order: a JSON list, or one a line (blank lines skipped); raises InfercamError."""
+    """Class names in index order: a JSON list, or one a line (blank lines skipped); raises InfercamError.
+
+    `voc` and `coco`, where there is no such file, are those data sets' own.
+    """
+    if str(file) in ("voc", "coco") and not is_file(file):
+        from .coco.categories import CLASSES
+
+        return list(voc.CLASSES if str(file) == "voc" else CLASSES)
     text = read_text(file)
     if not text.lstrip().startswith("["):
         names = [line.strip() for line in text.splitlines() if line.strip()]

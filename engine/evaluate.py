@@ -6,23 +6,19 @@ public names can be imported from here. Labels instead of maps: evaluate_labels.
 
 from __future__ import annotations
 
-import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from .cores import available_cores
-from .errors import InputError, StoreError, shown
+from .errors import InputError, shown
 from .ground_truth import GroundTruth, folder_ground_truth, voc_ground_truth
 from .histogram import THRESHOLDS, ImageCounts, JointHistogram, count_image
 from .label_png import read_mask
 from .mapstore import MapStore
+from .processes import chosen_workers, map_in_processes
 from .resampling import Difference, add_intervals, compare
 from .scores import EvalResult, GroupScore, Interval, Score, evaluate, summarise
 
@@ -115,7 +111,8 @@ def score(
     keep = keep_images or bootstrap > 0
     task = _Task(predictions, truth.read, truth.table(predictions.classes), missing == "zero", keep)
     total = JointHistogram(len(predictions.classes), keep_images=keep)
-    for part in _run(task, chunks, _workers(workers, len(present))):
+    processes = min(chosen_workers(workers, len(present), _INLINE), max(len(chunks), 1))
+    for part in map_in_processes(task, chunks, processes):
         total.merge(part)
         if progress:
             progress(int(part.images.sum()))
@@ -185,31 +182,3 @@ class _Task:
             else:
                 self.predictions.add(counted, id, mask)
         return counted
-
-
-def _workers(asked: int | None, images: int) -> int:
-    if asked is not None:
-        return max(asked, 1)
-    return 1 if images < _INLINE else min(available_cores(), 16)
-
-
-def _run(task: _Task, chunks: Sequence[Sequence[tuple[str, Path]]], workers: int) -> Iterator[JointHistogram]:
-    """The chunks' counts in order, with only a few chunks waiting at any time."""
-    if workers == 1 or len(chunks) < 2:
-        yield from map(task, chunks)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context) as pool:
-        waiting: deque[Future[JointHistogram]] = deque()
-        try:
-            for chunk in chunks:
-                waiting.append(pool.submit(task, chunk))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise StoreError("a worker process died (out of memory?); try again with --workers 1") from None
-        finally:
-            for future in waiting:
-                future.cancel()

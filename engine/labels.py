@@ -6,6 +6,7 @@
 | `.csv`, `.tsv` | see `engine/label_tables.py`: one label a row, several a row, or a column per class |
 | `.npy` | psa's `cls_labels.npy`: a pickled dictionary id -> one-hot row; read without running it |
 | a folder, or `voc-xml` | VOC annotations, `ID.xml` |
+| `coco` | the instance annotations of a COCO tree (`engine/coco`) |
 
 Names are the bundle's; indices count in the file's own `classes` if it has them, else in the bundle's
 classes, from 0. One-hot rows of 20 are in VOC's order wherever the bundle knows VOC's names.
@@ -46,12 +47,14 @@ def load_labels(
     *,
     voc_root: str | os.PathLike[str] | None = None,
     difficult: bool = True,
+    coco: tuple[str | os.PathLike[str], str] | None = None,
 ) -> Labels:
     """Labels for the bundle's `classes`.
 
-    `spec`: a label file, a folder of VOC annotations, 'voc-xml' (the Annotations of `voc_root`), or None
-    (no labels; every lookup fails). `difficult`: whether VOC objects marked so count, as they do in psa's
-    labels. Raises InputError for a file that cannot be read or is none of the forms above.
+    `spec`: a label file, a folder of VOC annotations, 'voc-xml' (the Annotations of `voc_root`), 'coco' (those of
+    `coco`, its tree and split), or None (no labels; every lookup fails). `difficult`: whether VOC objects marked
+    so count, as they do in psa's labels. Raises InputError for a file that cannot be read or is none of the forms
+    above.
     """
     names = list(classes)
     if spec is None:
@@ -60,6 +63,12 @@ def load_labels(
         if voc_root is None:
             raise InputError("labels voc-xml: needs a VOC tree; give its root with --voc")
         return AnnotationLabels(voc.find_root(voc_root) / voc.ANNOTATIONS, names, difficult=difficult)
+    if os.fspath(spec) == "coco":
+        if coco is None:
+            raise InputError("labels coco: needs a COCO tree; give its root with --coco, and --split")
+        from .coco import coco_labels
+
+        return coco_labels(*coco, names)
     path = Path(spec)
     if is_folder(path):
         below = path / voc.ANNOTATIONS

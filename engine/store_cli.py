@@ -10,7 +10,6 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from . import convert as conversion
@@ -28,14 +27,18 @@ from .evaluate_labels import LabelResult, evaluate_labels, holds_labels
 from .label_folder import LabelFolder
 from .mapstore import FORMATS, MapStore
 from .plots import check_plot, plot_evaluation
+from .progress_bar import counting_bar
 from .scores import Score
 
 _OUT = typer.Argument(help="A map store, or a folder of label PNGs.", show_default=False)
 _VOC = typer.Option(None, help="A VOC tree (the folder with JPEGImages, or one above it).")
-_SPLIT = typer.Option(None, help="A split of the VOC tree, for example val.")
+_SPLIT = typer.Option(None, help="A split of the VOC or COCO tree, for example val or val2014.")
+_COCO = typer.Option(None, help="A COCO tree (annotations/instances_SPLIT.json): masks painted from it.")
 _GT = typer.Option(None, help="Folder of <id>.png masks instead of the tree's own; alone: all of its masks.")
 _FORMAT = typer.Option(None, "--format", help="psa or irn: read these pickled maps (restricted unpickler).")
-_CLASSES = typer.Option(None, help="Class names, for folders of other tools; VOC's if not given.")
+_CLASSES = typer.Option(
+    None, help="Class names, for folders of other tools: a file, voc or coco (default voc)."
+)
 _JSON = typer.Option(None, "--json", help="Write every figure to this file.")
 
 
@@ -49,6 +52,7 @@ def eval_command(
     out: Path = _OUT,
     voc: Path | None = _VOC,
     split: str | None = _SPLIT,
+    coco: Path | None = _COCO,
     gt: Path | None = _GT,
     format: str | None = _FORMAT,
     classes: Path | None = _CLASSES,
@@ -68,12 +72,13 @@ def eval_command(
         raise InputError(f"--missing is one of {', '.join(MISSING)}, not {missing!r}")
     if plot is not None:
         check_plot(plot)
-    truth = _truth(voc, split, gt)
+    truth = _truth(voc, coco, split, gt)
     options: dict[str, Any] = {
         "missing": missing,
         "min_images": min_images,
         "workers": workers or None,
         "bootstrap": bootstrap,
+        "keep_images": False,
     }
     if format is None and holds_labels(out):
         if plot is not None:
@@ -93,12 +98,18 @@ def eval_command(
     _report(result)
 
 
-def _truth(voc: Path | None, split: str | None, gt: Path | None) -> GroundTruth:
-    if voc is not None and split is not None:
+def _truth(voc: Path | None, coco: Path | None, split: str | None, gt: Path | None) -> GroundTruth:
+    if voc is not None and coco is None and split is not None:
         return voc_ground_truth(voc, split, gt)
-    if voc is None and split is None and gt is not None:
+    if coco is not None and voc is None and split is not None:
+        from .coco import coco_ground_truth
+
+        return coco_ground_truth(coco, split, gt)
+    if voc is None and coco is None and split is None and gt is not None:
         return folder_ground_truth(gt)
-    raise InputError("name the ground truth: --voc ROOT --split NAME, or --gt FOLDER of masks")
+    raise InputError(
+        "name the ground truth: --voc ROOT --split NAME, or --gt FOLDER of masks, or --coco ROOT --split NAME"
+    )
 
 
 def open_maps(path: Path, fmt: str | None = None, classes: Path | None = None) -> MapStore:
@@ -114,14 +125,9 @@ def _known(fmt: str, option: str) -> str:
     return fmt
 
 
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    return Progress(console=console, transient=True, disable=not console.is_terminal)
-
-
 @contextmanager
 def _counting(truth: GroundTruth) -> Iterator[Callable[[int], None]]:
-    with _progress() as bar:
+    with counting_bar() as bar:
         task = bar.add_task("counting", total=len(truth.pairs))
         yield lambda n: bar.advance(task, n)
 
@@ -254,7 +260,7 @@ def convert_command(
     """Convert maps between infercam's npz and the formats of psa (SEAM, SC-CAM) and irn."""
     fmt = _known(target_format, "--to")
     source = conversion.open_source(src, _known(source_format, "--from"), classes)
-    with _progress() as bar:
+    with counting_bar() as bar:
         task = bar.add_task("converting", total=len(source))
         summary = conversion.convert(source, dst, fmt, dtype, progress=lambda: bar.advance(task))
     _write_json(json_file, summary.to_json())

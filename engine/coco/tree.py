@@ -91,24 +91,39 @@ def coco_source(root: str | os.PathLike[str], split: str) -> Source:
     files = annotations.files()
     if not files:
         raise InputError(f"{shown(annotations.file)}: none of its images has annotations")
-    return Source("coco", top, files, _Locator(folder), split=split, notes=notes(annotations, len(files)))
+    return Source("coco", top, files, _Locator(folder), split=split, notes=notes(annotations))
 
 
-def notes(annotations: Annotations, used: int) -> list[str]:
+def notes(annotations: Annotations, *, empty: str = "skip") -> list[str]:
     """Lines worth telling: what of the file is not used, and whether it is COCO's."""
     name = shown(annotations.file.name)
-    empty = len(annotations.files(empty=True)) - used
-    strays = annotations.strays()
     found = []
-    if empty:
-        found.append(f"{name}: {empty} images without annotations left out")
+    left_out = len(annotations.files(empty=True)) - len(annotations.files()) if empty == "skip" else 0
+    if left_out:
+        found.append(f"{name}: {left_out} images without annotations left out")
+    strays = annotations.strays()
     if strays:
         found.append(f"{name}: {len(strays)} entries passed over, the first: {': '.join(strays[0])}")
     if not annotations.official:
-        found.append(
-            f"{name}: its {len(annotations.classes)} categories are not COCO's 80; numbered by ascending id"
-        )
+        number = len(annotations.classes)
+        found.append(f"{name}: its {number} categories are not COCO's 80; numbered by ascending id")
     return found
+
+
+def open_source(path: Path, split: str | None) -> tuple[Annotations, str, Path | None]:
+    """What `infercam coco` is given, a tree and a split or an annotation file: (annotations, split, images).
+
+    `images` is the folder of the pictures where the tree has one.
+    """
+    if is_file(path):
+        return open_file(path), split or path.stem.removeprefix(_PREFIX), None
+    if split is None:
+        raise InputError("name the split of the COCO tree: --split train2014, val2014, train2017, val2017")
+    annotations = open_annotations(path, split)
+    try:
+        return annotations, split, image_folder(path, split)
+    except InputError:  # masks can be made without pictures
+        return annotations, split, None
 
 
 @dataclass(frozen=True)
@@ -147,14 +162,15 @@ def coco_ground_truth(
     annotation (`GroundTruth.masks` says how many).
     """
     annotations = open_annotations(root, split)
-    names = annotations.names()
+    broken = annotations.broken()
+    names = [name for name in annotations.names() if name not in broken]
+    left_out = f"; {len(broken)} broken images left out" if broken else ""
     if masks is not None:
         folder = mask_folder(masks)
-        return GroundTruth(MaskFiles(folder, names), str(folder), split, classes=annotations.classes)
-    broken = annotations.broken()
-    names = [name for name in names if name not in broken]
+        words = f"{folder}{left_out}"
+        return GroundTruth(MaskFiles(folder, names), words, split, classes=annotations.classes)
     painter = CocoMasks(annotations, **choices)
-    words = painter.words + (f"; {len(broken)} broken images left out" if broken else "")
+    words = f"{painter.words}{left_out}"
     return GroundTruth(_Painted(names, annotations.file), words, split, painter, annotations.classes)
 
 
