@@ -132,7 +132,10 @@ class TritonPythonModel:
             self._open += 1
 
     def _begin(self, job: Job) -> None:
-        """Decode; then the scores where they are needed, then the maps."""
+        """Decode; then the scores where they are needed, then the maps.
+
+        Whether the client still waits is asked here only: a sender that has answered must not be asked again.
+        """
         if job.sender.is_cancelled():
             raise CancelledError
         job.pixels = decode_image(job.image, job.id, self._max_pixels)
