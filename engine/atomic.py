@@ -22,14 +22,14 @@ os.umask(_UMASK)
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; rename it over `path` when the block ends without an exception.
 
-    The temporary file is locked until it has its name, so that nobody sweeps it away as stale (see `in_use`).
+    The temporary file is locked until it has its name: see `remove_abandoned`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(prefix=TEMP_PREFIX, dir=target.parent)
+    fd, name = _locked_temporary(target.parent)
     try:
         encoding = None if "b" in mode else "utf-8"
-        with _locked(fd):
+        with _kept_locked(fd):
             with os.fdopen(fd, mode, encoding=encoding) as f:
                 yield f
             Path(name).chmod(0o666 & ~_UMASK)  # mkstemp makes 0600
@@ -39,32 +39,57 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         raise
 
 
-def in_use(temporary: Path) -> bool:
-    """Whether a writer, of this machine at least, is still at a temporary file; its age cannot tell: clocks jump."""
-    if sys.platform == "win32":  # an open file cannot be removed there anyway
+def remove_abandoned(temporary: Path) -> bool:
+    """Remove a temporary file unless its writer, of this machine at least, is still at it; whether it was removed.
+
+    A file's age alone cannot tell: clocks jump, and a file server has its own.
+    """
+    if sys.platform == "win32":  # a file that is open cannot be removed there
+        with contextlib.suppress(PermissionError):
+            temporary.unlink()
+            return True
         return False
     fd = os.open(temporary, os.O_RDWR | os.O_NONBLOCK)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if not _lock(fd, wait=False):
+            return False
+        temporary.unlink()  # before the lock is let go: the writer looks whether its file is still there
         return True
-    except OSError:  # a file system without locks
-        return False
     finally:
         os.close(fd)
-    return False
+
+
+def _locked_temporary(folder: Path) -> tuple[int, str]:
+    """A new temporary file, locked; another one where a sweep took it before it was."""
+    while True:
+        fd, name = tempfile.mkstemp(prefix=TEMP_PREFIX, dir=folder)
+        if sys.platform == "win32":
+            return fd, name
+        _lock(fd, wait=True)
+        if Path(name).exists():
+            return fd, name
+        os.close(fd)
+
+
+def _lock(fd: int, wait: bool) -> bool:
+    """False where another holds it. A file system without locks lets everybody pass: only age decides there."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @contextlib.contextmanager
-def _locked(fd: int) -> Iterator[None]:
-    """Hold the file's lock beyond the closing of `fd`, whose duplicate shares it."""
+def _kept_locked(fd: int) -> Iterator[None]:
+    """The file's lock beyond the closing of `fd`: a duplicate shares it."""
     if sys.platform == "win32":
         yield
         return
     held = os.dup(fd)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: age alone decides there
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(held)

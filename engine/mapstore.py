@@ -44,7 +44,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .atomic import TEMP_PREFIX, in_use
+from .atomic import TEMP_PREFIX, remove_abandoned
 from .errors import StoreError
 from .formats.irn import IrnCodec
 from .formats.npz import NpzCodec
@@ -88,7 +88,7 @@ class MapStore:
         self.info = info
         self.shard = shard
         self._codec = _CODECS[info.format]
-        self._index = _index(place, shard) if indexed else None
+        self._index = _index(place, shard, self._codec.suffix) if indexed else None
 
     @property
     def path(self) -> Path:
@@ -301,11 +301,11 @@ class _Index(Protocol):
     def close(self) -> None: ...
 
 
-def _index(place: Place, shard: str) -> _Index:
+def _index(place: Place, shard: str, suffix: str) -> _Index:
     if place.remote:
         from .cluster.remote_index import RemoteIndex
 
-        return RemoteIndex(place, shard)
+        return RemoteIndex(place, shard, suffix)
     return ImageIndex(place.path / part_name(shard), parts=True)
 
 
@@ -340,9 +340,8 @@ def sweep_stale(root: Path, older_than: float = STALE_SECONDS) -> int:
                 continue
             file = Path(folder, name)
             try:
-                if file.stat().st_mtime < limit and not in_use(file):
-                    file.unlink()
-                    removed += 1
+                if file.stat().st_mtime < limit:
+                    removed += remove_abandoned(file)
             except FileNotFoundError:  # its writer has finished in between
                 continue
     return removed
