@@ -5,6 +5,7 @@ Only what a run needs of a folder: whole files by their name in it. Remote ones 
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -43,8 +44,9 @@ class Place(Protocol):
 
     def remove(self, name: str) -> None: ...
 
-    def files(self, recursive: bool = True) -> Iterator[tuple[str, int]]:
-        """(name, bytes) of every file in the folder, names with '/' from the folder on."""
+    def files(self, start: str = "") -> Iterator[tuple[str, int]]:
+        """(name, bytes) of every file in the folder and below, names with '/' from the folder on; with `start`,
+        of those in the folder itself whose names begin so."""
         ...
 
 
@@ -78,8 +80,8 @@ class LocalPlace:
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
 
-    def files(self, recursive: bool = True) -> Iterator[tuple[str, int]]:
-        for file in self.path.rglob("*") if recursive else self.path.glob("*"):
+    def files(self, start: str = "") -> Iterator[tuple[str, int]]:
+        for file in self.path.glob(f"{glob.escape(start)}*" if start else "**/*"):
             if file.is_file():
                 yield file.relative_to(self.path).as_posix(), file.stat().st_size
 
@@ -98,4 +100,3 @@ def open_place(where: str | os.PathLike[str] | Place) -> Place:
     from .cluster.remote import RemotePlace
 
     return RemotePlace.open(os.fspath(where))
-

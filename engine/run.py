@@ -1,4 +1,5 @@
-"""`infercam run`: a source of images to a map store. Resumable, bounded in memory, one bad image never stops it.
+"""`infercam run` in one process: a source of images, or a shard of it, to a map store. Resumable, bounded in memory,
+one bad image never stops it.
 
 Reading, inference and writing overlap: reader threads look a few images ahead, the driver (this thread) feeds the
 scheduler, a writer thread compresses and writes. What is in flight is bounded at each of the three.
@@ -6,47 +7,36 @@ scheduler, a writer thread compresses and writes. What is in flight is bounded a
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .api import Engine, Result
-from .failures import FAILURES, Failures
-from .images import DEFAULT_MAX_PIXELS, read_image
+from .failures import Failures
+from .images import DEFAULT_MAX_PIXELS
 from .mapstore import MapRecord, MapStore
+from .places import open_place
 from .prefetch import prefetch
 from .recipe import Mode, Recipe
+from .run_settings import LabelLookup, Maker, Predicted
 from .scheduler import Scheduler
-from .sources import Item, Source
+from .shards import Shard
+from .sources import Item, Source, read_pixels
+
+__all__ = ["LabelLookup", "Predicted", "Run", "Summary", "Watcher", "record_of"]
 
 WRITES_WAITING = 8
-
-
-class LabelLookup(Protocol):
-    """Where an image's classes come from; see labels.load_labels."""
-
-    def lookup(self, id: str) -> list[int]: ...
-    def describe(self) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """Labels predicted by the classifier itself: every class whose probability passes `threshold`."""
-
-    threshold: float = 0.5
-
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "predict", "threshold": self.threshold}
+REMOTE = 16  # requests to a remote place at once: it answers slowly, but many together
 
 
 @dataclass
@@ -71,6 +61,12 @@ class Summary:
     map_bytes: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
 
+    def ended(self, seconds: float) -> None:
+        """Fill in what is known at the end."""
+        self.left = self.images - self.done - self.kept - self.failed
+        self.seconds = round(seconds, 3)
+        self.images_per_second = round(self.done / seconds, 4) if seconds > 0 else 0.0
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
 
@@ -94,7 +90,7 @@ class Run:
         engine: Engine,
         source: Source,
         labels: LabelLookup | Predicted,
-        out: Path,
+        out: str | os.PathLike[str],
         *,
         recipe: Recipe,
         mode: Mode,
@@ -103,72 +99,51 @@ class Run:
         heatmaps: Path | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         watch: Watcher | None = None,
+        shard: Shard | None = None,
     ) -> None:
         self.engine = engine
-        self.source = source
+        self.source = shard.of(source) if shard else source
         self.labels = labels
-        self.recipe = engine.recipe(recipe)
-        self.mode: Mode = mode
+        self.maker = Maker.of(engine, recipe, mode)
         self.heatmaps = heatmaps
         self.max_pixels = max_pixels
         self.watch = watch or (lambda summary, scheduler: None)
         self.stop = threading.Event()
         """Set it to finish what is in flight and end (SIGTERM, SIGINT)."""
-        self.summary = Summary(images=len(source), settings=self._settings())
-        classes = engine.manifest.classes
+        settings = self.maker.settings(labels, source)
+        self.summary = Summary(images=len(self.source), settings={**settings, "backend": self.maker.backend})
+        place, tag = open_place(out), shard.tag if shard else ""
         self.store = MapStore.create_or_open(
-            out, fmt=fmt, dtype=dtype, classes=classes, settings=self.summary.settings
+            place, fmt=fmt, dtype=dtype, classes=self.maker.classes, settings=settings, shard=tag
         )
-        self.failures = Failures(out / FAILURES)
+        self.failures = Failures(place, tag)
         self._prints: dict[str, str] = {}  # id -> fingerprint, for images in flight
-        self._base = self._base_fingerprint()
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "recipe": self.recipe.model_dump(mode="json"),
-            "mode": self.mode,
-            "labels": self.labels.describe(),
-            "source": self.source.describe(),
-            "bundle": {"name": self.engine.manifest.name, "hash": self.engine.bundle.hash},
-            "backend": self.engine.backend.describe(),
-            "infercam": version("infercam"),
-        }
-
-    def _base_fingerprint(self) -> str:
-        key = [self.recipe.fingerprint(self.mode), self.engine.bundle.hash]
-        if (precision := self.engine.backend.precision) not in ("fp32", "tf32"):
-            key.append(precision)
-        if isinstance(self.labels, Predicted):
-            key.append(f"predict {self.labels.threshold}")
-        return " ".join(key)
-
-    def fingerprint(self, classes: list[int] | None) -> str:
-        """What decides one image's maps: recipe, mode, bundle and its classes (or how they are predicted)."""
-        return hashlib.sha256(f"{self._base} {classes}".encode()).hexdigest()[:16]
+        self._counting = threading.Lock()
 
     def __call__(self) -> Summary:
         """Do it. Raises StoreError where the store cannot be written; what is done stays done."""
         began = time.perf_counter()
-        writes = _Writes(self._write)
-        try:
-            for result in self.engine.stream(self._items(), self.recipe, self.mode, self._turn):
+        writes = _Writes(self._write, REMOTE if self.store.place.remote else 1)
+        maker = self.maker
+        with ExitStack() as ends:  # the last is called first
+            ends.callback(lambda: self._tally(time.perf_counter() - began))
+            ends.callback(self.failures.close)
+            ends.callback(self.store.close)
+            ends.callback(writes.close)
+            for result in self.engine.stream(self._items(), maker.recipe, maker.mode, self._turn):
                 if result.error is not None:
                     self._fail(result.id, result.error)
                 else:
                     writes.put(result)
                 self._turn(self.engine.scheduler)
-        finally:
-            try:
-                writes.close()
-            finally:
-                self._tally(time.perf_counter() - began)
         self._turn(self.engine.scheduler)  # the last images were written after the last turn
         return self.summary
 
     # -- reading -------------------------------------------------------------------------------------------
     def _items(self) -> Iterator[tuple[str, NDArray[np.uint8], list[int]]]:
         """Images that are due, as the scheduler asks for them; the rest is counted here."""
-        for read in prefetch(self._read, self._until_stopped()):
+        ahead = (REMOTE, 2 * REMOTE) if self.source.place else (2, 4)
+        for read in prefetch(self._read, self._until_stopped(), *ahead):
             if isinstance(read.outcome, Exception):
                 self._fail(read.id, read.outcome)
             elif read.outcome is None:
@@ -187,10 +162,10 @@ class Run:
         """On a reader thread."""
         try:
             given = None if isinstance(self.labels, Predicted) else self.labels.lookup(item.id)
-            fingerprint = self.fingerprint(given)
+            fingerprint = self.maker.fingerprint(self.labels, given)
             if self.store.done(item.id, fingerprint):
                 return _Read(item.id, fingerprint, None)
-            pixels = read_image(item.path, self.max_pixels)
+            pixels = read_pixels(self.source.place, item.path, self.max_pixels)
             if isinstance(self.labels, Predicted):
                 classes = self.engine.predict(pixels, self.labels.threshold)
             else:
@@ -201,21 +176,12 @@ class Run:
 
     # -- writing -------------------------------------------------------------------------------------------
     def _write(self, result: Result) -> None:
-        """On the writer thread."""
-        names = [self.engine.manifest.classes[c] for c in result.classes]
-        meta = {"iterations": result.iterations}
-        record = MapRecord(result.id, result.classes, names, result.maps, meta)
-        if self.heatmaps is not None:
-            self._overlay(record, result)
+        """On a writer thread."""
+        record = record_of(result, self.maker.classes, self.heatmaps)
         size = self.store.write(record, self._prints.pop(result.id))
-        self.summary.map_bytes += size
-        self.summary.done += 1
-
-    def _overlay(self, record: MapRecord, result: Result) -> None:
-        from .heatmaps import write_overlay
-
-        assert self.heatmaps is not None and result.pixels is not None
-        write_overlay(self.heatmaps, result.pixels, record)
+        with self._counting:
+            self.summary.map_bytes += size
+            self.summary.done += 1
 
     def _fail(self, name: str, error: Exception) -> None:
         self._prints.pop(name, None)
@@ -228,9 +194,7 @@ class Run:
 
     def _tally(self, seconds: float) -> None:
         s = self.summary
-        s.left = s.images - s.done - s.kept - s.failed
-        s.seconds = round(seconds, 3)
-        s.images_per_second = round(s.done / seconds, 4) if seconds > 0 else 0.0
+        s.ended(seconds)
         if self.engine.scheduler is not None:
             stats = self.engine.scheduler.stats
             s.tiles, s.views, s.batches = stats.tiles, stats.views, stats.batches
@@ -238,13 +202,26 @@ class Run:
             s.mean_iterations = round(stats.iterations / stats.tiles, 3) if stats.tiles else 0.0
 
 
-class _Writes:
-    """One writer thread behind a bounded queue; its first error is raised by the next `put`, or by `close`."""
+def record_of(result: Result, classes: list[str], heatmaps: Path | None = None) -> MapRecord:
+    """A result as the store takes it; writes its overlay picture too, where `heatmaps` names a folder."""
+    names = [classes[c] for c in result.classes]
+    meta = {"iterations": sorted(result.iterations)}  # the order in which tiles end hangs on what is in flight
+    record = MapRecord(result.id, result.classes, names, result.maps, meta)
+    if heatmaps is not None:
+        from .heatmaps import write_overlay
 
-    def __init__(self, write: Callable[[Result], None]) -> None:
+        assert result.pixels is not None
+        write_overlay(heatmaps, result.pixels, record)
+    return record
+
+
+class _Writes:
+    """Writer threads behind a bounded queue; their first error is raised by the next `put`, or by `close`."""
+
+    def __init__(self, write: Callable[[Result], None], threads: int = 1) -> None:
         self._write = write
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="infercam-write")
-        self._room = threading.Semaphore(WRITES_WAITING)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="infercam-write")
+        self._room = threading.Semaphore(WRITES_WAITING + threads - 1)
         self._error: BaseException | None = None
 
     def put(self, result: Result) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,8 +23,10 @@ from .errors import InputError, StoreError
 from .signals import caught_signals
 
 if TYPE_CHECKING:
+    from .cluster.pool import PoolOptions
+    from .cluster.run import ClusterRun
     from .recipe import Recipe
-    from .run import LabelLookup, Predicted, Run, Summary
+    from .run import LabelLookup, Predicted, Run, Summary, Watcher
     from .scheduler import Scheduler
     from .sources import Source
 
@@ -37,12 +39,14 @@ def register(app: typer.Typer) -> None:
 
 def run(
     bundle: Annotated[Path, typer.Argument(help="Bundle made by `infercam export`.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Map store to write (a folder).")],
-    images: Annotated[Path | None, typer.Option(help="Folder of images.")] = None,
+    out: Annotated[str, typer.Option("-o", "--out", help="Map store to write: a folder or a URI (s3://…).")],
+    images: Annotated[str | None, typer.Option(help="Folder of images, or its URI (s3://…).")] = None,
     voc: Annotated[Path | None, typer.Option(help="VOC tree; with --split.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of the VOC tree: train, val, …")] = None,
     list_file: Annotated[Path | None, typer.Option("--list", help="List of paths or ids, or psa's.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder that --list is relative to.")] = None,
+    root: Annotated[
+        str | None, typer.Option(help="Folder, or URI of one, that --list is relative to.")
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option(help="Labels: .json, .csv, .npy (psa), folder of VOC XML, `voc-xml`, or `predict`."),
@@ -80,6 +84,23 @@ def run(
     threads: Annotated[int | None, typer.Option(min=1, help="Worker threads (default: all cores).")] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 4_000_000,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Only share I of N of the images, as I/N; all N write one store.")
+    ] = None,
+    cluster: Annotated[str | None, typer.Option(help="ray: on the workers of a Ray cluster.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --cluster: how many (default: all).")
+    ] = None,
+    cpus_per_worker: Annotated[
+        int | None, typer.Option(min=1, help="With --cluster: cores of a worker.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(min=0, help="With --cluster: GPUs of a worker.")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="With --cluster: a running one (host:port, auto); without: on this machine."),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write a summary here ('-': standard output).")
     ] = None,
@@ -90,41 +111,90 @@ def run(
     listed in OUT/failures.jsonl; the rest goes on, and the exit code is 1.
     """
     from .api import Engine
-    from .run import Predicted, Run
+    from .bundle import Bundle
+    from .run import Run
+    from .shards import Shard
 
+    pool = _pool(cluster, workers, cpus_per_worker, gpus_per_worker, address)
+    part = Shard.parse(shard) if shard else None
     changes = _changes(scales, mirror, threshold, stop_share, iterations, buffer, accumulate, change)
     chosen, checked_mode = _recipe(recipe, changes), _mode(mode)
     source = chosen_source(images, voc, split, list_file, root)
     source = source[:limit] if limit else source
     for note in source.notes:
         console.print(f"note: {note}", soft_wrap=True)
-    with Engine.load(bundle, backend, threads, precision) as engine:
-        lookup: LabelLookup | Predicted
-        if labels == "predict":
-            lookup = Predicted(score_threshold)
+    options: dict[str, Any] = {
+        "recipe": chosen,
+        "mode": checked_mode,
+        "fmt": fmt,
+        "dtype": dtype or ("uint8" if fmt == "npz" else "float32"),
+        "heatmaps": heatmaps,
+        "max_pixels": max_pixels,
+        "shard": part,
+    }
+    loaded = Bundle.load(bundle)
+    lookup = _lookup(labels, score_threshold, loaded.manifest.classes, voc or root)
+    total = len(part.of(source)) if part else len(source)
+    with ExitStack() as opened:
+        watch = opened.enter_context(_progress(total))
+        job: Run | ClusterRun
+        if pool is None:
+            engine = opened.enter_context(Engine.load(loaded, backend, threads, precision))
+            job = Run(engine, source, lookup, out, watch=watch, **options)
         else:
-            lookup = _labels(labels, engine.manifest.classes, voc or root)
-        with _progress(len(source)) as watch:
-            job = Run(
-                engine,
-                source,
-                lookup,
-                out,
-                recipe=chosen,
-                mode=checked_mode,
-                fmt=fmt,
-                dtype=dtype or ("uint8" if fmt == "npz" else "float32"),
-                heatmaps=heatmaps,
-                max_pixels=max_pixels,
-                watch=watch,
+            job = opened.enter_context(
+                _on_cluster(pool, (bundle, backend, threads, precision), source, lookup, out, watch, options)
             )
-            console.print(f"backend: {engine.backend.precision} on {engine.choice}", soft_wrap=True)
-            with caught_signals(lambda: _stop(job)) as caught:
-                _guarded(job)
+        console.print(f"backend: {job.maker.precision} on {job.maker.choice}", soft_wrap=True)
+        caught = opened.enter_context(caught_signals(lambda: _stop(job)))
+        _guarded(job)
     _report(job, out, json_file, caught)
 
 
-def _guarded(job: Run) -> None:
+def _pool(
+    cluster: str | None, workers: int | None, cpus: int | None, gpus: float | None, address: str | None
+) -> PoolOptions | None:
+    """The workers that the options ask for; None: this process does the work."""
+    given = {
+        "--workers": workers,
+        "--cpus-per-worker": cpus,
+        "--gpus-per-worker": gpus,
+        "--address": address,
+    }
+    if cluster is None:
+        for option, value in given.items():
+            if value is not None:
+                raise InputError(f"{option}: needs --cluster ray")
+        return None
+    if cluster != "ray":
+        raise InputError(f"no cluster {cluster!r}; there is: ray (without it, see --shard)")
+    from .cluster.pool import PoolOptions
+
+    return PoolOptions(workers, cpus, gpus, address)
+
+
+@contextmanager
+def _on_cluster(
+    asked: PoolOptions,
+    engine: tuple[Path, str, int | None, str | None],
+    source: Source,
+    labels: LabelLookup | Predicted,
+    out: str,
+    watch: Watcher,
+    options: dict[str, Any],
+) -> Iterator[ClusterRun]:
+    from .cluster.pool import started
+    from .cluster.run import ClusterRun
+    from .cluster.worker import EngineSpec
+
+    bundle, backend, threads, precision = engine
+    with started(asked) as pool:
+        spec = EngineSpec(bundle.absolute(), backend, threads or pool.cpus, precision)
+        console.print(f"cluster: {pool.workers} workers of {pool.cpus} cores and {pool.gpus:g} GPUs")
+        yield ClusterRun(pool, spec, source, labels, out, watch=watch, **options)
+
+
+def _guarded(job: Run | ClusterRun) -> None:
     """Run; a store that cannot be written ends the run and says what was saved."""
     try:
         job()
@@ -136,7 +206,7 @@ def _guarded(job: Run) -> None:
         ) from None
 
 
-def _report(job: Run, out: Path, json_file: Path | None, caught: list[int]) -> None:
+def _report(job: Run | ClusterRun, out: str, json_file: Path | None, caught: list[int]) -> None:
     from .atomic import atomic_write
 
     s = job.summary
@@ -165,7 +235,11 @@ def _report(job: Run, out: Path, json_file: Path | None, caught: list[int]) -> N
 
 # -- options ---------------------------------------------------------------------------------------------------
 def chosen_source(
-    images: Path | None, voc: Path | None, split: str | None, list_file: Path | None, root: Path | None
+    images: str | Path | None,
+    voc: Path | None,
+    split: str | None,
+    list_file: Path | None,
+    root: str | Path | None,
 ) -> Source:
     """The one source that the options name; raises InputError for none or several."""
     from .sources import folder_source, list_source, voc_source
@@ -179,9 +253,14 @@ def chosen_source(
     raise InputError("give one source of images: --images DIR, or --voc ROOT --split NAME, or --list FILE")
 
 
-def _labels(spec: str | None, classes: list[str], voc: Path | None) -> LabelLookup:
+def _lookup(
+    spec: str | None, threshold: float, classes: list[str], voc: str | Path | None
+) -> LabelLookup | Predicted:
     from .labels import load_labels
+    from .run_settings import Predicted
 
+    if spec == "predict":
+        return Predicted(threshold)
     if spec is None:
         raise InputError(
             "give the images' classes with --labels FILE, or let the classifier say: --labels predict"
@@ -252,7 +331,7 @@ def _numbers(option: str, text: str) -> list[float]:
 
 
 # -- while it runs ---------------------------------------------------------------------------------------------
-def _stop(job: Run) -> None:
+def _stop(job: Run | ClusterRun) -> None:
     """The first SIGTERM or SIGINT: finish what is in flight."""
     job.stop.set()
     console.print("stopping: finishing the images in flight (once more to stop at once)")

@@ -1,4 +1,4 @@
-"""Where the images come from: a folder, a list, or a VOC tree.
+"""Where the images come from: a folder, a list, or a VOC tree; a folder or a list's root may be behind a URI.
 
 A source is a sequence of `Item`s held as one short string each (a million images are about 100 MB at
 most), so it can be counted, iterated again, and indexed; nothing is opened until an image is read. An
@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, overload
 
 from . import voc
 from .errors import InputError, shown
-from .images import SUFFIXES, without_suffix
+from .images import DEFAULT_MAX_PIXELS, RGB, SUFFIXES, decode_image, read_image, without_suffix
 from .paths import check_folder, check_id, is_file, os_reason, read_text
+from .places import Place, is_uri, open_place
 
 _SUFFIX = "|".join(s[1:] for s in sorted(SUFFIXES))
 # Two columns only where the first ends like a picture, so that names with spaces need no quoting.
@@ -29,7 +30,8 @@ _PAIR = re.compile(rf"(.+?\.(?:{_SUFFIX}))\s+(\S.*)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image: its id, its file, and, if the source names one, its ground-truth mask (maybe missing)."""
+    """One image: its id, its file (of a remote source: below its place), and, if the source names one, its
+    ground-truth mask (maybe missing)."""
 
     id: str
     path: Path
@@ -48,9 +50,12 @@ class Source(Sequence[Item]):
         *,
         split: str | None = None,
         notes: Sequence[str] = (),
+        place: Place | None = None,
     ) -> None:
         self.kind = kind
         self.root = root
+        self.place = place
+        """Where the images are, if not on this machine."""
         self.split = split
         self.notes = list(notes)
         """Lines worth telling the user, for example how many repeated lines were left out."""
@@ -71,12 +76,27 @@ class Source(Sequence[Item]):
         if isinstance(at, int):
             return self._item(self._entries[at])
         part = self._entries[at]
-        return Source(self.kind, self.root, part, self._item, split=self.split, notes=self.notes)
+        return Source(
+            self.kind, self.root, part, self._item, split=self.split, notes=self.notes, place=self.place
+        )
 
     def describe(self) -> dict[str, Any]:
         """What outputs record: kind, root, split (or list file, or None) and the number of images."""
         split = self.split and shown(self.split)
-        return {"kind": self.kind, "root": shown(self.root), "split": split, "count": len(self)}
+        root = shown(self.place or self.root)
+        return {"kind": self.kind, "root": root, "split": split, "count": len(self)}
+
+
+def read_pixels(place: Place | None, path: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> RGB:
+    """The picture of an item of a source that is at `place`; as images.read_image. Raises InputError."""
+    if place is None:
+        return read_image(path, max_pixels)
+    name = path if isinstance(path, str) else path.as_posix()
+    try:
+        data = place.read(name)
+    except OSError as e:
+        raise InputError(f"{shown(place.where(name))}: {os_reason(e)}") from None
+    return decode_image(data, place.where(name), max_pixels)
 
 
 def folder_source(root: str | os.PathLike[str], recursive: bool = True) -> Source:
@@ -87,26 +107,31 @@ def folder_source(root: str | os.PathLike[str], recursive: bool = True) -> Sourc
     Raises InputError for a folder that is missing, unreadable, or holds no picture, and where two files
     differ only in suffix: both would have one id, so labels and output could not tell them apart.
     """
+    place = open_place(root) if is_uri(root) else None
     top = Path(root)
-    check_folder(top)
+    if place is None:
+        check_folder(top)
     names: list[str] = []
     others = 0
-    for name in _walk(top, recursive):
+    for name in _walk(top, recursive) if place is None else _listed(place):
         if without_suffix(name) != name:
             names.append(name)
         else:
             others += 1
     if not names:
         beside = f" ({others} other files; read are {' '.join(sorted(SUFFIXES))})" if others else ""
-        raise InputError(f"{shown(top)}: no images in it{beside}")
+        raise InputError(f"{shown(place or top)}: no images in it{beside}")
     names.sort()
-    _refuse_shared_ids(top, names)
-    notes = [f"{shown(top)}: {others} files that are no pictures passed over"] if others else []
-    return Source("folder", top, names, lambda name: Item(_folder_id(name), top / name), notes=notes)
+    _refuse_shared_ids(place or top, names)
+    notes = [f"{shown(place or top)}: {others} files that are no pictures passed over"] if others else []
+    base = top if place is None else Path()
+    return Source(
+        "folder", top, names, lambda name: Item(_folder_id(name), base / name), notes=notes, place=place
+    )
 
 
 def list_source(file: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Source:
-    """The images that a text file names, in its order.
+    """The images that a text file names, in its order. `root` may be a URI: names then have their suffix.
 
     A line is a path, an id (a path without suffix), or 'IMAGE MASK' as in psa's lists; blank lines and
     lines that start with # are skipped. Paths are relative to `root`, or without one to the list's own
@@ -116,6 +141,8 @@ def list_source(file: str | os.PathLike[str], root: str | os.PathLike[str] | Non
 
     Raises InputError, with the line's number, where a path leaves the root or two files share an id.
     """
+    if root is not None and is_uri(root):
+        return _remote_list(Path(file), open_place(root))
     listing = Path(file)
     lines = [(n, line) for n, raw in enumerate(read_text(listing).split("\n"), 1) if (line := _content(raw))]
     if not lines:
@@ -128,6 +155,28 @@ def list_source(file: str | os.PathLike[str], root: str | os.PathLike[str] | Non
     repeats = len(lines) - len(entries)
     notes = [f"{shown(listing)}: {repeats} repeated lines left out"] if repeats else []
     return Source("list", base, entries, _Locator(base), split=str(listing), notes=notes)
+
+
+def _remote_list(listing: Path, place: Place) -> Source:
+    lines = [(n, line) for n, raw in enumerate(read_text(listing).split("\n"), 1) if (line := _content(raw))]
+    if not lines:
+        raise InputError(f"{shown(listing)}: names no images")
+    base = Path("/")  # absolute paths in the list are those below the URI
+    entries = _unique(lines, listing, base)
+    for line in entries:
+        name = _read_line(line, base).image
+        if without_suffix(name) == name:
+            raise InputError(
+                f"{shown(listing)}: {shown(name)}: below a URI an image is named with its suffix"
+            )
+    repeats = len(lines) - len(entries)
+    notes = [f"{shown(listing)}: {repeats} repeated lines left out"] if repeats else []
+
+    def item(line: str) -> Item:
+        named = _read_line(line, base)
+        return Item(named.id, Path(named.image))
+
+    return Source("list", base, entries, item, split=str(listing), notes=notes, place=place)
 
 
 def voc_source(root: str | os.PathLike[str], split: str) -> Source:
@@ -156,6 +205,16 @@ def voc_source(root: str | os.PathLike[str], split: str) -> Source:
         lambda i: Item(i, voc.image_path(base, i), voc.mask_path(base, i)),
         split=split,
     )
+
+
+def _listed(place: Place) -> Iterator[str]:
+    """Names of the files of a remote folder and below, without hidden ones."""
+    try:
+        for name, _ in place.files():
+            if not any(part.startswith(".") for part in name.split("/")):
+                yield name
+    except OSError as e:
+        raise InputError(f"{shown(place)}: {os_reason(e)}") from None
 
 
 def _walk(top: Path, recursive: bool) -> Iterator[str]:
@@ -195,7 +254,7 @@ def _folder_id(name: str) -> str:
     return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02x}", item_id)
 
 
-def _refuse_shared_ids(top: Path, names: list[str]) -> None:
+def _refuse_shared_ids(top: Path | Place, names: list[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(_folder_id(name), name)

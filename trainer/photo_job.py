@@ -71,7 +71,7 @@ def run_job(
     made = made or (lambda item_id: file(item_id).exists())
     left = [item_id for item_id in ids if not made(item_id)]
     failures: list[str] = []
-    listed = Failures(out / FAILURES)
+    listed = Failures(out)
     done = 0
     with caught_signals() as caught, Progress(what, len(ids)) as bar, _Pool(finish, workers) as pool:
         bar.skip(len(ids) - len(left))

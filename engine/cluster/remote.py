@@ -39,7 +39,9 @@ class RemotePlace:
             from pyarrow import ArrowException
             from pyarrow.fs import FileSystem
         except ImportError:
-            raise MissingExtra("pyarrow", "cluster", f"reading and writing {urlsplit(uri).scheme}://") from None
+            raise MissingExtra(
+                "pyarrow", "cluster", f"reading and writing {urlsplit(uri).scheme}://"
+            ) from None
         without_options = uri.partition("?")[0]
         try:
             filesystem, base = FileSystem.from_uri(uri)
@@ -92,17 +94,19 @@ class RemotePlace:
         except FileNotFoundError:
             pass
 
-    def files(self, recursive: bool = True) -> Iterator[tuple[str, int]]:
+    def files(self, start: str = "") -> Iterator[tuple[str, int]]:
         from pyarrow.fs import FileSelector, FileType
 
         with _os_errors():
-            found = self._fs.get_file_info(FileSelector(self._base, recursive=recursive))
+            selector = FileSelector(self._base, allow_not_found=True, recursive=not start)
+            found = self._fs.get_file_info(selector)
         for info in found:
-            if info.type == FileType.File:
-                yield info.path[len(self._base) + 1 :], int(info.size)
+            name = info.path[len(self._base) + 1 :]
+            if info.type == FileType.File and name.startswith(start):
+                yield name, int(info.size)
 
 
-class _os_errors:  # noqa: N801 - reads as a statement
+class _os_errors:
     """What pyarrow raises becomes OSError with a message of one line."""
 
     def __enter__(self) -> None:

@@ -399,8 +399,8 @@ def test_reading_stays_a_few_images_ahead(
     from infercam.engine import run as module
 
     reads, ahead = [], []
-    read = module.read_image
-    monkeypatch.setattr(module, "read_image", lambda *a: (reads.append(1), read(*a))[1])
+    read = module.read_pixels
+    monkeypatch.setattr(module, "read_pixels", lambda *a: (reads.append(1), read(*a))[1])
     source = folder_source(data / "images")
     labels = load_labels(data / "labels.json", tiny.CLASSES)
     job = Run(
