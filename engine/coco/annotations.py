@@ -260,7 +260,7 @@ class _Parser:
         categories = json.dumps(dict(sorted(self.categories.items())))
         for item in (("stamp", stamp), ("sha256", stream.sha256), ("categories", categories)):
             self.execute("INSERT INTO meta VALUES (?, ?)", item)
-        self.script(f"{_INDEXES} COMMIT;")
+        self.script(_INDEXES)  # commits first
 
     def _category(self, entry: Any) -> None:
         id, name = _integer(entry, "id"), entry.get("name") if isinstance(entry, dict) else None
