@@ -1,0 +1,99 @@
+"""The engine as a contestant: `infercam run` over the list, with each of its savings switchable."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ...engine import run as engine_run
+from ...engine.api import Engine
+from ...engine.bundle import Bundle
+from ...engine.failures import FAILURES
+from ...engine.prefetch import prefetch
+from ...engine.recipe import recipe
+from ...engine.run import Run
+from ...engine.scheduler import Limits
+from ...engine.task import Respond, Work
+from ..profiled import ProfiledCpuBackend
+from .job import Job, NotMeasured, Switches
+from .pictures import Lookup, Pictures
+from .worker import Contestant
+
+
+class Watched:
+    """Any backend, with other limits and with a count of the shapes that its network sees."""
+
+    def __init__(self, backend: Any, switches: Switches) -> None:
+        self._backend = backend
+        self._switches = switches
+        self.shapes: Counter[tuple[int, int]] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    @property
+    def limits(self) -> Limits:
+        wanted = {"images": self._switches.images_in_flight, "batch_views": self._switches.batch_views}
+        return dataclasses.replace(self._backend.limits, **{k: v for k, v in wanted.items() if v is not None})
+
+    def submit(self, work: Work) -> None:
+        if isinstance(work, Respond):
+            self.shapes[work.views[0].shape] += len(work.views)
+        self._backend.submit(work)
+
+
+def engine_contestant(job: Job) -> Contestant:
+    """Raises what Engine.load raises: BundleError, BackendError, MissingExtra."""
+    if job.kind == "profile":
+        loaded = Bundle.load(job.bundle)
+        profiled = ProfiledCpuBackend(loaded, job.threads, job.precision or "fp32")
+        engine = Engine(loaded, profiled)
+    else:
+        engine = Engine.load(job.bundle, job.backend, job.threads, job.precision)
+    watched = Watched(engine.backend, job.switches)
+    engine.backend = watched  # type: ignore[assignment]
+    if not job.switches.overlap:
+        _read_and_write_in_turn()
+    chosen = recipe(job.recipe, **job.changes)
+
+    def work(pictures: Pictures, out: Path) -> None:
+        source, labels = pictures.source(len(pictures)), Lookup(pictures.labels())
+        dtype = "uint8" if job.format == "npz" else "float32"
+        run = Run(engine, source, labels, out, recipe=chosen, mode=job.mode, fmt=job.format, dtype=dtype)
+        summary = run()
+        if summary.done != len(pictures):
+            raise NotMeasured(f"{summary.failed} of {len(pictures)} pictures failed: {_first_failure(out)}")
+
+    def details() -> dict[str, Any]:
+        stages = {"stages": dict(profiled.stages.seconds)} if job.kind == "profile" else {}
+        return {**engine.backend.describe(), **stages}
+
+    def restart() -> None:
+        if job.kind == "profile":
+            profiled.stages.seconds.clear()
+
+    name = f"{watched.name} {watched.precision}"
+    return Contestant(work, watched.shapes, name, details, restart, engine.close)
+
+
+def _read_and_write_in_turn() -> None:
+    """From now on, this process's runs read a picture when it is asked for and write its maps before the next."""
+
+    class Now:
+        def __init__(self, write: Any, *_: Any) -> None:
+            self.put = write
+
+        def close(self) -> None:
+            pass
+
+    engine_run.prefetch = lambda function, items, *_: prefetch(function, items, threads=1, depth=1)  # type: ignore
+    engine_run._Writes = Now  # type: ignore[misc,assignment]
+
+
+def _first_failure(out: Path) -> str:
+    try:
+        return (out / FAILURES).read_text(encoding="utf-8").splitlines()[0][:300]
+    except (OSError, IndexError):
+        return "no reason was recorded"

@@ -1,0 +1,100 @@
+"""A unit of measurement: what one worker process is told to do, and what it says of it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...engine.errors import InfercamError
+from ...engine.recipe import Mode
+
+Kind = Literal["engine", "loop", "grad-cam", "torch-cam", "profile"]
+Network = Literal["torch", "onnx"]
+VERSION = 1
+"""Of how measurements are taken: a change here measures everything anew."""
+
+
+class NotMeasured(InfercamError):
+    """A contestant that cannot run here; the text is the reason that its row shows."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Switches(_Model):
+    """The engine's savings that can be taken away one by one."""
+
+    images_in_flight: int | None = Field(default=None, description="None: what the backend asks for")
+    batch_views: int | None = Field(default=None, description="views in one batch; None: the backend's own")
+    overlap: bool = Field(default=True, description="reading and writing beside the inference")
+
+
+class Job(_Model):
+    """One contestant over the first `count` pictures of a list; everything that can change its time."""
+
+    kind: Kind
+    bundle: Path
+    pictures: Path = Field(description="pictures.json, see pictures.py")
+    count: int = Field(ge=1)
+    recipe: str = "released"
+    changes: dict[str, Any] = Field(default={}, description="constants of the recipe that differ")
+    mode: Mode = "both"
+    backend: str = "auto"
+    precision: str | None = None
+    threads: int | None = None
+    switches: Switches = Switches()
+    views: Literal[1, 8] = Field(default=8, description="of the libraries' plain CAM")
+    network: Network = Field(
+        default="torch", description="what the loop calls: the module, or the exported graph"
+    )
+    model: Path | None = Field(default=None, description="the classifier, as PyTorch loads it")
+    arch: str = "mobilenetv2"
+    format: Literal["npz", "psa"] = Field(default="npz", description="of the engine's maps")
+
+    def key(self, inputs: str) -> str:
+        """Names this measurement among all others; `inputs`: digest of bundle and pictures, wherever they lie."""
+        what = self.model_dump_json(exclude={"bundle", "pictures", "model"})
+        model = self.model.name if self.model else ""
+        return hashlib.sha256(f"{VERSION} {inputs} {model} {what}".encode()).hexdigest()[:16]
+
+
+class Measured(_Model):
+    """What a worker found. The clock runs from the first picture's reading to the last map's writing; one picture
+    was done before, so that neither start-up nor a first call's allocations are in it."""
+
+    images: int
+    seconds: float
+    cpu_seconds: float = Field(description="of all threads of the process, while the clock ran")
+    began: float = Field(description="on the system's monotonic clock, seconds")
+    ended: float
+    network_pixels: int = 0
+    shapes: dict[str, int] = Field(default={}, description="views inferred by network height x width")
+    backend: str | None = None
+    details: dict[str, Any] = {}
+    peak_mb: float = Field(
+        default=0.0, description="resident memory of the process and its children, at most"
+    )
+    gpu_busy: float | None = Field(
+        default=None, description="0..1, mean while the clock ran; None: no GPU seen"
+    )
+    gpu_mb: float | None = Field(default=None, description="memory in use on the GPU, at most")
+
+    @property
+    def seconds_per_image(self) -> float:
+        return self.seconds / self.images
+
+    @property
+    def cores(self) -> float:
+        """Cores kept busy, on average."""
+        return self.cpu_seconds / self.seconds if self.seconds > 0 else 0.0
+
+
+class Outcome(_Model):
+    """What a worker leaves in its file: measured, or why not."""
+
+    measured: Measured | None = None
+    reason: str | None = None

@@ -1,0 +1,108 @@
+"""The plain PyTorch loop as a contestant: over the module itself, or over the exported graph in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...engine.bundle import Bundle
+from ...engine.errors import MissingExtra
+from .job import Job, NotMeasured
+from .pictures import Pictures
+from .worker import Contestant
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ...export.archs import Classifier
+
+
+def loop_contestant(job: Job) -> Contestant:
+    """Raises MissingExtra without torch, NotMeasured without a classifier that the loop can call."""
+    require_torch("the PyTorch loop")
+    from .. import pytorch_loop
+
+    bundle = Bundle.load(job.bundle)
+    shapes: Counter[tuple[int, int]] = Counter()
+    if job.network == "onnx":
+        module, spec, name = onnx_network(bundle, job.threads), bundle.manifest.input, "ONNX Runtime"
+    else:
+        classifier = classifier_of(job, bundle)
+        module, spec, name = on_best_device(classifier.module), classifier.input, "PyTorch"
+    respond = module.forward_cam
+
+    def counted(x: Any) -> Any:
+        shapes[x.shape[-2], x.shape[-1]] += x.shape[0]
+        return respond(x)
+
+    module.forward_cam = counted  # type: ignore[assignment]
+
+    def work(pictures: Pictures, out: Path) -> None:
+        pytorch_loop.run(
+            module,
+            pictures.items(len(pictures)),
+            pictures.labels(),
+            out,
+            job.recipe,
+            job.mode,
+            classes=len(bundle.manifest.classes),
+            input_spec=spec,
+        )
+
+    return Contestant(work, shapes, name, torch_details)
+
+
+def require_torch(what: str) -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise MissingExtra("torch", "train", what) from None
+
+
+def torch_details() -> dict[str, Any]:
+    import torch
+
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
+
+
+def classifier_of(job: Job, bundle: Bundle) -> Classifier:
+    """The bundle's classifier as a PyTorch module; raises NotMeasured where it is not given or is another one."""
+    if job.model is None:
+        raise NotMeasured("needs the classifier as PyTorch loads it: give --model FILE (and --arch)")
+    from ..pytorch_loop import load_classifier
+
+    classifier = load_classifier(job.arch, job.model)
+    if classifier.keep_classes is not None:
+        raise NotMeasured(f"{job.model}: the plain loop needs a classifier whose outputs are all classes")
+    if list(classifier.classes) != bundle.manifest.classes:
+        raise NotMeasured(f"{job.model}: its classes are not the bundle's: another classifier?")
+    classifier.module.eval()
+    return classifier
+
+
+def on_best_device(module: nn.Module) -> Any:
+    import torch
+
+    return module.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def onnx_network(bundle: Bundle, threads: int | None) -> Any:
+    """The bundle's response graph as the loop's network, in one ONNX Runtime session with the runtime's defaults."""
+    import onnxruntime as ort
+    import torch
+    from torch import nn
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    have = ort.get_available_providers()
+    wanted = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in have]
+    session = ort.InferenceSession(str(bundle.graph()), options, providers=wanted)
+    output, given = bundle.manifest.response, bundle.manifest.input.name
+
+    class Network(nn.Module):
+        def forward_cam(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(torch.from_numpy(session.run([output], {given: x.numpy()})[0]))
+
+    return Network()

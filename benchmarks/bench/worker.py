@@ -1,0 +1,98 @@
+"""The worker process: `python -m infercam.benchmarks.bench.worker FOLDER` does FOLDER/job.json, writes outcome.json.
+
+Each kind of contestant gives a function that does a list of pictures and leaves maps; this module warms it up on
+one picture, reads the clocks around it, and turns every failure into one line.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...engine.atomic import atomic_write
+from ...engine.errors import InfercamError, shown
+from .job import Job, Measured, Outcome
+from .pictures import Pictures, load
+
+
+@dataclass
+class Contestant:
+    """What a kind hands over: `work(pictures, out)` reads, infers and writes."""
+
+    work: Callable[[Pictures, Path], None]
+    shapes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """Views inferred so far by network height and width; `work` adds to it."""
+    backend: str | None = None
+    details: Callable[[], dict[str, Any]] = dict
+    restart: Callable[[], None] = lambda: None
+    """Forget what was counted during the warming up."""
+    close: Callable[[], None] = lambda: None
+
+
+def prepare(job: Job) -> Contestant:
+    """The contestant, loaded and ready; raises InfercamError where it cannot run here."""
+    if job.kind in ("engine", "profile"):
+        from .engine_contestant import engine_contestant
+
+        return engine_contestant(job)
+    if job.kind == "loop":
+        from .loop_contestant import loop_contestant
+
+        return loop_contestant(job)
+    from .peers import peer_contestant
+
+    return peer_contestant(job)
+
+
+def measure(job: Job, out: Path) -> Measured:
+    """Do the job under the clock; its maps are left in `out`, of the list's other pictures nothing."""
+    pictures = load(job.pictures)
+    listed = pictures.model_copy(update={"pictures": pictures.pictures[: job.count]})
+    contestant = prepare(job)
+    try:
+        contestant.work(listed.model_copy(update={"pictures": listed.pictures[:1]}), out / "warm")
+        contestant.shapes.clear()
+        contestant.restart()
+        cpu, began = time.process_time(), time.monotonic()
+        contestant.work(listed, out / "maps")
+        ended = time.monotonic()
+        cpu = time.process_time() - cpu
+    finally:
+        contestant.close()
+    return Measured(
+        images=len(listed),
+        seconds=ended - began,
+        cpu_seconds=cpu,
+        began=began,
+        ended=ended,
+        network_pixels=sum(h * w * n for (h, w), n in contestant.shapes.items()),
+        shapes={f"{h}x{w}": n for (h, w), n in sorted(contestant.shapes.items())},
+        backend=contestant.backend,
+        details=contestant.details(),
+    )
+
+
+def main(folder: Path) -> int:
+    """0 where it was measured; 1 where outcome.json says why not."""
+    job = Job.model_validate_json((folder / "job.json").read_bytes())
+    try:
+        outcome = Outcome(measured=measure(job, folder))
+    except InfercamError as e:
+        outcome = Outcome(reason=str(e))
+    except (
+        Exception
+    ) as e:  # of a library of others: its row says so, the other rows are measured all the same
+        text = str(e).strip().splitlines()
+        outcome = Outcome(reason=shown(f"{type(e).__name__}: {text[0] if text else 'no message'}"))
+    with atomic_write(folder / "outcome.json", "w") as f:
+        f.write(outcome.model_dump_json())
+    return 0 if outcome.measured else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
