@@ -14,6 +14,7 @@ from . import doctor_cli, run_cli, store_cli
 from .coco import cli as coco_cli
 from .demo import cli as demo_cli
 from .errors import InfercamError
+from .serve import cli as serve_cli
 from .report import cli as report_cli
 
 app = typer.Typer(
@@ -42,6 +43,7 @@ store_cli.register(app)
 coco_cli.register(app)
 report_cli.register(app)
 doctor_cli.register(app)
+serve_cli.register(app)
 
 
 def main() -> None:

@@ -1,0 +1,43 @@
+"""The application: all routes around one Service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TextIO
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from ..errors import InfercamError
+from . import maps_routes, v2_routes
+from .gate import Gate
+from .refusals import Refusal, on_refusal
+from .service import Service
+
+PAGE = Path(__file__).parent / "page"
+
+
+def build(service: Service, access_log: TextIO | None = None) -> ASGIApp:
+    """The ASGI application. It does not close the service."""
+    # no interactive documentation: its page loads scripts from elsewhere
+    app = FastAPI(title="infercam", docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(v2_routes.router(service))
+    app.include_router(maps_routes.router(service))
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/")
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    app.mount("/static", StaticFiles(directory=PAGE, check_dir=False))
+    for kind in (Refusal, InfercamError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, on_refusal)
+    return Gate(app, service, access_log)
