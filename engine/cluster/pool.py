@@ -89,7 +89,6 @@ def _init_options(options: PoolOptions, folder: Path | None) -> dict[str, Any]:
 def _quiet_environment(local: bool) -> None:
     """No usage statistics, no noise, and for a cluster of our own a token that is never written to a disk."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if local and "RAY_AUTH_MODE" not in os.environ:

@@ -42,12 +42,14 @@ class RemotePlace:
             raise MissingExtra(
                 "pyarrow", "cluster", f"reading and writing {urlsplit(uri).scheme}://"
             ) from None
-        without_options = uri.partition("?")[0]
+        shown_uri = re.sub(r"//[^/@]*@", "//", uri.partition("?")[0])  # neither options nor credentials
         try:
             filesystem, base = FileSystem.from_uri(uri)
         except (ArrowException, OSError, ValueError) as e:
-            raise StoreError(f"{without_options}: {reason(e)}") from None
-        return cls(filesystem, base, without_options)
+            raise StoreError(f"{shown_uri}: {reason(e)}") from None
+        if not base.strip("/"):
+            raise StoreError(f"{shown_uri}: names no bucket or folder")
+        return cls(filesystem, base, shown_uri)
 
     def __str__(self) -> str:
         return self._uri

@@ -13,6 +13,7 @@ import os
 import queue
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -213,19 +214,20 @@ class ClusterRun:
             max_concurrent_calls_per_actor=calls,
             enable_true_multi_threading=True,
         )
-        dataset = ray.data.from_arrow(tables).map_batches(
-            self._worker,
-            batch_size=None,
-            batch_format="numpy",
-            compute=compute,
-            fn_constructor_args=(self._task, in_flight),
-            num_cpus=self.pool.cpus,
-            num_gpus=self.pool.gpus,
-            max_restarts=-1,
-            max_task_retries=0,
-        )
         quieten()
-        return dataset
+        with warnings.catch_warnings():  # Ray 2.60 to 2.63: the last two are to have other names in 2.64
+            warnings.simplefilter("ignore")
+            return ray.data.from_arrow(tables).map_batches(
+                self._worker,
+                batch_size=None,
+                batch_format="numpy",
+                compute=compute,
+                fn_constructor_args=(self._task, in_flight),
+                num_cpus=self.pool.cpus,
+                num_gpus=self.pool.gpus,
+                max_restarts=-1,
+                max_task_retries=0,
+            )
 
     # -- counting ------------------------------------------------------------------------------------------
     def _fail(self, name: str, error: Exception) -> None:
