@@ -42,14 +42,17 @@ def run(
     out: Annotated[str, typer.Option("-o", "--out", help="Map store to write: a folder or a URI (s3://…).")],
     images: Annotated[str | None, typer.Option(help="Folder of images, or its URI (s3://…).")] = None,
     voc: Annotated[Path | None, typer.Option(help="VOC tree; with --split.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the VOC tree: train, val, …")] = None,
+    coco: Annotated[Path | None, typer.Option(help="COCO tree; with --split.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the tree: train, val, …, train2014, …")] = None,
     list_file: Annotated[Path | None, typer.Option("--list", help="List of paths or ids, or psa's.")] = None,
     root: Annotated[
         str | None, typer.Option(help="Folder, or URI of one, that --list is relative to.")
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="Labels: .json, .csv, .npy (psa), folder of VOC XML, `voc-xml`, or `predict`."),
+        typer.Option(
+            help="Labels: .json, .csv, .npy (psa), folder of VOC XML, `voc-xml`, `coco`, or `predict`."
+        ),
     ] = None,
     score_threshold: Annotated[
         float, typer.Option(min=0, max=1, help="With `--labels predict`: least probability of a class.")
@@ -119,7 +122,7 @@ def run(
     part = Shard.parse(shard) if shard else None
     changes = _changes(scales, mirror, threshold, stop_share, iterations, buffer, accumulate, change)
     chosen, checked_mode = _recipe(recipe, changes), _mode(mode)
-    source = chosen_source(images, voc, split, list_file, root)
+    source = chosen_source(images, voc, split, list_file, root, coco)
     source = source[:limit] if limit else source
     for note in source.notes:
         console.print(f"note: {note}", soft_wrap=True)
@@ -133,7 +136,7 @@ def run(
         "shard": part,
     }
     loaded = Bundle.load(bundle)
-    lookup = _lookup(labels, score_threshold, loaded.manifest.classes, voc or root)
+    lookup = _lookup(labels, score_threshold, loaded.manifest.classes, voc or root, coco, split)
     total = len(part.of(source)) if part else len(source)
     with ExitStack() as opened:
         watch = opened.enter_context(_progress(total))
@@ -240,21 +243,36 @@ def chosen_source(
     split: str | None,
     list_file: Path | None,
     root: str | Path | None,
+    coco: Path | None = None,
 ) -> Source:
     """The one source that the options name; raises InputError for none or several."""
     from .sources import folder_source, list_source, voc_source
 
-    if voc is not None and split is not None and images is None and list_file is None:
+    given = [option is not None for option in (images, voc, list_file, coco)]
+    if given.count(True) != 1 or (split is None) is (voc is not None or coco is not None):
+        raise InputError(
+            "give one source of images: --images DIR, or --voc ROOT --split NAME, or --list FILE, "
+            "or --coco ROOT --split NAME"
+        )
+    if voc is not None and split is not None:
         return voc_source(voc, split)
-    if images is not None and split is None and list_file is None:
+    if coco is not None and split is not None:
+        from .coco import coco_source
+
+        return coco_source(coco, split)
+    if images is not None:
         return folder_source(images)
-    if list_file is not None and split is None and images is None:
-        return list_source(list_file, root)
-    raise InputError("give one source of images: --images DIR, or --voc ROOT --split NAME, or --list FILE")
+    assert list_file is not None
+    return list_source(list_file, root)
 
 
 def _lookup(
-    spec: str | None, threshold: float, classes: list[str], voc: str | Path | None
+    spec: str | None,
+    threshold: float,
+    classes: list[str],
+    voc: str | Path | None,
+    coco: Path | None,
+    split: str | None,
 ) -> LabelLookup | Predicted:
     from .labels import load_labels
     from .run_settings import Predicted
@@ -265,7 +283,7 @@ def _lookup(
         raise InputError(
             "give the images' classes with --labels FILE, or let the classifier say: --labels predict"
         )
-    return load_labels(spec, classes, voc_root=voc)
+    return load_labels(spec, classes, voc_root=voc, coco=(coco, split) if coco and split else None)
 
 
 def _mode(name: str) -> Any:

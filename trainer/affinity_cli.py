@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .source_options import (
+    CocoOption,
     ImagesOption,
     LimitOption,
     ListOption,
@@ -43,6 +44,7 @@ def affinity(
     voc: VocOption = None,
     split: SplitOption = None,
     images: ImagesOption = None,
+    coco: CocoOption = None,
     list_file: ListOption = None,
     root: RootOption = None,
     limit: LimitOption = None,
@@ -95,7 +97,9 @@ def affinity(
         workers=workers,
         threads=threads,
     )
-    photos = open_photos(voc=voc, split=split, images=images, list_file=list_file, root=root, limit=limit)
+    photos = open_photos(
+        voc=voc, split=split, images=images, coco=coco, list_file=list_file, root=root, limit=limit
+    )
     for note in photos.notes:
         console.print(f"note: {note}", soft_wrap=True)
     done = train_affinity(

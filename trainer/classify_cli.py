@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .source_options import (
+    CocoOption,
     ImagesOption,
     LabelsOption,
     LimitOption,
@@ -51,6 +52,7 @@ def classify_command(
     voc: VocOption = None,
     split: SplitOption = None,
     images: ImagesOption = None,
+    coco: CocoOption = None,
     list_file: ListOption = None,
     root: RootOption = None,
     labels: LabelsOption = None,
@@ -126,7 +128,14 @@ def classify_command(
         **_others(change),
     }
     chosen = usual_config(config, **changes)
-    source = {"voc": voc, "split": split, "images": images, "list_file": list_file, "root": root}
+    source = {
+        "voc": voc,
+        "split": split,
+        "images": images,
+        "coco": coco,
+        "list_file": list_file,
+        "root": root,
+    }
     if demo:
         if any(source.values()) or labels or val_split or val_list or classes:
             raise InputError("--demo draws its own images; give no other source, labels or classes")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .source_options import (
+    CocoOption,
     ImagesOption,
     LimitOption,
     ListOption,
@@ -47,6 +48,7 @@ def labels(
     voc: VocOption = None,
     split: SplitOption = None,
     images: ImagesOption = None,
+    coco: CocoOption = None,
     list_file: ListOption = None,
     root: RootOption = None,
     limit: LimitOption = None,
@@ -90,7 +92,14 @@ def labels(
     }
     settings = _settings(kind, config, {k: v for k, v in given.items() if v is not None}, crf)
     store = open_maps(maps, fmt, classes)
-    source = {"voc": voc, "split": split, "images": images, "list_file": list_file, "root": root}
+    source = {
+        "voc": voc,
+        "split": split,
+        "images": images,
+        "coco": coco,
+        "list_file": list_file,
+        "root": root,
+    }
     photos = open_photos(**source, limit=limit) if any(v is not None for v in source.values()) else None
     report(make_labels(store, photos, out, settings, workers=pool_size(workers, settings.crf)), "labels", out)
 

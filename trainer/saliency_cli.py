@@ -23,6 +23,7 @@ from .segment_cli import (
     open_validation,
 )
 from .source_options import (
+    CocoOption,
     ImagesOption,
     LimitOption,
     ListOption,
@@ -60,6 +61,7 @@ def saliency(
     voc: VocOption = None,
     split: SplitOption = None,
     images: ImagesOption = None,
+    coco: CocoOption = None,
     list_file: ListOption = None,
     root: RootOption = None,
     limit: LimitOption = None,
@@ -80,7 +82,9 @@ def saliency(
     from .labels_cli import pool_size, report
     from .saliency import SaliencyConfig, make_saliency
 
-    photos = open_photos(voc=voc, split=split, images=images, list_file=list_file, root=root, limit=limit)
+    photos = open_photos(
+        voc=voc, split=split, images=images, coco=coco, list_file=list_file, root=root, limit=limit
+    )
     settings = make_config(SaliencyConfig, config)
     done = make_saliency(
         photos, out, settings, weights=weights, arch=arch, workers=pool_size(workers, settings)
@@ -95,6 +99,7 @@ def saliency_compare(
     voc: VocOption = None,
     split: SplitOption = None,
     images: ImagesOption = None,
+    coco: CocoOption = None,
     list_file: ListOption = None,
     root: RootOption = None,
     limit: LimitOption = None,
@@ -160,7 +165,9 @@ def saliency_compare(
 
         raise InputError("name the photos to score: --val-split NAME, or --val-images DIR --val-masks DIR")
     rows = compare_saliency(
-        open_photos(voc=voc, split=split, images=images, list_file=list_file, root=root, limit=limit),
+        open_photos(
+            voc=voc, split=split, images=images, coco=coco, list_file=list_file, root=root, limit=limit
+        ),
         labels,
         saliency,
         validation,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .source_options import (
+    CocoOption,
     ImagesOption,
     LimitOption,
     ListOption,
@@ -79,6 +80,7 @@ def segment(
     voc: VocOption = None,
     split: SplitOption = None,
     images: ImagesOption = None,
+    coco: CocoOption = None,
     list_file: ListOption = None,
     root: RootOption = None,
     limit: LimitOption = None,
@@ -144,7 +146,9 @@ def segment(
         workers=workers,
         threads=threads,
     )
-    photos = open_photos(voc=voc, split=split, images=images, list_file=list_file, root=root, limit=limit)
+    photos = open_photos(
+        voc=voc, split=split, images=images, coco=coco, list_file=list_file, root=root, limit=limit
+    )
     for note in photos.notes:
         console.print(f"note: {note}", soft_wrap=True)
     done = train_segment(
@@ -180,6 +184,7 @@ def segment_test(
     voc: VocOption = None,
     split: SplitOption = None,
     images: ImagesOption = None,
+    coco: CocoOption = None,
     list_file: ListOption = None,
     root: RootOption = None,
     limit: LimitOption = None,
@@ -229,7 +234,9 @@ def segment_test(
         SegmentTestConfig, config, scales=scales and numbers("--scales", scales), mirror=mirror
     )
     settings = with_crf(settings, crf)
-    photos = open_photos(voc=voc, split=split, images=images, list_file=list_file, root=root, limit=limit)
+    photos = open_photos(
+        voc=voc, split=split, images=images, coco=coco, list_file=list_file, root=root, limit=limit
+    )
     done = segment_photos(
         photos,
         checkpoint,

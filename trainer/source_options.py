@@ -1,8 +1,10 @@
 """The options that every command of the trainer takes to say which photos it reads, and what they become.
 
-def command(voc: VocOption = None, split: SplitOption = None, images: ImagesOption = None,
+def command(voc: VocOption = None, split: SplitOption = None, images: ImagesOption = None, coco: CocoOption = None,
             list_file: ListOption = None, root: RootOption = None, labels: LabelsOption = None): ...
-    photos = open_photos(voc=voc, split=split, images=images, list_file=list_file, root=root, labels=labels)
+    photos = open_photos(
+        voc=voc, split=split, images=images, coco=coco, list_file=list_file, root=root, labels=labels
+    )
 """
 
 from __future__ import annotations
@@ -17,13 +19,18 @@ if TYPE_CHECKING:
     from .sources import Photos
 
 VocOption = Annotated[Path | None, typer.Option("--voc", help="VOC tree; with --split.")]
-SplitOption = Annotated[str | None, typer.Option("--split", help="Split of the VOC tree: train, val, …")]
+CocoOption = Annotated[Path | None, typer.Option("--coco", help="COCO tree; with --split.")]
+SplitOption = Annotated[
+    str | None, typer.Option("--split", help="Split of the tree: train, val, …, train2014, …")
+]
 ImagesOption = Annotated[Path | None, typer.Option("--images", help="Folder of images.")]
 ListOption = Annotated[Path | None, typer.Option("--list", help="List of paths or ids, or psa's.")]
 RootOption = Annotated[Path | None, typer.Option("--root", help="Folder that --list is relative to.")]
 LabelsOption = Annotated[
     str | None,
-    typer.Option("--labels", help="Image labels: .json, .csv, .npy (psa), folder of VOC XML, or `voc-xml`."),
+    typer.Option(
+        "--labels", help="Image labels: .json, .csv, .npy (psa), folder of VOC XML, `voc-xml`, `coco`."
+    ),
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many images.")]
 
@@ -35,6 +42,7 @@ def open_photos(
     images: Path | None = None,
     list_file: Path | None = None,
     root: Path | None = None,
+    coco: Path | None = None,
     labels: str | Path | None = None,
     classes: Sequence[str] | None = None,
     limit: int | None = None,
@@ -49,16 +57,20 @@ def open_photos(
     from ..engine.run_cli import chosen_source
     from .sources import Photos
 
-    source = chosen_source(images, voc, split, list_file, root)
+    source = chosen_source(images, voc, split, list_file, root, coco)
     if limit is not None:
         source = source[:limit]
     names = voc_layout.CLASSES if classes is None else list(classes)
-    found = None if labels is None else load_labels(labels, names, voc_root=voc or root)
+    found = (
+        None
+        if labels is None
+        else load_labels(labels, names, voc_root=voc or root, coco=(coco, split) if coco and split else None)
+    )
     return Photos(source, found)
 
 
 def class_names(file: Path | None, labels: str | Path | None) -> list[str]:
-    """Class names: those of a file, else those that a JSON label file names, else VOC's."""
+    """Class names: those of a file, else those that a JSON label file names, COCO's for `coco`, else VOC's."""
     import json
 
     from ..engine.voc import CLASSES
@@ -66,6 +78,10 @@ def class_names(file: Path | None, labels: str | Path | None) -> list[str]:
 
     if file is not None:
         return read_classes(file)
+    if labels is not None and str(labels) == "coco":
+        from ..engine.coco import CLASSES as COCO
+
+        return COCO
     if labels is not None and str(labels).endswith(".json"):
         try:
             found = json.loads(Path(labels).read_text(encoding="utf-8"))["classes"]

@@ -18,6 +18,7 @@ from .labels_cli import (
     with_crf,
 )
 from .source_options import (
+    CocoOption,
     ImagesOption,
     LimitOption,
     ListOption,
@@ -40,6 +41,7 @@ def walk(
     voc: VocOption = None,
     split: SplitOption = None,
     images: ImagesOption = None,
+    coco: CocoOption = None,
     list_file: ListOption = None,
     root: RootOption = None,
     limit: LimitOption = None,
@@ -88,7 +90,9 @@ def walk(
     )
     settings = with_crf(settings, crf)
     store = open_maps(maps, fmt, classes)
-    photos = open_photos(voc=voc, split=split, images=images, list_file=list_file, root=root, limit=limit)
+    photos = open_photos(
+        voc=voc, split=split, images=images, coco=coco, list_file=list_file, root=root, limit=limit
+    )
     done = make_walk(
         store,
         photos,
