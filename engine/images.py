@@ -74,8 +74,11 @@ _OPENERS: tuple[tuple[str, re.Pattern[bytes], type[ImageFile.ImageFile]], ...] =
 )
 _ORIENTATION = 0x0112
 _FAST_JPEG_BYTES = 64 << 20  # more than any JPEG within the pixel limit needs; larger ones are streamed
+_JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 _JPEG_SCANS = 200  # cameras and editors write 1 to 14
 _JPEG_SEGMENTS = 10_000
+_PPM_HEADER = re.compile(rb"P[1-6](?:\s|#[^\n\r]*[\n\r])+\d+(?:\s|#[^\n\r]*[\n\r])+\d+")
+_PPM_HEADER_BYTES = 1 << 16
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # neither stuffing, fill nor restart
 
 
@@ -165,10 +168,21 @@ def _read_header(file: IO[bytes], path: str | os.PathLike[str], max_pixels: int 
     name, opener = found
     if name == "WebP":  # its opener already makes room for the canvas
         _check_pixels(path, *_webp_size(start), max_pixels)
+    _check_header_length(file, name)
     image = opener(file, os.fspath(path))
     width, height = image.size
     _check_pixels(path, width, height, max_pixels)
     return _Header(name, image, (height, width), 1 if name == "TIFF" else _orientation(image))
+
+
+def _check_header_length(file: IO[bytes], name: str) -> None:
+    """Refuse headers that Pillow would read for minutes: byte by byte (PPM), segment by segment (JPEG)."""
+    if name == "PPM" and not _PPM_HEADER.match(file.read(_PPM_HEADER_BYTES)):
+        raise ValueError(f"no size in its first {_PPM_HEADER_BYTES} bytes")
+    if name == "JPEG":
+        with _whole(file) as data:
+            any(code == _JPEG_SCAN for code in _jpeg_markers(data))
+    file.seek(0)
 
 
 def _not_an_image(start: bytes) -> str:
@@ -234,7 +248,11 @@ def _decode_jpeg(file: IO[bytes], path: str | os.PathLike[str], plain: bool) -> 
     """
     with _whole(file) as data:
         size = len(data)
-        complete, scans = _jpeg_segments(data)
+        scans, complete = 0, False
+        for code in _jpeg_markers(data):
+            scans += code == _JPEG_SCAN
+            if complete := code == _JPEG_END:
+                break
         if scans > _JPEG_SCANS:
             raise InputError(f"{shown(path)}: JPEG with over {_JPEG_SCANS} scans; refused, save it again")
         if not plain or size > _FAST_JPEG_BYTES:
@@ -256,21 +274,19 @@ def _whole(file: IO[bytes]) -> AbstractContextManager[memoryview | mmap.mmap]:
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _jpeg_segments(data: memoryview | mmap.mmap) -> tuple[bool, int]:
-    """Walk the segments: whether the end-of-image marker is there, and how many scans come before it.
+def _jpeg_markers(data: memoryview | mmap.mmap) -> Iterator[int]:
+    """The codes of a JPEG's markers (a thumbnail inside a segment has markers of its own: not those).
 
-    (A thumbnail inside a segment has an end of its own.) Raises ValueError for segments beyond number.
+    Raises ValueError for more than any file has, which Pillow would go through one by one.
     """
-    at, scans = 2, 0
+    at = 2
     for _ in range(_JPEG_SEGMENTS):
         marker = _JPEG_MARKER.search(data, at)
         if marker is None:
-            return False, scans
+            return
         at = marker.end()
         code = data[at - 1]
-        if code == 0xD9:
-            return True, scans
-        scans += code == 0xDA
+        yield code
         if code != 0x01:  # every other marker here is followed by its segment's length
             at += max(2, int.from_bytes(data[at : at + 2], "big"))
     raise ValueError(f"over {_JPEG_SEGMENTS} segments")
