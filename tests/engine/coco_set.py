@@ -102,3 +102,24 @@ def write_tree(root: Path, split: str = "val2014", nested: bool = False) -> Path
 
 def name(number: int) -> str:
     return f"COCO_val2014_{number:012d}"
+
+
+def bundle(folder: Path, classes: list[str]) -> Path:
+    """A bundle of a random network with those classes, any size."""
+    import onnx
+    import tiny
+    from infercam.engine.bundle import InputSpec, Manifest, file_entry
+
+    folder.mkdir(parents=True)
+    onnx.save(tiny.model(4, len(classes)), str(folder / "response.onnx"))
+    manifest = Manifest(
+        name="coco-tiny",
+        classes=classes,
+        stride=4,
+        input=InputSpec(),
+        bias=tiny.weights(4, len(classes))["bias"].tolist(),
+        graphs={"fp32": "response.onnx"},
+        files={"response.onnx": file_entry(folder / "response.onnx")},
+    )
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    return folder

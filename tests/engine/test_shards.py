@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def maps_of(out: Path) -> dict[str, bytes]:
 def test_every_image_is_in_one_share_and_shares_are_balanced(images: int, count: int) -> None:
     source = Source("list", Path(), [f"{n}" for n in range(images)], lambda name: Item(name, Path(name)))
     shares = [[item.id for item in Shard(n + 1, count).of(source)] for n in range(count)]
-    assert sorted(sum(shares, []), key=int) == [item.id for item in source]
+    assert sorted(chain(*shares), key=int) == [item.id for item in source]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 

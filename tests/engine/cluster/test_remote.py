@@ -93,8 +93,12 @@ def test_a_place_travels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("s3://b/k", True), ("gs://b", True), ("s3:/b/k", True), ("hdfs://h:9/x", True), ("file:///x", True)]
-    + [
+    [
+        ("s3://b/k", True),
+        ("gs://b", True),
+        ("s3:/b/k", True),
+        ("hdfs://h:9/x", True),
+        ("file:///x", True),
         ("maps", False),
         ("/a/b", False),
         ("C:\\maps", False),
@@ -211,9 +215,9 @@ def test_a_corrupt_remote_map_is_named(tiny_engine: Engine, data: Path) -> None:
     out = mock()
     run(tiny_engine, str(data / "images"), data, out)
     out.write("p001.npz", b"junk")
-    with pytest.raises(StoreError, match="mock:///bucket/maps/p001.npz: corrupt"):
+    with pytest.raises(StoreError, match=r"mock:///bucket/maps/p001\.npz: corrupt"):
         MapStore.open(out).read("p001")
-    with pytest.raises(StoreError, match="mock:///bucket/maps/p999.npz: missing"):
+    with pytest.raises(StoreError, match=r"mock:///bucket/maps/p999\.npz: missing"):
         MapStore.open(out).read("p999")
 
 

@@ -31,6 +31,8 @@ class Served:
     port: int
     http: httpx.Client
     thread: threading.Thread
+    failure: list[BaseException]
+    """What ended the server, if it was an error."""
 
     @property
     def address(self) -> str:
@@ -63,12 +65,11 @@ def served(hosts: Hosts, bounds: Bounds, drain: float = 5) -> Iterator[Served]:
     try:
         with httpx.Client(base_url=f"http://{host}:{port}", timeout=20) as http:
             until(lambda: server.started)
-            yield Served(service, server, host, port, http, thread)
+            yield Served(service, server, host, port, http, thread, failure)
     finally:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
-    server.failure = failure  # type: ignore[attr-defined]
 
 
 class Gate(CpuBackend):
