@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint audit clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,12 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest
+
+# What the two images install, against the published advisories; one that cannot be looked up fails, too.
+audit: $(VENV)/.dev
+	$(BIN)/python -m pip install -q pip-audit
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r engine/serve/docker/requirements-cpu.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r engine/serve/docker/requirements-gpu.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 import tomllib
-import urllib.error
 import urllib.request
 from importlib.metadata import distributions
 from importlib.resources import files
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER = ROOT / "engine" / "serve" / "docker"
@@ -211,6 +211,22 @@ def wait_until_healthy(check: list[str], env: dict[str, str], server: subprocess
         time.sleep(0.5)
 
 
+def assert_answers(address: str) -> None:
+    """The maps of a picture, and the page to try it."""
+    from infercam.engine.demo.scenes import scene
+
+    one = scene(1)
+    encoded = io.BytesIO()
+    Image.fromarray(one.image).save(encoded, "PNG")
+    request = urllib.request.Request(f"{address}/maps", encoded.getvalue(), {"Content-Type": "image/png"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        found = json.load(answer)
+    assert (found["height"], found["width"]) == one.image.shape[:2]
+    assert len(found["scores"]) == 8
+    with urllib.request.urlopen(f"{address}/", timeout=10) as page:
+        assert page.headers.get_content_type() == "text/html"
+
+
 @pytest.mark.slow
 def test_the_cpu_image_s_steps_end_in_a_healthy_service(tmp_path: Path) -> None:
     """Same pip lines, same pins, the final stage's environment, entry point, health check and stop signal."""
@@ -238,8 +254,7 @@ def test_the_cpu_image_s_steps_end_in_a_healthy_service(tmp_path: Path) -> None:
     with subprocess.Popen([*entry, "--port", str(port)], env=env, cwd=image.root) as server:
         try:
             wait_until_healthy(health, env, server)
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page:
-                assert page.status == 200
+            assert_answers(f"http://127.0.0.1:{port}")
             server.send_signal(getattr(signal, values(final, "STOPSIGNAL")[0]))
             assert server.wait(timeout=60) == 0
         finally:

@@ -164,7 +164,9 @@ class TritonPythonModel:
     def _label(self, text: str | int) -> str | int:
         """A class's name, or its index in digits where no class has that name."""
         known = self._engine.manifest.classes
-        return int(text) if isinstance(text, str) and text not in known and text.isdecimal() else text
+        if isinstance(text, str) and text not in known and text.isascii() and text.isdigit():
+            return int(text)
+        return text
 
     def _answer(self, job: Job, done: Future[Result]) -> None:
         result = done.result()
