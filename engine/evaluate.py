@@ -106,10 +106,11 @@ def score(
     """As `evaluate_store`, of any predictions."""
     if missing not in MISSING:
         raise InputError(f"missing is one of {', '.join(MISSING)}, not {missing!r}")
+    table = truth.table(predictions.classes)
     present, absent = _present(predictions, truth, missing)
     chunks = [present[i : i + _CHUNK] for i in range(0, len(present), _CHUNK)]
     keep = keep_images or bootstrap > 0
-    task = _Task(predictions, truth.read, truth.table(predictions.classes), missing == "zero", keep)
+    task = _Task(predictions, truth.read, table, missing == "zero", keep)
     total = JointHistogram(len(predictions.classes), keep_images=keep)
     processes = min(chosen_workers(workers, len(present), _INLINE), max(len(chunks), 1))
     for part in map_in_processes(task, chunks, processes):

@@ -1,7 +1,7 @@
 """The counts of every image, for resampling, in memory that does not grow with the images.
 
 They are packed into blocks (per class and threshold the difference to the threshold before, in the smallest integers
-that hold them: 1 to 2 KB an image), of which 64 MiB are held; beyond that they are on disk, in a temporary file
+that hold them: 1 to 2 KB an image), of which 32 MiB are held; beyond that they are on disk, in a temporary file
 without a name. Beside them an id and 8 bytes an image are held.
 """
 
@@ -22,7 +22,7 @@ from .errors import StoreError
 from .image_counts import ImageCounts
 
 _BLOCK = 512  # images
-_HELD = 64 << 20  # bytes in memory before they go to disk
+_HELD = 32 << 20  # bytes in memory before they go to disk
 _CURVES = ("hits", "predicted")
 
 
