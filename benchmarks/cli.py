@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from infercam.benchmarks.bench.result import Result
     from infercam.benchmarks.bench.session import Say
 
-stdout = Console(highlight=False)
+stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 stderr = Console(stderr=True, highlight=False)
 
 
@@ -120,7 +120,7 @@ def _measured(plan: Plan, out: Path, again: bool, say: Say) -> Result:
     from infercam.benchmarks.bench.session import Session
     from infercam.engine.atomic import atomic_write
 
-    session = Session(out, plan.inputs, say)
+    session = Session(out, plan.bundle.hash, say)
     try:
         if again:
             session.forget()

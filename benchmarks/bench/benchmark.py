@@ -37,10 +37,6 @@ class Plan:
     """Lengths of lists for the growth in the number of images; default: four about the number of pictures."""
 
     @property
-    def inputs(self) -> str:
-        return f"{self.bundle.hash} {self.pictures.digest}"
-
-    @property
     def subject(self) -> Subject:
         s = self.pictures.pictures
         return Subject(
@@ -121,6 +117,9 @@ def _tasks(plan: Plan, who: Members, session: Session) -> list[Task]:
         if one.job is not None:
             masks = truth[one.job.count] if one.scored else None
             found = {SCORE: looks.scorer(one.job, masks, plan.bundle.manifest.classes)} if masks else {}
+            if one.yardstick is not None:
+                name = f"engine: {contestants.BASELINE}, of {one.yardstick.count}"
+                out.append(Task(name, one.yardstick, plan.rounds))
             out.append(Task(one.name, one.job, plan.rounds, found))
     for axis in who.axes:
         out += [Task(f"growth, {axis.name} {x:g}", job, plan.rounds) for x, job in axis.jobs.items()]

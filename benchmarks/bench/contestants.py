@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ...engine.backends import BACKENDS
 from ...engine.backends.choice import obstacle
@@ -37,6 +37,7 @@ class Field:
 
     bundle: Bundle
     pictures: Path
+    digest: str
     count: int
     few: int
     """Pictures for those that take one at a time and for the waterfall."""
@@ -47,15 +48,21 @@ class Field:
     threads: int | None = None
     backends: Sequence[str] = field(default=BACKENDS)
 
-    def engine(self, count: int, backend: str = "auto", **options: object) -> Job:
+    def engine(self, count: int, backend: str = "auto", **options: Any) -> Job:
         return self._job("engine", count, backend=backend, precision=self.precision, **options)
 
-    def other(self, kind: str, count: int, **options: object) -> Job:
+    def other(self, kind: str, count: int, **options: Any) -> Job:
         """The plain loop or a library, over the module."""
         return self._job(kind, count, model=self.model, arch=self.arch, **options)
 
-    def _job(self, kind: str, count: int, **options: object) -> Job:
-        content = {"kind": kind, "bundle": self.bundle.path, "pictures": self.pictures, "count": count}
+    def _job(self, kind: str, count: int, **options: Any) -> Job:
+        content = {
+            "kind": kind,
+            "bundle": self.bundle.path,
+            "pictures": self.pictures,
+            "digest": self.digest,
+            "count": count,
+        }
         return Job.model_validate({**content, "threads": self.threads, **options})
 
     def usable(self) -> tuple[list[str], dict[str, str]]:

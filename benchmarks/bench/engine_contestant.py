@@ -36,7 +36,8 @@ class Watched:
     @property
     def limits(self) -> Limits:
         wanted = {"images": self._switches.images_in_flight, "batch_views": self._switches.batch_views}
-        return dataclasses.replace(self._backend.limits, **{k: v for k, v in wanted.items() if v is not None})
+        limits: Limits = self._backend.limits
+        return dataclasses.replace(limits, **{k: v for k, v in wanted.items() if v is not None})
 
     def submit(self, work: Work) -> None:
         if isinstance(work, Respond):
@@ -53,7 +54,7 @@ def engine_contestant(job: Job) -> Contestant:
     else:
         engine = Engine.load(job.bundle, job.backend, job.threads, job.precision)
     watched = Watched(engine.backend, job.switches)
-    engine.backend = watched  # type: ignore[assignment]
+    engine.backend = watched
     if not job.switches.overlap:
         _read_and_write_in_turn()
     chosen = recipe(job.recipe, **job.changes)

@@ -110,11 +110,11 @@ def growth(axis: Axis, session: Session) -> Growth:
     if len(points) < 2:
         reasons = [session.reasons[k] for k in map(session.key, axis.jobs.values()) if k in session.reasons]
         why = (reasons or ["fewer than two values of it are possible here"])[0]
-        return Growth(name=axis.name, what=axis.what, points=points, not_measured=why)  # type: ignore[arg-type]
+        return Growth(name=axis.name, what=axis.what, points=points, not_measured=why)
     pairs = [(x, m.seconds) for x, rounds in found.items() for m in rounds]
     fitted = power_law([x for x, _ in pairs], [s for _, s in pairs])
     return Growth(
-        name=axis.name,  # type: ignore[arg-type]
+        name=axis.name,
         what=axis.what,
         points=points,
         exponent=fitted.exponent,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from . import pictures as lists
 from .contestants import Field
@@ -18,7 +19,7 @@ RECIPE = "fast"
 class Axis:
     """What is varied, and a job for each value of it."""
 
-    name: str
+    name: Literal["images", "area", "classes", "iterations"]
     what: str
     jobs: dict[float, Job]
 
@@ -31,15 +32,15 @@ def axes(f: Field, pictures: Pictures, folder: Path, counts: Sequence[int], quic
         _images(f, pictures, folder, counts),
         _area(f, pictures, folder, few, (0.25, 1, 4) if quick else (0.25, 1, 2, 4)),
         _classes(f, pictures, folder, few, (1, 2, 4) if quick else (1, 2, 4, 8, 16)),
-        _iterations(f, pictures, folder, few, (1, 2, 4) if quick else (1, 2, 4, 8)),
+        _iterations(f, few, (1, 2, 4) if quick else (1, 2, 4, 8)),
     ]
 
 
 def _images(f: Field, pictures: Pictures, folder: Path, counts: Sequence[int]) -> Axis:
     jobs = {}
     for count in sorted(set(counts)):
-        file = lists.save(lists.repeated(pictures, count), folder / f"images-{count}")
-        jobs[float(count)] = f.engine(count, recipe=RECIPE).model_copy(update={"pictures": file})
+        listed = _saved(lists.repeated(pictures, count), folder / f"images-{count}")
+        jobs[float(count)] = f.engine(count, recipe=RECIPE, **listed)
     return Axis("images", f"images in the list ({RECIPE})", jobs)
 
 
@@ -49,8 +50,8 @@ def _area(f: Field, pictures: Pictures, folder: Path, few: int, factors: Sequenc
     jobs = {}
     for factor in factors:
         area = round(mean * factor)
-        file = lists.save(lists.resized(pictures, few, area, folder / "area"), folder / f"area-{area}")
-        jobs[float(area)] = f.engine(few, recipe=RECIPE).model_copy(update={"pictures": file})
+        listed = _saved(lists.resized(pictures, few, area, folder / "area"), folder / f"area-{area}")
+        jobs[float(area)] = f.engine(few, recipe=RECIPE, **listed)
     return Axis("area", f"pixels in the image ({RECIPE})", jobs)
 
 
@@ -58,18 +59,22 @@ def _classes(f: Field, pictures: Pictures, folder: Path, few: int, numbers: Sequ
     of = len(f.bundle.manifest.classes)
     jobs = {}
     for number in (n for n in numbers if n <= of):
-        file = lists.save(lists.relabelled(pictures, few, number, of), folder / f"classes-{number}")
-        jobs[float(number)] = f.engine(few, recipe=RECIPE).model_copy(update={"pictures": file})
+        listed = _saved(lists.relabelled(pictures, few, number, of), folder / f"classes-{number}")
+        jobs[float(number)] = f.engine(few, recipe=RECIPE, **listed)
     return Axis("classes", f"classes in the image ({RECIPE})", jobs)
 
 
-def _iterations(f: Field, pictures: Pictures, folder: Path, few: int, numbers: Sequence[int]) -> Axis:
+def _iterations(f: Field, few: int, numbers: Sequence[int]) -> Axis:
     """The whole image erased again and again, whether or not anything is newly erased."""
-    file = lists.save(pictures, folder / "iterations")
     jobs = {
         float(n): f.engine(
             few, recipe="corrected", mode="erase", changes={"iterations": n, "stop_share": 0.0}
-        ).model_copy(update={"pictures": file})
+        )
         for n in numbers
     }
     return Axis("iterations", "erase iterations (corrected, whole image, never stopped early)", jobs)
+
+
+def _saved(pictures: Pictures, folder: Path) -> dict[str, Any]:
+    """The list as a job names it."""
+    return {"pictures": lists.save(pictures, folder), "digest": pictures.digest}

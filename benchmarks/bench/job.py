@@ -39,6 +39,7 @@ class Job(_Model):
     kind: Kind
     bundle: Path
     pictures: Path = Field(description="pictures.json, see pictures.py")
+    digest: str = Field(description="of that list")
     count: int = Field(ge=1)
     recipe: str = "released"
     changes: dict[str, Any] = Field(default={}, description="constants of the recipe that differ")
@@ -55,11 +56,11 @@ class Job(_Model):
     arch: str = "mobilenetv2"
     format: Literal["npz", "psa"] = Field(default="npz", description="of the engine's maps")
 
-    def key(self, inputs: str) -> str:
-        """Names this measurement among all others; `inputs`: digest of bundle and pictures, wherever they lie."""
+    def key(self, bundle_hash: str) -> str:
+        """Names this measurement among all others, wherever bundle, pictures and model lie."""
         what = self.model_dump_json(exclude={"bundle", "pictures", "model"})
-        model = self.model.name if self.model else ""
-        return hashlib.sha256(f"{VERSION} {inputs} {model} {what}".encode()).hexdigest()[:16]
+        model = f"{self.model.name} {self.model.stat().st_size}" if self.model else ""
+        return hashlib.sha256(f"{VERSION} {bundle_hash} {model} {what}".encode()).hexdigest()[:16]
 
 
 class Measured(_Model):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def loop_contestant(job: Job) -> Contestant:
     """Raises MissingExtra without torch, NotMeasured without a classifier that the loop can call."""
-    require_torch("the PyTorch loop")
+    require_torch("the PyTorch loop", job.threads)
     from .. import pytorch_loop
 
     bundle = Bundle.load(job.bundle)
@@ -36,7 +36,7 @@ def loop_contestant(job: Job) -> Contestant:
         shapes[x.shape[-2], x.shape[-1]] += x.shape[0]
         return respond(x)
 
-    module.forward_cam = counted  # type: ignore[assignment]
+    module.forward_cam = counted
 
     def work(pictures: Pictures, out: Path) -> None:
         pytorch_loop.run(
@@ -53,11 +53,14 @@ def loop_contestant(job: Job) -> Contestant:
     return Contestant(work, shapes, name, torch_details)
 
 
-def require_torch(what: str) -> None:
+def require_torch(what: str, threads: int | None) -> None:
+    """Raises MissingExtra without torch; sets its number of threads, where one was asked for."""
     try:
-        import torch  # noqa: F401
+        import torch
     except ImportError:
         raise MissingExtra("torch", "train", what) from None
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def torch_details() -> dict[str, Any]:

@@ -37,7 +37,7 @@ Extractor = Callable[["torch.Tensor", Sequence[int]], np.ndarray]
 
 def peer_contestant(job: Job) -> Contestant:
     """Raises MissingExtra where the library or torch is absent, NotMeasured where the classifier does not fit."""
-    require_torch(job.kind)
+    require_torch(job.kind, job.threads)
     make = {"grad-cam": _grad_cam, "torch-cam": _torch_cam}[job.kind]
     bundle = Bundle.load(job.bundle)
     classifier = classifier_of(job, bundle)
@@ -77,7 +77,8 @@ def _maps(
         small = torch.from_numpy(extract(view, classes))[None]
         full = F.interpolate(small, size, mode="bilinear", align_corners=False)[0].numpy()
         total += np.flip(full, -1) if i % 2 else full
-    return total / (total.max(axis=(1, 2), keepdims=True) + np.float32(1e-5))
+    total /= total.max(axis=(1, 2), keepdims=True) + np.float32(1e-5)
+    return total
 
 
 # -- the libraries ---------------------------------------------------------------------------------------------------
@@ -110,7 +111,8 @@ def _torch_cam(network: Any) -> Extractor:
         with torch.inference_mode():
             network(x)
             found = [cam(class_idx=c, normalized=False)[0][0] for c in classes]
-            return torch.relu(torch.stack(found)).cpu().numpy()
+            maps: np.ndarray = torch.relu(torch.stack(found)).cpu().numpy()
+            return maps
 
     return extract
 
@@ -137,7 +139,8 @@ def import_torchvision() -> None:
     """
     import torch
 
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    make: Any = torch.library.Library  # untyped
+    library = make("torchvision", "FRAGMENT")
     _declared.append(library)  # what it declares goes when it goes
     for _ in range(8):
         try:

@@ -56,17 +56,13 @@ def _wait(child: subprocess.Popen[bytes]) -> float:
     sum over it and its children that was seen, whichever is more."""
     seen = 0
     while True:
-        pid, status, usage = _wait4(child.pid)
+        pid, status, usage = os.wait4(child.pid, os.WNOHANG)
         if pid:
             child.returncode = os.waitstatus_to_exitcode(status)
-            own = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            own = int(usage.ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
             return max(own, seen) / 2**20
         seen = max(seen, tree_memory(child.pid))
         time.sleep(SAMPLE_SECONDS)
-
-
-def _wait4(pid: int) -> tuple[int, int, os._ResourceUsage]:
-    return os.wait4(pid, os.WNOHANG)
 
 
 def tree_memory(pid: int) -> int:

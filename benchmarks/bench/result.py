@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ...engine.errors import InputError
 from ...engine.paths import read_bytes
 
-SCHEMA_VERSION = 1
 FILE = "bench.json"
 
 
@@ -95,7 +94,7 @@ class Subject(_Model):
 
 
 class Result(_Model):
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     date: str
     command: str
     machine: dict[str, Any]

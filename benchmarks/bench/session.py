@@ -41,8 +41,8 @@ class Session:
     """The output folder, and all that was measured in it."""
 
     folder: Path
-    inputs: str
-    """Digest of bundle and pictures: what was measured on others does not count."""
+    bundle_hash: str
+    """What was measured on another bundle does not count."""
     say: Say = lambda text, left: None
     runner: Callable[[Job, Path], Outcome] = process.measure
     rounds: dict[str, list[Measured]] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Session:
     """Seconds that a job took, its process's start included."""
 
     def key(self, job: Job) -> str:
-        return job.key(self.inputs)
+        return job.key(self.bundle_hash)
 
     def measured(self, job: Job | None) -> list[Measured]:
         return self.rounds.get(self.key(job), []) if job else []

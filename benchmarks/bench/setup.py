@@ -68,6 +68,7 @@ def make_plan(s: Settings, say: Callable[[str], None]) -> Plan:
     field = Field(
         bundle=bundle,
         pictures=pictures.save(found, s.out),
+        digest=found.digest,
         count=len(found),
         few=few,
         recipes=recipes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -27,8 +28,8 @@ def tables(result: Result) -> list[Table]:
 
 
 def _table(title: str, first: str, headings: Iterable[str]) -> Table:
-    table = Table(title=title, title_justify="left", pad_edge=False)
-    table.add_column(first)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, min_width=20)
     for heading in headings:
         table.add_column(heading, justify="right")
     return table
@@ -38,17 +39,14 @@ def _rows(result: Result) -> Table:
     measured = [r for r in result.rows if r.seconds_per_image]
     gpu = any(r.gpu_busy is not None for r in measured)
     scored = any(r.miou is not None for r in measured)
-    headings = [
-        "images",
-        "images/s",
-        "s/image (min–max)",
-        "× baseline CAM",
-        "cores",
-        *(["GPU"] if gpu else []),
-    ]
-    headings += ["peak MB", "GFLOP/image", "of matrix rate", *(["best mIoU"] if scored else [])]
+    headings = ["images", "per s", "s/image (min–max)", "× CAM (min–max)", "cores"]
+    headings += [*(["GPU"] if gpu else []), "MB", "GFLOP", "of peak", *(["mIoU"] if scored else [])]
     s = result.subject
-    title = f"{s.bundle}, {s.pictures}; reading and writing included, start-up not; median of {result.rounds} rounds"
+    title = (
+        f"{s.bundle}, {s.pictures}: medians of {_many(result.rounds, 'round')}; reading and writing included, "
+        "start-up not. × CAM: over the engine's 8-view CAM. cores: kept busy. MB: most resident. GFLOP: "
+        "counted, an image. of peak: of the measured matrix rate"
+    )
     table = _table(title, "", headings)
     for r in measured:
         assert r.seconds_per_image is not None
@@ -69,7 +67,7 @@ def _rows(result: Result) -> Table:
 
 
 def _not_measured(rows: list[Row]) -> Table:
-    table = Table(title="Not measured", title_justify="left", pad_edge=False)
+    table = Table(title="Not measured", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     table.add_column("because")
     for r in rows:
@@ -79,7 +77,7 @@ def _not_measured(rows: list[Row]) -> Table:
 
 
 def _waterfall(result: Result) -> Table:
-    title = f"From the plain loop to the engine, {result.subject.few} images"
+    title = f"From the plain loop to the engine, {_many(result.subject.few, 'image')}"
     table = _table(title, "step", ["s/image (min–max)", "× faster", "in all"])
     for step in result.waterfall:
         if step.seconds_per_image is None:
@@ -105,6 +103,10 @@ def _growth(result: Result) -> Table:
             f"{g.exponent:.2f}{error}",
         )
     return table
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def _number(value: float | None, pattern: str) -> str:
