@@ -131,7 +131,7 @@ def build_report(
         "runs": [_run_json(run, scored[k] if scored else None) for k, run in enumerate(runs)],
         "differences": [_difference_json(k + 1, found) for k, found in enumerate(gains)],
         "scored": summary.scored,
-        "truth": {"masks": shown(truth.masks), "split": shown(truth.split)} if scored else None,
+        "truth": {"masks": shown("/".join(Path(truth.masks).parts[-2:]))} if scored else None,
         "images": _images_json(listed, iou, classes, chunks),
         "files": f"{quote(beside.name)}/{stamp}/",
         "notes": notes,

@@ -34,25 +34,39 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    maps: Annotated[list[Path], typer.Argument(help="Map stores or folders of label PNGs; the first is compared to.")],
+    maps: Annotated[
+        list[Path], typer.Argument(help="Map stores or folders of label PNGs; the first is compared to.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("report.html"),
     images: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
-    voc: Annotated[Path | None, typer.Option(help="VOC tree; with --split. Its masks are the ground truth.")] = None,
+    voc: Annotated[
+        Path | None, typer.Option(help="VOC tree; with --split. Its masks are the ground truth.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the VOC tree: train, val, …")] = None,
     list_file: Annotated[Path | None, typer.Option("--list", help="List of paths or ids, or psa's.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that --list is relative to.")] = None,
-    gt: Annotated[Path | None, typer.Option(help="Folder of <id>.png masks, in place of the tree's own.")] = None,
+    gt: Annotated[
+        Path | None, typer.Option(help="Folder of <id>.png masks, in place of the tree's own.")
+    ] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Response maps",
     embed: Annotated[
-        int, typer.Option(min=0, help="Keep the pictures of so many images in the page; the others lie beside it.")
+        int,
+        typer.Option(
+            min=0, help="Keep the pictures of so many images in the page; the others lie beside it."
+        ),
     ] = 200,
-    single_file: Annotated[bool, typer.Option("--single-file", help="Keep all pictures in the page.")] = False,
+    single_file: Annotated[
+        bool, typer.Option("--single-file", help="Keep all pictures in the page.")
+    ] = False,
     max_images: Annotated[
-        int | None, typer.Option(min=1, help="List only so many images: worst, best, most changed. All are scored.")
+        int | None,
+        typer.Option(min=1, help="List only so many images: worst, best, most changed. All are scored."),
     ] = None,
     size: Annotated[int, typer.Option(min=32, max=2048, help="Longest side of the pictures, pixels.")] = 256,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of the photos.")] = 72,
-    format: Annotated[str | None, typer.Option("--format", help="psa or irn: the maps are of those tools.")] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="psa or irn: the maps are of those tools.")
+    ] = None,
     classes: Annotated[Path | None, typer.Option(help="Class names, for folders of other tools.")] = None,
     min_images: Annotated[
         int, typer.Option(min=1, help="Also average only classes in at least so many images.")

@@ -109,7 +109,9 @@ class Painter:
             return {"error": str(e)}
         size = (photo.shape[0], photo.shape[1])
         height, width = reduced(size, self.size)
-        webp = _encode(".webp", _shrunk(photo, height, width)[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, self.quality])
+        webp = _encode(
+            ".webp", _shrunk(photo, height, width)[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, self.quality]
+        )
         if not embedded:
             _write(self.folder / photo_name(picture.number), webp)
         return {

@@ -68,7 +68,9 @@ class Run:
                 "name the images that the maps were made from"
             )
         order = np.argsort(found.classes, kind="stable")
-        maps = found.maps if found.maps.dtype == np.uint8 else quantise(found.maps.astype(np.float32), "uint8")
+        maps = (
+            found.maps if found.maps.dtype == np.uint8 else quantise(found.maps.astype(np.float32), "uint8")
+        )
         return Planes([found.classes[k] for k in order], maps[order])
 
 

@@ -29,7 +29,7 @@ function runCard(run, k) {
   return card;
 }
 
-const pair = (name, value) => (value ? [make('dt', {}, name), make('dd', {}, value)] : []);
+const pair = (name, value) => (value ? [make('div', {}, make('dt', {}, name), make('dd', {}, value))] : []);
 const interval = (ends) => ends && `${percent(ends[0])} to ${percent(ends[1])}`;
 
 function differenceCard(difference, runs) {
