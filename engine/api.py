@@ -19,7 +19,7 @@ from .errors import InputError
 from .images import read_image
 from .loop import Loop
 from .recipe import MODES, Mode, Recipe, Views, recipe
-from .scheduler import Finished, Scheduler
+from .scheduler import Finished, NotFinite, Scheduler
 from .task import ImageTask
 from .trace import Trace
 
@@ -130,8 +130,13 @@ class Engine:
         return [int(i) for i in np.flatnonzero(self.probabilities(self.scores(image)) > threshold)]
 
     def probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Logits (C,) as probabilities: sigmoid, or softmax for a single-label classifier."""
+        """Logits (C,) as probabilities: sigmoid, or softmax for a single-label classifier.
+
+        Raises NotFinite where they are no numbers: every comparison with a threshold would be false.
+        """
         wide = scores.astype(np.float64)
+        if not np.isfinite(wide).all():
+            raise NotFinite
         if self.manifest.multi_label:
             return 1 / (1 + np.exp(-wide))
         e = np.exp(wide - wide.max())
