@@ -39,6 +39,7 @@ from .safe_pickle import load_npy_dict
 
 _ANNOTATION_BYTES = 16 << 20
 _NAME_LENGTH = 1000  # of a class in an annotation
+_DEPTH = 100
 
 
 def load_labels(
@@ -299,6 +300,8 @@ class _AnnotationReader:
     def _start(self, tag: str, _: Any) -> None:
         self.root = self.root or tag
         self._path.append(tag)
+        if len(self._path) > _DEPTH:
+            raise ValueError("nested too deeply")
         if self._path[1:] == ["object"]:
             self.objects.append({})
 

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from infercam.engine.bundle import Bundle, InputSpec, Triple, sha256_file
-from infercam.engine.errors import ExportError
-from onnx import ModelProto, TensorProto, helper
+from infercam.engine.errors import BundleError, ExportError, shown
+from infercam.engine.onnx_files import external_locations
+from onnx import ModelProto, helper
 from pydantic import ValidationError
 
 from .bundle_writer import write_bundle
@@ -116,10 +117,10 @@ def load_model(file: Path) -> ModelProto:
         raise ExportError(f"{file}: is not an ONNX model ({' '.join(str(e).split())[:100]})") from None
     if not model.graph.node and not model.ir_version:
         raise ExportError(f"{file}: is not an ONNX model")
-    external = [t for t in _tensors(model) if t.data_location == TensorProto.EXTERNAL]
-    for tensor in external:
-        _check_location(file, tensor)
-    if external:
+    locations = _locations(file)
+    for location in locations:
+        _check_location(file, location)
+    if locations:
         try:
             onnx.load_external_data_for_model(model, str(file.parent))
         except Exception as e:
@@ -129,24 +130,24 @@ def load_model(file: Path) -> ModelProto:
     return model
 
 
-def _tensors(model: ModelProto) -> list[TensorProto]:
-    found = list(model.graph.initializer)
-    for node in model.graph.node:
-        found += [a.t for a in node.attribute if a.HasField("t")]
-    return found
+def _locations(file: Path) -> list[str]:
+    """Where the file's tensors keep their data, wherever in the model they are."""
+    try:
+        return external_locations(file)
+    except BundleError as e:
+        raise ExportError(str(e)) from None
 
 
-def _check_location(file: Path, tensor: TensorProto) -> None:
-    location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+def _check_location(file: Path, location: str) -> None:
     folder = file.parent.resolve()
     target = (folder / location).resolve()
-    if not location or not target.is_relative_to(folder):
+    if not location or "\0" in location or not target.is_relative_to(folder):
         raise ExportError(
-            f"{file}: weight '{tensor.name}' lies outside the model's folder ({location or 'no path'}); "
+            f"{file}: has weights outside the model's folder ({shown(location) or 'no path'}); "
             "put the file beside the model and re-save it"
         )
     if not target.is_file():
-        raise ExportError(f"{file}: weight '{tensor.name}' is in '{location}', which is missing")
+        raise ExportError(f"{file}: has weights in '{shown(location)}', which is missing")
 
 
 def onnx_scores(

@@ -46,7 +46,8 @@ class Outcome:
     """Why nothing was tried here."""
 
     def lose(self, what: str) -> None:
-        self.losses.append(" ".join(what.split())[:400])
+        text = " ".join(what.split())
+        self.losses.append(text if len(text) <= 600 else f"{text[:150]} … {text[-450:]}")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
