@@ -88,7 +88,8 @@ def serve(
     server.on_drain = lambda: console.print(f"stopping: {service.open} requests in flight")
     complete = run(server, listening)
     console.print(
-        f"accepted {service.accepted}, answered {service.answered}, clients gone {service.gone}",
+        f"accepted {service.accepted}, answered {service.answered}, clients gone {service.gone}, "
+        f"dropped {service.dropped}",
         soft_wrap=True,
     )
     if not complete:

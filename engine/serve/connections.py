@@ -49,9 +49,10 @@ def timed_protocol(bounds: Bounds) -> type[asyncio.Protocol]:
                 return
             self._stop(self._deadline)
             self._reading, self._deadline = state, None
-            seconds = {h11.IDLE: bounds.header_timeout, h11.SEND_BODY: bounds.body_timeout + 1}.get(state)
-            if seconds is not None:  # the application's own time-out for bodies, a second before, says why
-                self._deadline = self.loop.call_later(seconds, self.transport.abort)
+            if state is h11.IDLE:
+                self._deadline = self.loop.call_later(bounds.header_timeout, self.transport.abort)
+            elif state is h11.SEND_BODY:  # the application's own time-out, a second before, says why
+                self._deadline = self.loop.call_later(bounds.body_timeout + 1, self.transport.abort)
 
         def pause_writing(self) -> None:
             self._stalled = self.loop.call_later(bounds.header_timeout, self.transport.abort)

@@ -55,9 +55,8 @@ class Gate:
 
     def _ended(self, scope: Scope, status: int, sent: int, whole: bool, seconds: float) -> None:
         if scope.get("infercam.accepted"):
-            answered = whole and status != CLIENT_GONE
-            self.service.answered += answered
-            self.service.gone += not answered
+            self.service.gone += status == CLIENT_GONE
+            self.service.answered += whole and status not in (CLIENT_GONE, 503)
         route = getattr(scope.get("route"), "path", "other")
         self.service.metrics.count(route, status, seconds)
         if self.access_log is not None:

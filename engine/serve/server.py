@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import signal
 import socket
 import threading
@@ -18,6 +20,8 @@ from .connections import timed_protocol
 from .service import Service
 
 _BACKLOG = 512
+_FAREWELL = 2
+"""Seconds to tell those whose requests were dropped when draining took too long."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -37,9 +41,10 @@ class DrainingServer(uvicorn.Server):
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=bounds.idle_timeout,
-            timeout_graceful_shutdown=max(1, round(drain)),
+            timeout_graceful_shutdown=math.ceil(drain) + _FAREWELL,
         )
         super().__init__(config)
+        self._drain = drain
         self.service = service
         self.on_drain: Callable[[], None] = lambda: None
 
@@ -68,6 +73,7 @@ class DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.draining = True
         self.on_drain()
+        asyncio.get_running_loop().call_later(self._drain, self.service.give_up)
         await super().shutdown(sockets)
 
 
@@ -84,8 +90,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(server: DrainingServer, listening: socket.socket) -> bool:
-    """Serve until a signal comes; returns whether all that was accepted was answered. Raises BackendError where an
-    engine died."""
+    """Serve until a signal comes; returns whether nothing that was accepted had to be dropped. Raises
+    BackendError where an engine died."""
     service = server.service
     try:
         server.run(sockets=[listening])
@@ -94,4 +100,4 @@ def run(server: DrainingServer, listening: socket.socket) -> bool:
         service.close(1.0 if server.should_exit else 0)
     if error is not None:
         raise BackendError(f"the engine died: {error}")
-    return service.accepted == service.answered + service.gone
+    return not service.dropped

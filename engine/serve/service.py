@@ -62,10 +62,13 @@ class Service:
         self.draining = False
         """Going down: not ready, but answering what it has accepted."""
         self.accepted = 0
-        """Requests for inference that were admitted; each ends as answered or as gone."""
+        """Requests for inference that were admitted; each ends as answered, gone or dropped."""
         self.answered = 0
         self.gone = 0
         """Whose client left before the answer was written."""
+        self.dropped = 0
+        """Given up with 503, because draining took too long."""
+        self._working: set[asyncio.Future[Any]] = set()
         self.open = 0
         self.metrics = Metrics(self)
         self._threads = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="infercam-io")
@@ -93,18 +96,28 @@ class Service:
         the client leaves (499)."""
         task = asyncio.ensure_future(work)
         left = asyncio.ensure_future(_left(request))
+        self._working.add(task)
         try:
             async with asyncio.timeout(self.bounds.timeout):
                 await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 raise Refusal(CLIENT_GONE, "the client has left")
+            if task.cancelled():
+                raise Refusal(503, "the server is going down")
             return task.result()
         except TimeoutError:
             raise Refusal(504, f"not done within {self.bounds.timeout:g} s (--timeout)") from None
         finally:
+            self._working.discard(task)
             task.cancel()
             left.cancel()
             await asyncio.gather(task, left, return_exceptions=True)
+
+    def give_up(self) -> None:
+        """Drop what is under way; those who wait are told."""
+        self.dropped += len(self._working)
+        for task in self._working:
+            task.cancel()
 
     async def on_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Run what takes long on one of the I/O threads."""
