@@ -139,4 +139,7 @@ def _summary(out: Path, done: Packaged, checked: bool) -> None:
         stdout.print(escape(f"the plan is for {record.gpu} and TensorRT {record.tensorrt}"), soft_wrap=True)
         if record.options.version_compatible:
             flags = " --backend-config=tensorrt,version-compatible=true"
+    if any(folder.name.endswith("_maps") for folder in done.models):
+        what = "infercam[cpu] or infercam[gpu] in the server's Python, 3.11 or later (Triton 24.12 or later)"
+        stdout.print(f"the maps need {escape(what)}", soft_wrap=True)
     stdout.print(f"serve it: tritonserver --model-repository={escape(str(out))}{flags}", soft_wrap=True)

@@ -1,7 +1,7 @@
 """The `config.pbtxt` of each model, from a graph's signature and the bundle's manifest.
 
-The text is our own (text_format.py). Where tritonclient is installed, which carries Triton's protobuf schema,
-`check` parses it as the server would.
+The text is our own (text_format.py). Where tritonclient is installed, which carries Triton's protobuf schema, it is
+parsed as the server will.
 """
 
 from __future__ import annotations
@@ -126,7 +126,6 @@ def _network(
     """
     batched, skip = signature.batched, int(signature.batched)
     image, response = signature.image, signature.response
-    dims = [*signature.image.dims[skip:-2], *warm]
     config: dict[str, Any] = {
         **start,
         "max_batch_size": max_batch if batched else 0,
@@ -141,7 +140,7 @@ def _network(
     if batched and max_batch > 1:
         # Only requests of equal shape share a batch: a convolution takes no ragged one.
         config["dynamic_batching"] = {"max_queue_delay_microseconds": serving.queue_delay_us}
-    blank: Message = {"data_type": _type(image), "dims": dims, "zero_data": True}
+    blank: Message = {"data_type": _type(image), "dims": [*image.dims[skip:-2], *warm], "zero_data": True}
     config["model_warmup"] = [
         {"name": "blank", "batch_size": 1, "inputs": [{"key": image.name, "value": blank}]}
     ]
@@ -172,8 +171,8 @@ def config_text(config: Message) -> str:
 
 
 def schema_installed() -> bool:
-    """Whether tritonclient is there, and protobuf, which it needs."""
-    return find_spec("tritonclient") is not None and find_spec("tritonclient.grpc") is not None
+    """Whether tritonclient is there with its gRPC part, which holds the schema."""
+    return all(find_spec(package) is not None for package in ("tritonclient", "grpc"))
 
 
 def check(text: str) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Literal, NamedTuple, get_args
 
 from infercam.engine.atomic import TEMP_PREFIX
 from infercam.engine.backends.cpu import GPU_ONLY
@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .config import LABELS, Serving, config_text, maps_config, onnx_config, tensorrt_config
 from .plans import NoPlan, choose_plan
 from .signature import read_signature
+from .text_format import Message
 
 Kind = Literal["onnx", "tensorrt", "maps"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -124,8 +125,9 @@ class _Job:
         write: dict[Kind, Callable[[Path], str]]
         write = {"onnx": self._onnx, "tensorrt": self._tensorrt, "maps": self._maps}
         names = {kind: f"{self.name}_{kind}" for kind in self.kinds}
-        check_target(self.request.repository, list(names.values()), self.request.force)
-        work = _beside(self.request.repository)
+        repository = self.request.repository
+        check_target(repository, list(names.values()), self.request.force)
+        work = _beside(repository)
         try:
             models = work / "models"
             for kind, name in names.items():
@@ -135,13 +137,11 @@ class _Job:
                 _write(folder / LABELS, "".join(f"{c}\n" for c in self.bundle.manifest.classes))
                 _write(folder / MARK, self._mark(kind, folder, precision).model_dump_json(indent=2) + "\n")
             _flush(models)
-            check_target(
-                self.request.repository, list(names.values()), self.request.force
-            )  # copying took a while
-            _put_in_place(models, self.request.repository, work / "replaced")
+            check_target(repository, list(names.values()), self.request.force)  # again: copying took a while
+            _put_in_place(models, repository, work / "replaced")
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        written = [self.request.repository / name for name in names.values()]
+        written = [repository / name for name in names.values()]
         return Packaged({f: _size(f) for f in written}, self.left_out, self.plan)
 
     # -- what is asked for ------------------------------------------------------------------------------------
@@ -209,8 +209,9 @@ class _Job:
         self._config(folder, maps_config(folder.name, self.bundle, self.serving, self.request.precision))
         return self.request.precision or "any"
 
-    def _config(self, folder: Path, config: object) -> None:
-        _write(folder / CONFIG, config_text(cast(dict, config)))
+    @staticmethod
+    def _config(folder: Path, config: Message) -> None:
+        _write(folder / CONFIG, config_text(config))
 
     def _mark(self, kind: Kind, folder: Path, precision: str) -> Mark:
         files = sorted(p for p in folder.rglob("*") if p.is_file())

@@ -14,6 +14,8 @@ import onnxruntime as ort
 import pytest
 import tiny
 from google.protobuf import text_format
+from hypothesis import given
+from hypothesis import strategies as st
 from infercam.engine.bundle import Bundle, FileEntry, Manifest, file_entry
 from infercam.engine.cli import app
 from infercam.engine.errors import BundleError, ExportError, InputError
@@ -83,6 +85,18 @@ def test_text_format_round_trips_through_protobuf() -> None:
     assert found.input[0].optional
     assert list(found.instance_group[0].profile) == ["0", "1"]
     assert list(found.instance_group[0].gpus) == []
+
+
+@given(text=st.text(), dims=st.lists(st.integers(-1, 2**40)), flag=st.booleans())
+def test_any_value_round_trips(text: str, dims: list[int], flag: bool) -> None:
+    message = {
+        "name": text,
+        "input": [{"dims": dims, "optional": flag}],
+        "metric_tags": [{"key": text, "value": text}],
+    }
+    found = text_format.Parse(to_text(message), ModelConfig())
+    assert (found.name, dict(found.metric_tags)) == (text, {text: text})
+    assert (list(found.input[0].dims), found.input[0].optional) == (dims, flag)
 
 
 def test_a_config_that_the_schema_does_not_take_is_refused() -> None:
@@ -509,6 +523,7 @@ def test_the_command(run: Any, bundle: Bundle, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "tiny-4_onnx" in done.output
     assert "tritonserver --model-repository=" in done.output
+    assert "infercam[cpu]" in done.output
     assert parsed(tmp_path / "repo/tiny-4_onnx").max_batch_size == 4
     again = run(bundle.path, "-o", tmp_path / "repo")
     assert isinstance(again.exception, ExportError)
