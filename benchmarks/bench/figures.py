@@ -36,7 +36,7 @@ def row(one: Contestant, session: Session, operations: Counter | None, rates: di
     rate = rates.get("gpu" if on_gpu(first) else "cpu")
     return Row(
         name=one.name,
-        images=first.images,
+        images=first.images // first.passes,
         rounds=len(rounds),
         seconds_per_image=seconds,
         images_per_second=1 / seconds.median,
@@ -49,7 +49,7 @@ def row(one: Contestant, session: Session, operations: Counter | None, rates: di
         flop_per_image=flop,
         rate_share=flop / seconds.median / rate if flop and rate else None,
         miou=score,
-        miou_images=first.images if score is not None else 0,
+        miou_images=first.images // first.passes if score is not None else 0,
         backend=first.backend,
         details=first.details,
     )
@@ -103,7 +103,7 @@ def growth(axis: Axis, session: Session) -> Growth:
     """The points of an axis and the exponent through all rounds' times."""
     found = {x: session.measured(job) for x, job in axis.jobs.items()}
     points = [
-        Point(x=x, seconds=spread([m.seconds for m in rounds]), peak_mb=max(m.peak_mb for m in rounds))
+        Point(x=x, seconds=spread([m.seconds_per_list for m in rounds]), peak_mb=max(m.peak_mb for m in rounds))
         for x, rounds in found.items()
         if rounds
     ]
@@ -111,7 +111,7 @@ def growth(axis: Axis, session: Session) -> Growth:
         reasons = [session.reasons[k] for k in map(session.key, axis.jobs.values()) if k in session.reasons]
         why = (reasons or ["fewer than two values of it are possible here"])[0]
         return Growth(name=axis.name, what=axis.what, points=points, not_measured=why)
-    pairs = [(x, m.seconds) for x, rounds in found.items() for m in rounds]
+    pairs = [(x, m.seconds_per_list) for x, rounds in found.items() for m in rounds]
     fitted = power_law([x for x, _ in pairs], [s for _, s in pairs])
     return Growth(
         name=axis.name,

@@ -64,10 +64,11 @@ class Job(_Model):
 
 
 class Measured(_Model):
-    """What a worker found. The clock runs from the first picture's reading to the last map's writing; one picture
-    was done before, so that neither start-up nor a first call's allocations are in it."""
+    """What a worker found. The clock runs from the first picture's reading to the last map's writing; one picture was
+    done before, so that neither start-up nor a first call's allocations are in it."""
 
-    images: int
+    images: int = Field(description="done while the clock ran: those of the list, passes times")
+    passes: int = Field(default=1, description="a list that is done too soon to be timed is done again")
     seconds: float
     cpu_seconds: float = Field(description="of all threads of the process, while the clock ran")
     began: float = Field(description="on the system's monotonic clock, seconds")
@@ -87,6 +88,10 @@ class Measured(_Model):
     @property
     def seconds_per_image(self) -> float:
         return self.seconds / self.images
+
+    @property
+    def seconds_per_list(self) -> float:
+        return self.seconds / self.passes
 
     @property
     def cores(self) -> float:
