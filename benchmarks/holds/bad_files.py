@@ -116,7 +116,11 @@ def _graphs(rig: Rig, folder: Path, count: int, marker: Path) -> Iterator[Case]:
     (folder.parent / "secret.bin").write_bytes(b"\0" * 100_000)
     (folder / "beside.bin").write_bytes(b"\0" * 100_000)
     crafted = [(f"graph {name}!", data) for name, data in hostile_graphs(good, folder.parent / "secret.bin")]
-    for what, data in [("graph?", good), *((f"graph {i}", damaged(rig.rng, good)) for i in range(count)), *crafted]:
+    for what, data in [
+        ("graph?", good),
+        *((f"graph {i}", damaged(rig.rng, good)) for i in range(count)),
+        *crafted,
+    ]:
         (folder / "response.onnx").write_bytes(data)
         files = {"response.onnx": file_entry(folder / "response.onnx").model_dump()}
         (folder / MANIFEST).write_text(json.dumps({**content, "files": files}))
@@ -131,7 +135,11 @@ def _sources(rig: Rig, folder: Path, count: int, marker: Path) -> Iterator[Case]
     (folder.parent / "secret.bin").write_bytes(b"\0" * 100_000)
     crafted = [(f"source {name}!", data) for name, data in hostile_graphs(good, folder.parent / "secret.bin")]
     half = count // 3  # each takes some seconds
-    for what, data in [("source?", good), *((f"source {i}", damaged(rig.rng, good)) for i in range(half)), *crafted]:
+    for what, data in [
+        ("source?", good),
+        *((f"source {i}", damaged(rig.rng, good)) for i in range(half)),
+        *crafted,
+    ]:
         (folder / "source.onnx").write_bytes(data)
         yield what, "export", {"path": str(folder / "source.onnx"), "out": str(folder / "out")}
 
@@ -345,7 +353,7 @@ def _annotations(rig: Rig, folder: Path, count: int, marker: Path) -> Iterator[C
     """VOC XML: damaged, with entities, with links that lead out."""
     folder.mkdir()
     request = _labels_request(folder, ["a"])
-    good = f"<annotation><object><name>{CLASS_NAMES[0]}</name></object></annotation>".encode()
+    good = _named(CLASS_NAMES[0]).encode()
     (folder / "a.xml").write_bytes(good)
     yield "annotation?", "labels", request
     for number in range(count):
@@ -353,11 +361,10 @@ def _annotations(rig: Rig, folder: Path, count: int, marker: Path) -> Iterator[C
         yield f"annotation {number}", "labels", request
     nested = "".join(f'<!ENTITY a{i + 1} "{f"&a{i};" * 10}">' for i in range(12))
     crafted = {
-        "entity bomb": f'<!DOCTYPE a [<!ENTITY a0 "x">{nested}]><annotation><object><name>&a12;</name></object></annotation>',
-        "external entity": '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation><object><name>&x;</name>'
-        "</object></annotation>",
+        "entity bomb": f'<!DOCTYPE a [<!ENTITY a0 "x">{nested}]>{_named("&a12;")}',
+        "external entity": f'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>{_named("&x;")}',
         "external definition": '<!DOCTYPE a SYSTEM "http://127.0.0.1:9/x"><annotation/>',
-        "lines without end": "<annotation><object><name>" + "\n" * 8_000_000 + "</name></object></annotation>",
+        "lines without end": _named("\n" * 8_000_000),
         "depth without end": "<annotation>" + "<a>" * 1_000_000,
     }
     for what, text in crafted.items():
@@ -365,6 +372,10 @@ def _annotations(rig: Rig, folder: Path, count: int, marker: Path) -> Iterator[C
         yield f"annotation {what}!", "labels", request
     yield "annotation of an id that leaves the folder!", "labels", {**request, "ids": ["../../a"]}
     yield from _not_regular(folder / "a.xml", "labels", request)
+
+
+def _named(name: str) -> str:
+    return f"<annotation><object><name>{name}</name></object></annotation>"
 
 
 def _masks(rig: Rig, folder: Path, count: int, marker: Path) -> Iterator[Case]:
@@ -380,7 +391,9 @@ def _masks(rig: Rig, folder: Path, count: int, marker: Path) -> Iterator[Case]:
     crafted = {
         "of 60 000 pixels a side": png(60_000, 60_000, zlib.compress(b"\0" * 9)),
         "in colour": png(10, 10, zlib.compress(b"\0" * 310)),
-        "with a text bomb": png(10, 10, b"", before=chunk(b"zTXt", b"x\0\0" + zlib.compress(b"\0" * (64 << 20)))),
+        "with a text bomb": png(
+            10, 10, b"", before=chunk(b"zTXt", b"x\0\0" + zlib.compress(b"\0" * (64 << 20)))
+        ),
     }
     for what, data in crafted.items():
         file.write_bytes(data)

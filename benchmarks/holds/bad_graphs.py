@@ -1,4 +1,4 @@
-"""ONNX graphs that keep a weight where they should not: written in protobuf's wire format, without the onnx package."""
+"""ONNX graphs that keep a weight where they should not, written in protobuf's wire format."""
 
 from __future__ import annotations
 
