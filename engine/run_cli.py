@@ -194,7 +194,7 @@ def _on_cluster(
     with started(asked) as pool:
         spec = EngineSpec(bundle.absolute(), backend, threads or pool.cpus, precision)
         console.print(f"cluster: {pool.workers} workers of {pool.cpus} cores and {pool.gpus:g} GPUs")
-        yield ClusterRun(pool, spec, source, labels, out, watch=watch, **options)
+        yield ClusterRun(pool, spec, source, labels, out, watch=watch, say=console.print, **options)
 
 
 def _guarded(job: Run | ClusterRun) -> None:

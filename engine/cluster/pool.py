@@ -6,11 +6,12 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..errors import BackendError, InputError, MissingExtra
 
 OBJECT_STORE = 160 << 20
 """Bytes of shared memory for a cluster of this machine's own: only names, classes and sizes pass through it."""
+CONNECT_SECONDS = 5.0
 _SOCKET_ROOM = 45  # Ray puts sockets some 60 characters below its folder, and a socket's path ends at 107
 
 
@@ -54,19 +56,29 @@ def started(options: PoolOptions) -> Iterator[Pool]:
         import ray.data
     except ImportError:
         raise MissingExtra("ray", "cluster", "--cluster ray") from None
-    folder = None if options.address else _temporary_folder()
-    try:
+    with ExitStack() as ends:  # the last is called first
+        folder = None
+        if options.address is None:
+            folder = _temporary_folder()
+            ends.callback(shutil.rmtree, folder, ignore_errors=True)
+        ends.enter_context(_backend_silenced())
+        ends.enter_context(_no_worker_logs())
+        ends.callback(ray.shutdown)
         try:
+            _check_reachable(options.address)
             ray.init(**_init_options(options, folder))
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as e:
             where = options.address or "this machine"
             raise BackendError(f"Ray on {where} cannot be reached or started: {first_line(e)}") from None
         quieten()
         yield _sized(options, [n["Resources"] for n in _nodes(ray) if n["Alive"]])
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raises OSError where nobody listens: Ray would try for minutes, and say so every second."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 def _init_options(options: PoolOptions, folder: Path | None) -> dict[str, Any]:
@@ -95,6 +107,46 @@ def _quiet_environment(local: bool) -> None:
     if local and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:  # it looks when imported
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+@contextmanager
+def _backend_silenced() -> Iterator[None]:
+    """Ray's C++ parts, here and in the processes begun here, write to descriptor 2, whatever they are told (they
+    have their files as well): Python's own standard error moves to another, and 2 leads nowhere."""
+    before = sys.stderr
+    try:
+        ours = before.fileno() == 2
+    except (OSError, ValueError, AttributeError):  # replaced, by a test or a notebook
+        ours = False
+    if not ours:
+        yield
+        return
+    before.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    with open(kept, "w", buffering=1, encoding=before.encoding, errors=before.errors, closefd=False) as moved:
+        sys.stderr = moved
+        try:
+            yield
+        finally:
+            moved.flush()
+            sys.stderr = before
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+@contextmanager
+def _no_worker_logs() -> Iterator[None]:
+    """Ray prints the death of every worker, to standard output; there is no public switch for it (2.60)."""
+    from ray._private import worker
+
+    before = getattr(worker, "_worker_logs_enabled", True)
+    worker._worker_logs_enabled = False
+    try:
+        yield
+    finally:
+        worker._worker_logs_enabled = before
 
 
 def quieten() -> None:

@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class ClusterRun:
         max_pixels: int = DEFAULT_MAX_PIXELS,
         watch: Watcher | None = None,
         shard: Shard | None = None,
+        say: Callable[[str], None] = lambda line: None,
         worker: type[Worker] = Worker,
     ) -> None:
         self.pool = pool
@@ -68,6 +69,7 @@ class ClusterRun:
         self.watch = watch or (lambda summary, scheduler: None)
         self.stop = threading.Event()
         """Set it to end without waiting for the images under way (SIGTERM, SIGINT)."""
+        self._say = say
         self._worker = worker
         self.maker, images = _ask_a_worker(pool, engine, recipe, mode)
         self._in_flight = images + READ_AHEAD
@@ -112,6 +114,10 @@ class ClusterRun:
             if not left or self.stop.is_set():
                 return
             before = len(left)
+            if attempt:
+                self._say(
+                    f"{before} images were lost with their workers; trying each alone ({attempt} of {ALONE})"
+                )
             for outcome in self._round(list(left.values()), alone=attempt > 0):
                 if left.pop(outcome.at, None) is not None:
                     self._take(outcome)
