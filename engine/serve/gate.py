@@ -35,6 +35,8 @@ class Gate:
             await self.app(scope, receive, send)
             return
         began, status, sent, whole = time.perf_counter(), 500, 0, False
+        # A body of two lengths may hide another request (RFC 9112, 6.1): nothing behind it is read.
+        two_lengths = {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}
 
         async def passed_on(message: Message) -> None:
             nonlocal status, sent, whole
@@ -43,6 +45,8 @@ class Gate:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
+                if two_lengths:
+                    headers["Connection"] = "close"
             await send(message)
             if message["type"] == "http.response.body":
                 sent += len(message.get("body", b""))
