@@ -12,7 +12,7 @@ from pathlib import Path
 from .outcome import Skipped
 from .rig import BUNDLE, COMMAND, environment
 
-TIMEOUTS = ("--header-timeout", "2", "--body-timeout", "3", "--timeout", "20")
+TIMEOUTS = ("--header-timeout", "2", "--body-timeout", "3", "--timeout", "100")
 START_SECONDS = 60.0
 
 
