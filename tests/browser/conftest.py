@@ -1,0 +1,66 @@
+"""A headless browser, and pages that must not complain nor talk to anyone else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from infercam.benchmarks.browser import launched, missing
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "engine" / "serve")]  # importlib mode: inputs.py, serving.py
+
+SHARED = HERE.parents[1].parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    if reason := missing():
+        pytest.skip(reason)
+    with launched() as found:
+        yield found
+
+
+class Watched:
+    """A page, and what it said and asked for."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", self._listen)
+        page.on("pageerror", lambda e: self.complaints.append(str(e)))
+        page.on("request", lambda r: self.requests.append(r.url))
+
+    def _listen(self, message: Any) -> None:
+        read_by_us = "readback operations" in message.text  # the tests read canvases, the pages do not
+        if message.type in ("error", "warning") and not read_by_us:
+            self.complaints.append(message.text)
+
+
+@pytest.fixture
+def watched(browser: Any) -> Iterator[Watched]:
+    """Fails the test where the page logs an error or asks for anything that is not beside it."""
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.set_default_timeout(20_000)
+    it = Watched(page)
+    try:
+        yield it
+        assert it.complaints == []
+        own = ("file://", "data:", "blob:", "http://127.0.0.1:")
+        assert [url for url in it.requests if not url.startswith(own)] == []
+    finally:
+        page.close()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared, which is not here")
+    return SHARED
