@@ -72,7 +72,7 @@ class ClusterRun:
         self._say = say
         self._worker = worker
         self.maker, images = _ask_a_worker(pool, engine, recipe, mode)
-        self._in_flight = images + READ_AHEAD
+        self.in_flight = images + READ_AHEAD
         settings = self.maker.settings(labels, source)
         self.summary = Summary(images=len(self.source), settings={**settings, "backend": self.maker.backend})
         place, tag = open_place(out), shard.tag if shard else ""
@@ -210,7 +210,7 @@ class ClusterRun:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.max_errored_blocks = -1  # a block whose worker died is missing, and that is seen here
-        in_flight = 1 if alone else self._in_flight
+        in_flight = 1 if alone else self.in_flight
         size = 1 if alone else max(2, min(BLOCK, in_flight // 4))
         calls = -(-in_flight // size)
         tables = [pyarrow.table(as_columns(list(rows[n : n + size]))) for n in range(0, len(rows), size)]
