@@ -28,10 +28,19 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+# The pages' tests need a browser; without one they are skipped, saying so.
+$(VENV)/.browser: | $(BIN)/python
+	@if $(BIN)/python -c 'import shutil, sys; sys.exit(not any(map(shutil.which, sys.argv[1:])))' \
+	    chromium chromium-browser google-chrome google-chrome-stable chrome; then touch $@; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  { apt-get update -q && apt-get install -qy --no-install-recommends chromium fonts-dejavu-core; } >/dev/null \
+	  && touch $@ || echo "Chromium could not be installed: the pages' tests will be skipped"; \
+	else echo "no Chromium here: the pages' tests will be skipped (install chromium to run them)"; fi
+
+test: lint $(VENV)/.browser
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-all: lint
+test-all: lint $(VENV)/.browser
 	$(BIN)/python -m pytest
 
 # What the two images install, against the published advisories; one that cannot be looked up fails, too.
