@@ -21,17 +21,17 @@ import numpy as np
 from .errors import StoreError
 from .image_counts import ImageCounts
 
-_BLOCK = 512  # images
+_BLOCK = 512  # images: fewer make the bootstrap slower, more no faster
 _HELD = 32 << 20  # bytes in memory before they go to disk
-_CURVES = ("hits", "predicted")
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some images' counts side by side; all integers are exact.
+    """Some images' counts, by label: rows of one label are together, in the order of the images.
 
     first: number of the block's first image; `images` and `true_images` count from there.
-    images, labels: (R,) of which image and label a row is; hits, predicted: (R, 100) as in `ImageCounts`.
+    images, labels: (R,) of which image and label a row is.
+    curves: (R, 2, 100) float64, whole numbers: hits and predicted as in `ImageCounts`.
     true_images, true_labels, true_counts: (T,) the same of the ground truth.
     active: (N,) as in `ImageCounts`, one an image.
     """
@@ -39,8 +39,7 @@ class Block:
     first: int
     images: np.ndarray
     labels: np.ndarray
-    hits: np.ndarray
-    predicted: np.ndarray
+    curves: np.ndarray
     true_images: np.ndarray
     true_labels: np.ndarray
     true_counts: np.ndarray
@@ -101,9 +100,8 @@ class KeptCounts(Sequence[ImageCounts]):
 
     def _write(self, images: list[ImageCounts]) -> None:
         arrays = {name: value for name, value in vars(_packed(0, images)).items() if name != "first"}
-        for name in _CURVES:
-            curves = arrays.pop(name)
-            arrays |= {f"{name}_first": curves[:, 0], f"{name}_steps": np.diff(curves, axis=1)}
+        curves = arrays.pop("curves")
+        arrays |= {"starts": curves[:, :, 0], "steps": np.diff(curves, axis=2)}
         data = io.BytesIO()
         np.savez(data, allow_pickle=False, **{name: _smallest(value) for name, value in arrays.items()})
         try:
@@ -121,18 +119,17 @@ class KeptCounts(Sequence[ImageCounts]):
         data = self._file.read(-1 if end is None else end - self._offsets[number])
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays = {name: archive[name].astype(np.int64) for name in archive.files}
-        for name in _CURVES:
-            first, steps = arrays.pop(f"{name}_first"), arrays.pop(f"{name}_steps")
-            arrays[name] = np.concatenate([first[:, None], steps], axis=1).cumsum(axis=1)
-        return Block(number * _BLOCK, **arrays)
+        starts, steps = arrays.pop("starts"), arrays.pop("steps")
+        curves = np.concatenate([starts[:, :, None], steps], axis=2).cumsum(axis=2, dtype=np.float64)
+        return Block(number * _BLOCK, curves=curves, **arrays)
 
     def _image(self, block: Block, at: int) -> ImageCounts:
         rows, true = block.images == at, block.true_images == at
         return ImageCounts(
             id=self.ids[block.first + at],
             labels=block.labels[rows].astype(np.int32),
-            hits=block.hits[rows].astype(np.uint32),
-            predicted=block.predicted[rows].astype(np.uint32),
+            hits=block.curves[rows, 0].astype(np.uint32),
+            predicted=block.curves[rows, 1].astype(np.uint32),
             true_labels=block.true_labels[true].astype(np.int32),
             true_counts=block.true_counts[true],
             active=int(block.active[at]),
@@ -140,19 +137,27 @@ class KeptCounts(Sequence[ImageCounts]):
 
 
 def _packed(first: int, images: list[ImageCounts]) -> Block:
-    def spread(sizes: Iterable[int]) -> np.ndarray:
-        return np.repeat(np.arange(len(images)), list(sizes))
-
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(image, name) for image in images]).astype(np.int64)
-
+    labels, of_image, order = _by_label([image.labels for image in images])
+    true_labels, true_images, true_order = _by_label([image.true_labels for image in images])
+    curves = [np.stack([image.hits, image.predicted], axis=1) for image in images]
     return Block(
         first=first,
-        images=spread(len(image.labels) for image in images),
-        true_images=spread(len(image.true_labels) for image in images),
+        images=of_image,
+        labels=labels,
+        curves=np.concatenate(curves)[order].astype(np.float64),
+        true_images=true_images,
+        true_labels=true_labels,
+        true_counts=np.concatenate([image.true_counts for image in images])[true_order],
         active=np.array([image.active for image in images]),
-        **{name: joined(name) for name in ("labels", "hits", "predicted", "true_labels", "true_counts")},
     )
+
+
+def _by_label(labels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The labels of all images in one row, sorted; of which image each is; and the order that sorts them."""
+    of_image = np.repeat(np.arange(len(labels)), [len(own) for own in labels])
+    joined = np.concatenate(labels)
+    order = np.argsort(joined, kind="stable")
+    return joined[order], of_image[order], order
 
 
 def _smallest(values: np.ndarray) -> np.ndarray:

@@ -47,24 +47,26 @@ class _Sums:
         """Where image i counts `weights[b, order[i]]` times."""
         resamples = len(weights)
         self.true = np.zeros((n_labels, resamples))
-        self.hits = np.zeros((n_labels, resamples, STEPS))
-        self.predicted = np.zeros((n_labels, resamples, STEPS))
+        self.curves = np.zeros((n_labels, resamples, 2, STEPS))
         for block in images.blocks():
-            own = weights[:, order[block.first : block.first + len(block.active)]].astype(np.float64)
-            for label, rows in _rows_of(block.true_labels):
-                self.true[label] += own[:, block.true_images[rows]] @ block.true_counts[rows]
-            for label, rows in _rows_of(block.labels):
-                of_label = own[:, block.images[rows]]
-                self.hits[label] += of_label @ block.hits[rows]
-                self.predicted[label] += of_label @ block.predicted[rows]
+            own = weights[:, order[block.first : block.first + len(block.active)]].T.astype(np.float64)
+            for label, rows in _runs(block.true_labels):
+                self.true[label] += own[block.true_images[rows]].T @ block.true_counts[rows]
+            for label, rows in _runs(block.labels):
+                curves = block.curves[rows].reshape(-1, 2 * STEPS)
+                self.curves[label] += (own[block.images[rows]].T @ curves).reshape(resamples, 2, STEPS)
 
     def best(self, labels: np.ndarray) -> np.ndarray:
         """(B,) best mIoU over `labels` (bool)."""
         resamples = self.true.shape[1]
         total, counted = np.zeros((resamples, STEPS)), np.zeros((resamples, 1))
         for label in np.flatnonzero(labels):
-            true, hits = self.true[label][:, None], self.hits[label]
-            union = true + self.predicted[label] - hits
+            true, hits, predicted = (
+                self.true[label][:, None],
+                self.curves[label, :, 0],
+                self.curves[label, :, 1],
+            )
+            union = true + predicted - hits
             present = true > 0  # as in a Score: labels without ground truth in this resample do not count
             total += np.where(present, hits / np.maximum(union, 1), 0)
             counted += present
@@ -72,11 +74,12 @@ class _Sums:
         return best
 
 
-def _rows_of(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(label, its rows) for each label that there is."""
-    order = np.argsort(labels, kind="stable")
-    found, starts = np.unique(labels[order], return_index=True)
-    yield from zip(found.tolist(), np.split(order, starts[1:]), strict=True)
+def _runs(labels: np.ndarray) -> Iterator[tuple[int, slice]]:
+    """(label, its rows) for each label of a sorted array."""
+    found, starts = np.unique(labels, return_index=True)
+    ends = [*starts[1:].tolist(), len(labels)]
+    for label, start, end in zip(found.tolist(), starts.tolist(), ends, strict=True):
+        yield label, slice(start, end)
 
 
 def _weights(n_images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

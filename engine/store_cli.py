@@ -19,6 +19,7 @@ from .evaluate import (
     MISSING,
     EvalResult,
     GroundTruth,
+    add_intervals,
     evaluate_store,
     folder_ground_truth,
     voc_ground_truth,
@@ -77,8 +78,7 @@ def eval_command(
         "missing": missing,
         "min_images": min_images,
         "workers": workers or None,
-        "bootstrap": bootstrap,
-        "keep_images": False,
+        "keep_images": bootstrap > 0,
     }
     if format is None and holds_labels(out):
         if plot is not None:
@@ -87,11 +87,13 @@ def eval_command(
         names = None if classes is None else conversion.read_classes(classes)
         with _counting(truth) as progress:
             scored = evaluate_labels(labels, truth, classes=names, progress=progress, **options)
+        _resample(scored.scores, bootstrap)
         report_labels(scored, json_file)
         return
     store = open_maps(out, format, classes)
     with _counting(truth) as progress:
         result = evaluate_store(store, truth, progress=progress, **options)
+    _resample(result, bootstrap)
     _write_json(json_file, result.to_json())
     if plot is not None:
         plot_evaluation(result, plot)
@@ -130,6 +132,13 @@ def _counting(truth: GroundTruth) -> Iterator[Callable[[int], None]]:
     with counting_bar() as bar:
         task = bar.add_task("counting", total=len(truth.pairs))
         yield lambda n: bar.advance(task, n)
+
+
+def _resample(result: EvalResult, resamples: int) -> None:
+    if resamples:
+        with counting_bar("resamples") as bar:
+            task = bar.add_task("resampling", total=resamples)
+            add_intervals(result, resamples, progress=lambda n: bar.advance(task, n))
 
 
 def _write_json(file: Path | None, content: dict[str, Any]) -> None:
