@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 EXTERNAL = 1  # TensorProto.DataLocation
@@ -88,7 +88,7 @@ def _nested(depth: int) -> bytes:
     return _field(7, content)
 
 
-_WRAPPERS = {
+_WRAPPERS: dict[str, Callable[[bytes], bytes]] = {
     "a constant": lambda t: _attribute(5, t),
     "a list of constants": lambda t: _attribute(10, t),
     "a subgraph": lambda t: _attribute(6, _field(5, t)),
