@@ -245,15 +245,14 @@ class _Load:
 
 
 def _slope(memory: list[tuple[float, float]]) -> dict[str, Any]:
-    """The server's memory over the time: megabytes, and how many more each minute, of the second half."""
-    if len(memory) < 4:
+    """The server's memory after the warm-up: megabytes, and how many more each minute."""
+    if sum(at >= 0 for at, _ in memory) < 4:
         return {}
-    at, used = np.array(memory[len(memory) // 2 :]).T
+    at, used = np.array([sample for sample in memory if sample[0] >= 0]).T
     slope = float(np.polyfit(at, used, 1)[0]) * 60
     return {
-        "memory_mb_first": round(memory[0][1], 1),
-        "memory_mb_last": round(memory[-1][1], 1),
-        "memory_mb_most": round(max(used for _, used in memory), 1),
+        "memory_mb_median_by_quarter": [round(float(np.median(part)), 1) for part in np.array_split(used, 4)],
+        "memory_mb_most": round(float(used.max()), 1),
         "memory_mb_per_minute": round(slope, 2),
     }
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from infercam.engine.recipe import MODES, RECIPES, Mode, Recipe, Views
-from infercam.engine.scheduler import Limits, NotFinite, OutOfMemory, Scheduler
+from infercam.engine.scheduler import Cancelled, Limits, NotFinite, OutOfMemory, Scheduler
 from infercam.engine.task import Advance, Advanced, Done, ImageTask, Respond, Tile, Unite, Work, views_of
 
 thorough = settings(deadline=None, max_examples=60)
@@ -379,6 +379,43 @@ def test_a_failed_image_waits_for_what_is_in_flight() -> None:
     scheduler.update(Done(second))
     assert [f.image.id for f in scheduler.finished()] == ["bad"]
     assert scheduler.idle
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(SIZES), st.integers(1, 4), recipes, modes), max_size=12),
+    limits,
+    st.integers(0, 2**32),
+    st.sampled_from([0.0, 0.1, 0.5]),
+)
+@thorough
+def test_each_image_goes_its_own_way_and_may_be_cancelled_at_any_moment(
+    specs: list, limits: Limits, seed: int, chance: float
+) -> None:
+    """Recipes and modes are mixed in one scheduler; whoever is cancelled leaves, and nobody else."""
+    cancelled: set[str] = set()
+
+    class Impatient(Simulation):
+        def complete(self, work: Work) -> None:
+            super().complete(work)
+            for name in list(self.live_bytes):
+                if self.rng.random() < chance / len(self.live_bytes):
+                    self.scheduler.cancel(self.added[name])
+                    cancelled.add(name)
+
+    tasks = [
+        image(f"i{n}", *size, classes, recipe, mode) for n, (size, classes, recipe, mode) in enumerate(specs)
+    ]
+    scheduler = Scheduler(limits)
+    simulation = Impatient(scheduler, iter([(task, 1) for task in tasks]), random.Random(seed))
+    simulation.run()
+    assert simulation.finished.keys() == {task.id for task in tasks}
+    gone = {name for name, outcome in simulation.finished.items() if isinstance(outcome, Cancelled)}
+    assert gone <= cancelled and scheduler.stats.images == len(tasks) - len(gone)
+    for task in tasks:
+        if task.id not in gone:
+            assert len(task.iterations) > 0 and max(task.iterations) <= task.recipe.iterations
+            assert task.mode not in ("baseline", "split") or max(task.iterations) == 1
+    assert not scheduler._live and not scheduler._bytes and not scheduler._urgent
 
 
 # -- order -------------------------------------------------------------------------------------------------
