@@ -23,7 +23,9 @@ def missing() -> str | None:
     except ImportError:
         return "needs the package playwright: pip install 'infercam[dev]'"
     if executable() is None:
-        return f"needs a browser on the PATH: {', '.join(NAMES)} (`make test` installs one, as root under apt)"
+        return (
+            f"needs a browser on the PATH: {', '.join(NAMES)} (`make test` installs one, as root under apt)"
+        )
     return None
 
 

@@ -129,7 +129,7 @@ def build_report(
         "version": version("infercam"),
         "classes": runs[0].classes,
         "runs": [_run_json(run, scored[k] if scored else None) for k, run in enumerate(runs)],
-        "differences": [_difference_json(k + 1, found) for k, found in enumerate(gains)],
+        "differences": [_difference_json(k + 1, found, options.bootstrap) for k, found in enumerate(gains)],
         "scored": summary.scored,
         "truth": {"masks": shown("/".join(Path(truth.masks).parts[-2:]))} if scored else None,
         "images": _images_json(listed, iou, classes, chunks),
@@ -333,13 +333,9 @@ def _about(settings: dict[str, Any]) -> str:
     return ", ".join(shown(word) for word in words if isinstance(word, str))
 
 
-def _difference_json(run: int, found: dict[str, Difference]) -> dict[str, Any]:
+def _difference_json(run: int, found: dict[str, Difference], resamples: int) -> dict[str, Any]:
     sets = {
-        name: {
-            "gain": _round(d.difference),
-            "interval": _interval_json(d.interval),
-            "notBetter": _round(d.not_better),
-        }
+        name: {"gain": _round(d.difference), "interval": _interval_json(d.interval) if resamples else None}
         for name, d in found.items()
     }
     return {"run": run, "sets": sets}

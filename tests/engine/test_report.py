@@ -100,9 +100,7 @@ def test_json_in_a_script_never_ends_it(text: str) -> None:
     assert json.loads(chunk_json(f"infercamChunk(3,{written});\n")) == {text: [text]}
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"), [((100, 50), (100, 50)), ((1024, 3), (256, 1))]
-)
+@pytest.mark.parametrize(("size", "expected"), [((100, 50), (100, 50)), ((1024, 3), (256, 1))])
 def test_reduced_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert reduced(size, 256) == expected
 

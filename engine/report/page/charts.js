@@ -30,26 +30,31 @@ function runCard(run, k) {
 }
 
 const pair = (name, value) => (value ? [make('div', {}, make('dt', {}, name), make('dd', {}, value))] : []);
-const interval = (ends) => ends && `${percent(ends[0])} to ${percent(ends[1])}`;
+const interval = (found) => found && `${percent(found[0])} to ${percent(found[1])}`;
 
 function differenceCard(difference, runs) {
   const { all, frequent } = difference.sets;
-  const certain = all.interval[0] > 0 || all.interval[1] < 0;
   return make(
     'div', { class: 'card run', style: runColour(difference.run) },
     make('h2', {}, runs[difference.run].name, make('span', { class: 'faint' }, ` − ${runs[0].name}`)),
-    make('p', { class: 'small faint' }, certain ? 'beyond chance over these images' : 'not told apart from chance'),
+    make('p', { class: 'small faint' }, verdict(all)),
     make('p', { class: 'figure' }, points(all.gain), make('small', {}, 'points of mIoU')),
-    whisker(all),
+    all.interval && whisker(all),
     make(
       'dl', {},
-      ...pair('95 % interval', `${points(all.interval[0])} to ${points(all.interval[1])}`),
+      ...pair('95 % interval', all.interval && ends(all)),
       ...(frequent ? pair(`classes in ≥ ${runs[0].frequent.least} images`, spread(frequent)) : []),
     ),
   );
 }
 
-const spread = (d) => `${points(d.gain)} (${points(d.interval[0])} to ${points(d.interval[1])})`;
+const ends = ({ interval: [low, high] }) => `${points(low)} to ${points(high)}`;
+const spread = (d) => (d.interval ? `${points(d.gain)} (${ends(d)})` : points(d.gain));
+
+function verdict({ interval }) {
+  if (!interval) return 'without an interval';
+  return interval[0] > 0 || interval[1] < 0 ? 'beyond chance over these images' : 'not told apart from chance';
+}
 
 /** The interval as a line with the difference as a dot; zero in the middle of the strip. */
 function whisker({ gain, interval: [low, high] }) {
