@@ -215,7 +215,7 @@ class _Load:
     memory: list[tuple[float, float]] = field(default_factory=list)
     """(seconds since the beginning, resident MB of the server)."""
     cpu: float = 0.0
-    """CPU seconds that the server used, over all answers."""
+    """Seconds that the server computed for all answers; 0: not measured."""
 
     @property
     def good(self) -> list[_Answer]:
@@ -237,7 +237,8 @@ class _Load:
         if self.good:
             taken = [a.ended - a.began for a in self.good]
             out["images_per_second"] = round(self.rate, 3)
-            out["server_cpu_seconds_per_image"] = round(self.cpu / statuses[200], 3)
+            if self.cpu:
+                out["server_cpu_seconds_per_image"] = round(self.cpu / statuses[200], 3)
             out["latency_p50"], out["latency_p99"] = (
                 round(float(np.percentile(taken, p)), 3) for p in (50, 99)
             )
