@@ -191,6 +191,9 @@ def test_the_constants_of_the_recipe_are_options_and_recorded(
         (["--dtype", "uint4"], "uint4"),
         (["--voc", "somewhere", "--split", "val"], "one source"),
         (["--labels", "none.json"], "none.json"),
+        (["--shard", "9/8"], "I/N"),
+        (["--workers", "2"], "--cluster ray"),
+        (["--cluster", "spark"], "there is: ray"),
     ],
 )
 def test_a_bad_option_is_one_line(

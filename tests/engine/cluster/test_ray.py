@@ -19,7 +19,7 @@ from infercam.engine import Bundle, Engine
 from infercam.engine.cluster.pool import Pool, PoolOptions, _sized, started
 from infercam.engine.cluster.run import ClusterRun
 from infercam.engine.cluster.worker import EngineSpec, Outcome, Row, Worker
-from infercam.engine.errors import BackendError, BundleError, InputError
+from infercam.engine.errors import BackendError, BundleError, InputError, MissingExtra
 from infercam.engine.failures import read_failures
 from infercam.engine.labels import load_labels
 from infercam.engine.mapstore import MapStore
@@ -100,6 +100,12 @@ def test_how_many_workers_of_what_size(asked: PoolOptions, nodes: list[dict[str,
 def test_a_cluster_that_is_too_small_is_one_line(asked: PoolOptions, nodes: list[dict[str, float]]) -> None:
     with pytest.raises(InputError, match="lower --workers"):
         _sized(asked, nodes)
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match=r"infercam\[cluster\]"), started(PoolOptions()):
+        pass
 
 
 # -- with Ray --------------------------------------------------------------------------------------------------
