@@ -94,6 +94,8 @@ def test_the_wheel_works_in_a_fresh_environment(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     inside = zipfile.ZipFile(wheel).namelist()
     assert "infercam/engine/demo/bundle/response.onnx" in inside
+    assert "infercam/engine/report/page/report.html" in inside
+    assert "infercam/engine/serve/page/index.html" in inside
     assert not [n for n in inside if n.startswith(("engine/", "tests/")) or "mypy_path" in n]
 
     home = tmp_path / "fresh"
