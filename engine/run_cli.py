@@ -111,7 +111,7 @@ def run(
     """Turn images into refined class response maps.
 
     Run it again to go on: only what is missing, or was made with other settings, is done. Images that fail are
-    listed in OUT/failures.jsonl; the rest goes on, and the exit code is 1.
+    listed in OUT/failures.jsonl (of a shard: failures-I-of-N.jsonl); the rest goes on, and the exit code is 1.
     """
     from .api import Engine
     from .bundle import Bundle

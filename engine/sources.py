@@ -100,7 +100,7 @@ def read_pixels(place: Place | None, path: str | Path, max_pixels: int = DEFAULT
 
 
 def folder_source(root: str | os.PathLike[str], recursive: bool = True) -> Source:
-    """Every picture below `root`, sorted by path; links to folders are followed.
+    """Every picture below `root`, a folder or its URI, sorted by path; links to folders are followed.
 
     Hidden files and folders and files of other suffixes are passed over (`notes` counts the latter). Bytes of
     a name that are not UTF-8 stand in its id as %xx, because ids are written into JSON.

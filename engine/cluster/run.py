@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError, InfercamError, StoreError
+from ..errors import BackendError, InfercamError, InputError, StoreError
 from ..failures import Failures
 from ..images import DEFAULT_MAX_PIXELS
 from ..mapstore import MapStore
@@ -37,6 +37,7 @@ LEG = 100_000  # images whose rows the driver holds at once
 READ_AHEAD = 4  # images that a worker has read beyond those its scheduler holds
 BLOCK = 16  # images of one task at most: a worker reports them together
 ALONE = 2  # times that an image is tried alone before it is given up
+HOPELESS = 200  # more images than this, not one of which could be done: it is not the images
 LOOKERS = 8  # threads that look what is done already
 FINISHED = object()
 
@@ -121,7 +122,7 @@ class ClusterRun:
             for outcome in self._round(list(left.values()), alone=attempt > 0):
                 if left.pop(outcome.at, None) is not None:
                     self._take(outcome)
-            if len(left) == before > 2 * self.pool.workers and not self.stop.is_set():
+            if len(left) == before > HOPELESS and not self.stop.is_set():
                 raise BackendError(
                     f"workers died at each of {before} images; not the images' fault: look at a worker's memory, "
                     "GPU and libraries with `infercam doctor`, or lower --workers"
@@ -251,7 +252,7 @@ def _absolute(place: Place) -> Place:
     return place if place.remote else LocalPlace(place.path.absolute())
 
 
-class _Told(InfercamError):
+class _Told(InputError):
     """A reason that a worker has put into words."""
 
 

@@ -161,7 +161,8 @@ def test_bad_images_are_listed_and_the_rest_goes_on(pool: Pool, tiny_bundle: Bun
     assert (found.done, found.failed) == (7, 5)
     reasons = read_failures(tmp_path / "out")
     assert reasons.keys() == {"p001", "p002", "p005", "p008", "p011"}
-    assert "not a picture" in reasons["p001"] and "no labels" in reasons["p002"]
+    assert reasons["p001"].startswith(str(data)) and "not a picture" in reasons["p001"]
+    assert "no labels" in reasons["p002"]
     assert "--max-pixels" in reasons["p005"]
 
 
@@ -215,8 +216,11 @@ def test_a_worker_that_is_killed_loses_nothing(
 
 @needs_ray
 def test_workers_that_all_die_are_an_error_of_one_line(
-    pool: Pool, tiny_bundle: Bundle, data: Path, tmp_path: Path
+    pool: Pool, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("infercam.engine.cluster.run.HOPELESS", 5)
+    data = tiny.write_dataset(tmp_path / "data", 6, (30, 40))
+
     class Hopeless(Worker):
         def do(self, row: Row) -> Outcome:
             os._exit(9)
