@@ -103,7 +103,7 @@ def bench(
         labels=labels, model=model, arch=arch, images=images, few=few, rounds=rounds, recipes=recipes,
         backends=backends, precision=precision, threads=threads, only=only, counts=counts, quick=quick,
     )  # fmt: skip
-    with _ended_by_signals(out), _status() as say:
+    with _ended_by_signals(out), _writes_to(out), _status() as say:
         plan = make_plan(settings, lambda text: say(text, None))
         if earlier is not None:  # before anything is measured
             check_comparable(earlier, plan.subject, machine())
@@ -121,14 +121,11 @@ def _measured(plan: Plan, out: Path, again: bool, say: Say) -> Result:
     from infercam.engine.atomic import atomic_write
 
     session = Session(out, plan.bundle.hash, say)
-    try:
-        if again:
-            session.forget()
-        result = run(plan, session)
-        with atomic_write(out / FILE, "w") as f:
-            f.write(result.model_dump_json(indent=1) + "\n")
-    except OSError as e:
-        raise StoreError(f"{out}: cannot be written: {e.strerror or e}") from None
+    if again:
+        session.forget()
+    result = run(plan, session)
+    with atomic_write(out / FILE, "w") as f:
+        f.write(result.model_dump_json(indent=1) + "\n")
     return result
 
 
@@ -199,6 +196,15 @@ def _status() -> Iterator[Say]:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+@contextmanager
+def _writes_to(out: Path) -> Iterator[None]:
+    """Nothing but `out` is written: what the system refuses is about that."""
+    try:
+        yield
+    except OSError as e:
+        raise StoreError(f"{out}: cannot be written: {e.strerror or e}") from None
 
 
 @contextmanager

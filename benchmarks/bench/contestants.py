@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ...engine.backends import BACKENDS
 from ...engine.backends.choice import obstacle
 from ...engine.bundle import Bundle
-from .job import Job, Switches
+from .job import NO_MODEL, Job, Switches
 
 Part = Literal["rows", "waterfall", "growth", "agreement", "profile"]
 WHOLE = "released"
@@ -48,7 +48,9 @@ class Field:
     threads: int | None = None
     backends: Sequence[str] = field(default=BACKENDS)
 
-    def engine(self, count: int, backend: str = "auto", **options: Any) -> Job:
+    def engine(self, count: int, backend: str | None = None, **options: Any) -> Job:
+        """On that backend, or on the best that works here."""
+        backend = backend or next(iter(self.usable()[0]), "auto")
         return self._job("engine", count, backend=backend, precision=self.precision, **options)
 
     def other(self, kind: str, count: int, **options: Any) -> Job:
@@ -56,14 +58,9 @@ class Field:
         return self._job(kind, count, model=self.model, arch=self.arch, **options)
 
     def _job(self, kind: str, count: int, **options: Any) -> Job:
-        content = {
-            "kind": kind,
-            "bundle": self.bundle.path,
-            "pictures": self.pictures,
-            "digest": self.digest,
-            "count": count,
-        }
-        return Job.model_validate({**content, "threads": self.threads, **options})
+        listed = {"pictures": self.pictures, "digest": self.digest, "count": count}
+        given = {"kind": kind, "bundle": self.bundle.path, "threads": self.threads}
+        return Job.model_validate({**given, **listed, **options})
 
     def usable(self) -> tuple[list[str], dict[str, str]]:
         """Backends that have all they need here, and of the others why not; asked before anything is loaded."""
@@ -86,10 +83,10 @@ def rows(f: Field) -> list[Contestant]:
             job = f.engine(f.count, backend, recipe=recipe)
             out.append(Contestant(f"engine {backend}: {recipe}", job, yardstick=base, scored=True))
     out += [Contestant(f"engine {backend}", None, reason=why) for backend, why in lacking.items()]
-    return out + _others(f, usable[0] if usable else None)
+    return out + _others(f)
 
 
-def _others(f: Field, backend: str | None) -> list[Contestant]:
+def _others(f: Field) -> list[Contestant]:
     """What is not the engine. Those with 8 views take one picture after another, and get few."""
     few, all_of = f.few, f.count
     jobs = {
@@ -103,10 +100,9 @@ def _others(f: Field, backend: str | None) -> list[Contestant]:
     out = []
     for name, job in jobs.items():
         if f.model is None:
-            why = "needs the classifier as PyTorch loads it: give --model FILE (and --arch)"
-            out.append(Contestant(name, None, reason=why))
+            out.append(Contestant(name, None, reason=NO_MODEL))
             continue
-        base = f.engine(job.count, backend, mode="baseline") if backend else None
+        base = f.engine(job.count, mode="baseline")
         out.append(Contestant(name, job, yardstick=base, scored=job.count == all_of))
     return out
 
@@ -114,15 +110,11 @@ def _others(f: Field, backend: str | None) -> list[Contestant]:
 def waterfall(f: Field) -> list[Contestant]:
     """From the plain loop to the recipe `fast`, each step with one saving more than the one above it."""
     few = f.few
-    usable, _ = f.usable()
-    if not usable:
-        return []
-    backend = usable[0]
     serial = Switches(images_in_flight=1, batch_views=1, overlap=False)
     many = serial.model_copy(update={"images_in_flight": None})
     batched = many.model_copy(update={"batch_views": None})
     loop = f.other("loop", few)
-    steps = [Contestant("plain PyTorch loop", loop if f.model else None, reason=_no_model(f))]
+    steps = [Contestant("plain PyTorch loop", loop if f.model else None, reason=NO_MODEL)]
     steps.append(
         Contestant(
             "the same loop over the exported graph in ONNX Runtime", f.other("loop", few, network="onnx")
@@ -134,13 +126,9 @@ def waterfall(f: Field) -> list[Contestant]:
         "+ views of equal size in one batch": batched,
         "+ reading and writing beside the inference": Switches(),
     }
-    steps += [Contestant(name, f.engine(few, backend, switches=s)) for name, s in engine.items()]
-    steps.append(Contestant("recipe `fast` in place of `released`", f.engine(few, backend, recipe="fast")))
+    steps += [Contestant(name, f.engine(few, switches=s)) for name, s in engine.items()]
+    steps.append(Contestant("recipe `fast` in place of `released`", f.engine(few, recipe="fast")))
     return steps
-
-
-def _no_model(f: Field) -> str | None:
-    return None if f.model else "needs the classifier as PyTorch loads it: give --model FILE (and --arch)"
 
 
 def agreement(f: Field) -> Contestant:

@@ -103,7 +103,9 @@ def growth(axis: Axis, session: Session) -> Growth:
     """The points of an axis and the exponent through all rounds' times."""
     found = {x: session.measured(job) for x, job in axis.jobs.items()}
     points = [
-        Point(x=x, seconds=spread([m.seconds_per_list for m in rounds]), peak_mb=max(m.peak_mb for m in rounds))
+        Point(
+            x=x, seconds=spread([m.seconds_per_list for m in rounds]), peak_mb=max(m.peak_mb for m in rounds)
+        )
         for x, rounds in found.items()
         if rounds
     ]

@@ -17,6 +17,9 @@ VERSION = 1
 """Of how measurements are taken: a change here measures everything anew."""
 
 
+NO_MODEL = "needs the classifier as PyTorch loads it: give --model FILE (and --arch)"
+
+
 class NotMeasured(InfercamError):
     """A contestant that cannot run here; the text is the reason that its row shows."""
 

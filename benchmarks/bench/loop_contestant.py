@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...engine.bundle import Bundle
 from ...engine.errors import MissingExtra
-from .job import Job, NotMeasured
+from .job import NO_MODEL, Job, NotMeasured
 from .pictures import Pictures
 from .worker import Contestant
 
@@ -72,7 +72,7 @@ def torch_details() -> dict[str, Any]:
 def classifier_of(job: Job, bundle: Bundle) -> Classifier:
     """The bundle's classifier as a PyTorch module; raises NotMeasured where it is not given or is another one."""
     if job.model is None:
-        raise NotMeasured("needs the classifier as PyTorch loads it: give --model FILE (and --arch)")
+        raise NotMeasured(NO_MODEL)
     from ..pytorch_loop import load_classifier
 
     classifier = load_classifier(job.arch, job.model)

@@ -26,8 +26,8 @@ def measure(job: Job, folder: Path) -> Outcome:
     (folder / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
     command = [sys.executable, "-m", "infercam.benchmarks.bench.worker", str(folder)]
     with GpuWatch() as gpu, (folder / "errors").open("wb") as errors:
-        # A session of its own: the terminal's Ctrl-C goes to this process alone, which then ends the worker.
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
+        # A group of its own: the terminal's Ctrl-C goes to this process alone, which then ends the worker.
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, process_group=0)
         try:
             peak = _wait(child)
         finally:

@@ -19,7 +19,6 @@ from ...engine.errors import InfercamError, shown
 from .job import Job, Measured, Outcome
 from .pictures import Pictures, load
 
-
 LEAST_SECONDS = 0.5
 """Less cannot be timed well."""
 
