@@ -10,7 +10,6 @@ that it would get alone. While there is nothing to do the thread sleeps.
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections import Counter, deque
@@ -199,7 +198,7 @@ class LiveEngine:
     def stats(self) -> Stats:
         """What the scheduler has done so far (a copy)."""
         stats = self._loop.scheduler.stats
-        return replace(stats, batch_sizes=Counter(copy.copy(stats.batch_sizes)))
+        return replace(stats, batch_sizes=Counter(stats.batch_sizes))
 
     # -- the driver's thread -------------------------------------------------------------------------------
     def _drive(self) -> None:

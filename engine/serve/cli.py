@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -62,7 +63,6 @@ def serve(
     _require()
     from .app import build
     from .bounds import Bounds
-    from .gate import stderr_log
     from .hosted import Hosts
     from .server import DrainingServer, listen, run
     from .service import Service
@@ -78,7 +78,7 @@ def serve(
     listening = listen(host, port)
     hosts = Hosts.load(bundles, recipe, backend, precision, threads)
     service = Service(hosts, bounds, recipe)
-    server = DrainingServer(build(service, stderr_log(access_log)), service, drain)
+    server = DrainingServer(build(service, sys.stderr if access_log else None), service, drain)
     for hosted in hosts:
         engine = hosted.engine
         console.print(f"{hosted.name}: {engine.backend.precision} on {engine.choice}", soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TextIO
 
@@ -69,7 +68,3 @@ class Gate:
             line = f"{client[0]} {scope['method']} {path} {status} {sent} B {seconds:.3f} s\n"
             self.access_log.write(line)
             self.access_log.flush()
-
-
-def stderr_log(wanted: bool) -> TextIO | None:
-    return sys.stderr if wanted else None
