@@ -88,11 +88,9 @@ def members(plan: Plan, folder: Path) -> Members:
 def run(plan: Plan, session: Session) -> Result:
     """Measure all that is not measured yet, by turns, and make the result."""
     who = members(plan, session.folder)
-    rates: dict[str, float] = {}
+    rates = session.recall_rates()
     notes: list[str] = list(plan.pictures.notes)
-    session.run(_tasks(plan, who, session), lambda number: _rate(plan, rates, notes))
-    if not rates:  # all was measured before
-        _rate(plan, rates, notes)
+    session.run(_tasks(plan, who, session), lambda number: session.keep_rates(_rate(plan, rates, notes)))
     operations = _counter(plan.bundle, notes)
     return Result(
         date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -173,8 +171,8 @@ def _profile(who: Members, session: Session) -> dict[str, dict[str, float]]:
     return out
 
 
-def _rate(plan: Plan, rates: dict[str, float], notes: list[str]) -> None:
-    """The matrix rate, in every round anew; the best counts."""
+def _rate(plan: Plan, rates: dict[str, float], notes: list[str]) -> dict[str, float]:
+    """Update the matrix rates, in every round anew: the best counts."""
     usable, _ = plan.field.usable()
     ways: dict[str, Callable[[], float]] = {"cpu": lambda: matrix_rate.cpu_rate(plan.field.threads)}
     if any(name != "cpu" for name in usable):
@@ -184,6 +182,7 @@ def _rate(plan: Plan, rates: dict[str, float], notes: list[str]) -> None:
             rates[device] = max(rates.get(device, 0.0), measure())
         except InfercamError as e:
             notes.append(f"no matrix rate of the {device}: {e}")
+    return rates
 
 
 def _counter(bundle: Bundle, notes: list[str]) -> Counter | None:

@@ -22,6 +22,7 @@ Say = Callable[[str, float | None], None]
 """Told what is being done, and how many seconds are about left (None: not known yet)."""
 Keep = Callable[[Path], dict[str, Any]]
 """Given the folder of a job's maps; what it finds in them is kept, the maps are not."""
+RATES = "measured/matrix-rate.json"
 SCORE, MAPS = "score", "maps"
 """Names of looks. A look called MAPS moves the maps to MAPS/name in the output folder, and so comes last."""
 
@@ -98,6 +99,18 @@ class Session:
         later = [t for n in range(number + 1, max(t.rounds for t in tasks)) for t in tasks if n < t.rounds]
         keys = [self.key(t.job) for t in (*now, *later)]
         return sum(self._walls.get(key, mean) for key in keys if key not in self.reasons)
+
+    # -- the machine's rate ------------------------------------------------------------------------------------------
+    def recall_rates(self) -> dict[str, float]:
+        """The matrix rates of the rounds that an earlier run measured; {} if there were none."""
+        with suppress(OSError, ValueError, AttributeError):
+            kept = json.loads((self.folder / RATES).read_text(encoding="utf-8"))
+            return {str(device): float(rate) for device, rate in kept.items()}
+        return {}
+
+    def keep_rates(self, rates: dict[str, float]) -> None:
+        with atomic_write(self.folder / RATES, "w") as f:
+            json.dump(rates, f)
 
     # -- one job -----------------------------------------------------------------------------------------------------
     def _file(self, task: Task, number: int) -> Path:

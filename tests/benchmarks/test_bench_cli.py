@@ -119,7 +119,7 @@ def _check(result: Result) -> None:
             assert set(r.over_baseline.all) == {1.0}
         if r.flop_per_image is not None:
             assert r.network_pixels_per_image
-            assert 0 < (r.rate_share or 0) < 1
+            assert r.rate_share is not None and r.rate_share > 0  # on a busy machine perhaps above 1
     for r in result.rows:
         assert r.seconds_per_image or r.not_measured
     assert rows["PyTorch loop: released"].not_measured

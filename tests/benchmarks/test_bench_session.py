@@ -111,6 +111,18 @@ def test_again_forgets(tmp_path) -> None:
     assert runner.asked == ["fast"] * 2
 
 
+def test_matrix_rates_are_kept_with_what_they_were_measured_beside(tmp_path) -> None:
+    session = Session(tmp_path, "hash", runner=Runner())
+    assert session.recall_rates() == {}
+    session.keep_rates({"cpu": 1e11})
+    assert Session(tmp_path, "hash").recall_rates() == {"cpu": 1e11}
+    (tmp_path / "measured" / "matrix-rate.json").write_text("[1")
+    assert session.recall_rates() == {}
+    session.keep_rates({"cpu": 1e11})
+    session.forget()
+    assert session.recall_rates() == {}
+
+
 def test_kept_maps_that_are_gone_are_made_again(tmp_path) -> None:
     def keep(folder: Path) -> dict[str, str]:
         (tmp_path / MAPS).mkdir(exist_ok=True)
