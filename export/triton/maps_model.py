@@ -1,8 +1,9 @@
 """The whole method as a model of Triton's Python backend: an encoded picture in, refined response maps out.
 
 `infercam package triton` copies this file into the repository as `model.py`, beside the bundle that it serves.
-It needs infercam in the server's Python (3.11 or later: Triton 24.12 or later, or EXECUTION_ENV_PATH), and nothing
-of its `export` room.
+It needs infercam in the server's Python, and nothing of its `export` room. That Python is 3.11 or later from Triton
+24.12 on; earlier ones take an environment of one's own (EXECUTION_ENV_PATH), with NumPy 1: their backend reads
+NumPy 2's arrays wrongly (it was built with a pybind11 before 2.12).
 
 How requests come to share batches. The method loops (erase, infer again), and the pictures of two requests are
 hardly ever of one size, so Triton's own batching cannot serve it: `max_batch_size` is 0, and `execute` is given
@@ -185,7 +186,7 @@ class TritonPythonModel:
         def run() -> None:
             try:
                 step(job, *about)
-            except BaseException as e:  # CancelledError is none of Exception's
+            except Exception as e:
                 self._respond(job, _error(e))
 
         self._workers.submit(run)
@@ -200,7 +201,7 @@ class TritonPythonModel:
 
     def _warm_up(self) -> None:
         """One blank picture through the whole method: memory is allocated and kernels are compiled before the
-        first request. Here, and not as `model_warmup`, which would answer before the model is ready."""
+        first request. Not a `model_warmup`, whose picture would have to be a file in Triton's own serialisation."""
         blank = np.zeros((_WARM_SIDE, _WARM_SIDE, 3), np.uint8)
         self._live.submit("warm-up", blank, [0], self._settings["recipe"]).result()
 
