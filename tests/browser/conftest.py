@@ -48,7 +48,7 @@ class Watched:
 def watched(browser: Any) -> Iterator[Watched]:
     """Fails the test where the page logs an error or asks for anything that is not beside it."""
     page = browser.new_page(viewport={"width": 1400, "height": 900})
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)  # against hanging only: a busy machine is slow
     it = Watched(page)
     try:
         yield it
