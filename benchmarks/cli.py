@@ -56,7 +56,7 @@ def bench(
     few: Annotated[
         int | None,
         typer.Option(
-            min=1, help="The first so many for what is slow: 8-view loops, waterfall (default: a third)."
+            min=1, help="The first so many for what is slow: 8-view loops, waterfall (default: a quarter)."
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Repeats of everything, by turns.")] = 3,

@@ -64,7 +64,7 @@ def make_plan(s: Settings, say: Callable[[str], None]) -> Plan:
         raise InputError(f"{s.model}: no such file")
     say("looking at the pictures")
     found = _pictures(s, bundle, min(s.images, QUICK_IMAGES) if s.quick else s.images, say)
-    few = min(len(found), s.few or max(2 if s.quick else 3, len(found) // 3))
+    few = min(len(found), s.few or max(2, len(found) // 4))
     field = Field(
         bundle=bundle,
         pictures=pictures.save(found, s.out),
