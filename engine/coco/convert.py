@@ -47,9 +47,6 @@ class Converted:
     seconds: float = 0.0
     stopped: bool = False
 
-    def fail(self, name: str, reason: str) -> None:
-        self.failures.setdefault(name, reason)
-
 
 def convert(
     masks: CocoMasks,
@@ -81,16 +78,23 @@ def convert(
     settings = {"split": split, **masks.describe(), "empty": empty}
     _write_info(out / INFO, split, settings, annotations)
     failures = Failures(out)
-    done = Converted(len(names), failures=dict(annotations.strays()))
+    done = Converted(len(names))
+
+    def fail(name: str, reason: str) -> None:
+        """One line an image, at once: labels and masks may fail for the same reason."""
+        if name not in done.failures:
+            done.failures[name] = reason
+            failures.add(name, InputError(reason))
+
+    for name, reason in annotations.strays():
+        fail(name, reason)
     if "lists" in what:
         broken = annotations.broken()
         _write_lines(out / f"{split}.txt", (name for name in names if name not in broken))
     if "labels" in what:
-        _write_lines(out / LABELS, _labels(annotations, names, done))
+        _write_lines(out / LABELS, _labels(annotations, names, fail))
     if "masks" in what:
-        _masks(masks, names, out / MASKS, settings, images, workers, done, progress, stop)
-    for name, reason in done.failures.items():
-        failures.add(name, InputError(reason))
+        _masks(masks, names, out / MASKS, settings, images, workers, done, fail, progress, stop)
     failures.close()
     done.seconds = time.monotonic() - began
     return done
@@ -104,6 +108,7 @@ def _masks(
     images: Path | None,
     workers: int | None,
     done: Converted,
+    fail: Callable[[str, str], None],
     progress: Callable[[int], None] | None,
     stop: Callable[[], object],
 ) -> None:
@@ -127,7 +132,7 @@ def _masks(
     for written, failed in map_in_processes(task, chunks(), processes):
         done.written += written
         for name, reason in failed:
-            done.fail(name, reason)
+            fail(name, reason)
         if progress:
             progress(written + len(failed))
 
@@ -168,7 +173,7 @@ class _Paint:
             )
 
 
-def _labels(annotations: Annotations, names: list[str], done: Converted) -> Any:
+def _labels(annotations: Annotations, names: list[str], fail: Callable[[str, str], None]) -> Any:
     """The lines of labels.json."""
     yield f'{{"classes": {json.dumps(annotations.classes, ensure_ascii=False)},\n "labels": {{'
     comma = ""
@@ -176,7 +181,7 @@ def _labels(annotations: Annotations, names: list[str], done: Converted) -> Any:
         try:
             classes = image_classes(annotations, annotations.image(name))
         except InputError as e:
-            done.fail(name, one_line(e))
+            fail(name, one_line(e))
             continue
         yield f"{comma}{json.dumps(name)}: {json.dumps(classes, ensure_ascii=False)}"
         comma = ","
