@@ -113,7 +113,11 @@ class _Lines:
 
 
 def _number(status: str, key: str) -> int:
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(key))
+    """Raises ValueError where the process has ended and is only waited for."""
+    for line in status.splitlines():
+        if line.startswith(key):
+            return int(line.split()[1])
+    raise ValueError(key)
 
 
 def _slope(samples: list[Sample]) -> float:

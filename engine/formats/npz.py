@@ -22,9 +22,7 @@ from __future__ import annotations
 import io
 import json
 import math
-import struct
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +88,9 @@ class NpzCodec(Codec):
             raise StoreError(f"{file}: missing; run again to make it") from None
         except OSError as e:
             raise StoreError(f"{file}: cannot be read: {e.strerror or e}") from None
-        except (ValueError, KeyError, TypeError, EOFError, AttributeError, OverflowError) as e:
-            raise _corrupt(file, e) from None
-        except (zipfile.BadZipFile, zlib.error, struct.error, MemoryError, RuntimeError) as e:
+        except StoreError:
+            raise
+        except Exception as e:  # zip, zlib, JSON and NumPy's header each fail in their own ways
             raise _corrupt(file, e) from None
 
 
@@ -141,7 +139,7 @@ def _classes(classes: Any, count: int) -> list[int]:
 
 
 def _corrupt(file: Path, reason: BaseException) -> StoreError:
-    return StoreError(f"{file}: corrupt ({reason}); delete it and run again")
+    return StoreError(f"{file}: corrupt ({reason or type(reason).__name__}); delete it and run again")
 
 
 def quantise(maps: np.ndarray, dtype: str) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 from infercam.benchmarks.holds.outcome import Outcome, Size
 from infercam.benchmarks.holds.rig import Rig
 
-SMALL = Size(rounds=2, images=45, files=8, soak=250, connections=50, seed=3)
+SMALL = Size(rounds=2, images=45, files=6, soak=250, connections=50, seed=3)
 
 
 @pytest.fixture(scope="session")
@@ -17,10 +17,6 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
 @pytest.fixture(scope="session")
 def size() -> Size:
     return SMALL
-
-
-def quiet(line: str) -> None:
-    """Progress that nobody reads."""
 
 
 @pytest.fixture
