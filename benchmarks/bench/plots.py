@@ -77,7 +77,7 @@ def _waterfall(result: Result, file: Path) -> Path | None:
     axes.set_yticks(range(len(measured)), [name for name, _ in measured], fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.18)
-    axes.set_xlabel(f"seconds an image, {result.subject.few} images (bar: median; whisker: all rounds)")
+    axes.set_xlabel(f"seconds an image, {result.subject.few} image(s); bar: median, whisker: all rounds")
     return _save(figure, file)
 
 
@@ -91,8 +91,10 @@ def _growth(result: Result, file: Path) -> Path | None:
         for p in g.points:
             axes.plot([p.x] * len(p.seconds.all), p.seconds.all, ".", color="C0")
         axes.plot(x, [p.seconds.median for p in g.points], "-", color="C0")
-        axes.set(xscale="log", yscale="log", xlabel=g.what, ylabel="seconds")
+        axes.set(xscale="log", yscale="log", xlabel=g.what.replace(" (", "\n("), ylabel="seconds")
         axes.xaxis.label.set_fontsize(8)
+        axes.set_xticks(x, [f"{value:g}" for value in x])
+        axes.set_xticks([], minor=True)
         error = f" ± {g.error:.2f}" if g.error is not None else ""
         axes.set_title(f"exponent {g.exponent:.2f}{error}", fontsize=10)
         axes.grid(alpha=0.3, which="both")
