@@ -264,8 +264,12 @@ def test_ten_thousand_images(watched: Any, tmp_path: Path) -> None:
     page = opened(watched, page_file)
     assert page.inner_text("#found") == "10,000 images"
     elements = "document.querySelectorAll('*').length"
-    loaded = "performance.getEntriesByType('resource').filter(e => e.name.endsWith('.webp')).length"
-    assert page.evaluate(elements) < 600 and page.evaluate(loaded) < 40
+
+    def loaded() -> int:  # the browser keeps no resource timing of file://
+        return len({url for url in watched.requests if url.endswith(".webp")})
+
+    page.wait_for_timeout(300)
+    assert page.evaluate(elements) < 600 and 0 < loaded() < 60
     page.focus("#list")
     page.keyboard.press("End")
     page.wait_for_selector('[data-shows="9999"]')
@@ -276,7 +280,7 @@ def test_ten_thousand_images(watched: Any, tmp_path: Path) -> None:
     page.wait_for_timeout(300)
     assert len(rows(page)) < 40
     assert page.evaluate(elements) < 600, "rows out of sight stay in the page"
-    assert page.evaluate(loaded) < 1000
+    assert loaded() < 1000
     page.fill("#search", "0777")
     assert page.inner_text("#found") == "11 of 10,000 images"
     page.screenshot(path=tmp_path / "ten-thousand.png")
