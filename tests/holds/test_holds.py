@@ -110,7 +110,7 @@ def _samples(rss=lambda i: 100e6, handles=lambda i: 9, rate=lambda i: 10) -> lis
     [
         (_samples(), ""),
         (_samples(rss=lambda i: 100e6 + i * 1e6), "memory grew"),
-        (_samples(handles=lambda i: 9 + i // 60), "file handles grew"),
+        (_samples(handles=lambda i: 9 + i // 10), "file handles grew"),
         (_samples(rate=lambda i: 10 if i < 50 else 5), "the rate fell"),
     ],
 )
