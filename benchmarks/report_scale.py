@@ -126,8 +126,6 @@ def look(page_file: Path) -> dict[str, Any]:
     """Open the page from file://: seconds until an image is shown, and what moving about costs."""
     with launched() as browser:
         page = browser.new_page(viewport={"width": 1400, "height": 900})
-        thumbnails: set[str] = set()  # asked for; the browser keeps no resource timing of file://
-        page.on("request", lambda r: thumbnails.add(r.url) if r.url.endswith(".webp") else None)
         began = time.perf_counter()
         page.goto(page_file.as_uri())
         page.wait_for_selector("[data-shows]")
@@ -140,7 +138,6 @@ def look(page_file: Path) -> dict[str, Any]:
         found["seconds_to_last_image"] = _timed(page, lambda: page.keyboard.press("End"))
         found["seconds_to_search"] = _timed(page, lambda: page.fill("#search", "0001"))
         found["ms_a_slider_step"] = round(page.evaluate(SLIDE), 2)
-        found["thumbnails_loaded_in_all"] = len(thumbnails)
         found["rows_after_that"] = page.evaluate(COUNT)["rows_in_page"]
         return found
 
