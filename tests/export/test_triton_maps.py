@@ -1,6 +1,6 @@
 """The whole method as Triton's Python backend runs it: the packaged model.py under a stand-in for the backend.
 
-The stand-in (tests/fake_triton.py) follows the documented interface; a real Triton server was not at hand.
+The stand-in (tests/fake_triton.py) follows the documented interface; test_triton_server.py asks a real server.
 """
 
 from __future__ import annotations
