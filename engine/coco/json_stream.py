@@ -92,7 +92,8 @@ class JsonObject:
                 continue
             except (ValueError, RecursionError) as e:
                 raise self._wrong(f"not usable JSON: {e}") from None
-            if end < len(self._text) or not self._fill():  # a number could go on too
+            # A number could go on too, and is told from '1' '.5' or '1' 'e+5' by three more characters.
+            if end + 3 <= len(self._text) or not self._fill():
                 self._at = end
                 return value
 

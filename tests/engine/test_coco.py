@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from infercam.engine.errors import InputError, MissingExtra, StoreError
 from PIL import Image, ImageDraw
@@ -394,6 +394,8 @@ JSON = st.recursive(
     st.integers(1, 40),
     st.booleans(),
 )
+@example({"": [-0.0, 1.5, 1e30, 1e-7, True, "é\\"]}, 1, False)
+@example({"": [-0.0]}, 3, False)
 def test_streaming_equals_reading_it_whole(content, chunk: int, ascii_only: bool) -> None:
     """However the text falls into chunks: inside of numbers, escapes and multi-byte characters."""
     import tempfile
