@@ -7,6 +7,11 @@ maps = Engine.load("bundle").maps("photo.jpg", classes=["dog"])   # float32 (K, 
 if __name__ == "engine":  # pragma: no cover - `import engine` from the repository root
     raise ImportError("import infercam.engine, not engine: the latter would be a second copy")
 
+import os
+
+# ONNX Runtime reports its use and leaves a device id in the home folder unless told not to before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from .api import Engine, Result
 from .bundle import Bundle
 from .images import read_image

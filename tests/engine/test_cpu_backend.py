@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -443,3 +446,12 @@ def test_limits_and_description(tiny_bundle: Bundle) -> None:
     assert described["providers"] == ["CPUExecutionProvider"]
     assert dataclasses.asdict(backend.limits)["batch_views"] > 1
     backend.close()
+
+
+def test_onnx_runtime_neither_reports_nor_leaves_an_id_in_the_home_folder(
+    tmp_path: Path, tiny_bundle: Bundle
+) -> None:
+    code = f"from infercam.engine import Engine; Engine.load({str(tiny_bundle.path)!r}, 'cpu').close()"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment | {"HOME": str(tmp_path)})
+    assert not list(tmp_path.rglob("*"))
