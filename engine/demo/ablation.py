@@ -6,14 +6,22 @@ It goes the way of `infercam run` and `infercam eval`: a VOC tree in, map stores
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..api import Engine
 from ..atomic import atomic_write
 from ..errors import InputError, StoreError
-from ..evaluate import Difference, EvalResult, add_intervals, compare, evaluate_store, voc_ground_truth
+from ..evaluate import (
+    Difference,
+    EvalResult,
+    ImageCounts,
+    add_intervals,
+    compare,
+    evaluate_store,
+    voc_ground_truth,
+)
 from ..labels import load_labels
 from ..mapstore import MapStore
 from ..paths import os_reason
@@ -59,7 +67,7 @@ class Outcome:
 
     def _objects(self) -> tuple[int, int, int]:
         step = self.result.all.step
-        counts = self.result.counts or []
+        counts: Sequence[ImageCounts] = self.result.counts or []
         right = sum(int(c.hits[c.labels > 0, step].sum()) for c in counts)
         predicted = sum(int(c.predicted[c.labels > 0, step].sum()) for c in counts)
         return right, predicted, sum(int(c.true_counts[c.true_labels > 0].sum()) for c in counts)
