@@ -14,8 +14,8 @@ from . import doctor_cli, run_cli, store_cli
 from .coco import cli as coco_cli
 from .demo import cli as demo_cli
 from .errors import InfercamError
-from .serve import cli as serve_cli
 from .report import cli as report_cli
+from .serve import cli as serve_cli
 
 app = typer.Typer(
     name="infercam",
