@@ -205,7 +205,8 @@ class Run:
 def record_of(result: Result, classes: list[str], heatmaps: Path | None = None) -> MapRecord:
     """A result as the store takes it; writes its overlay picture too, where `heatmaps` names a folder."""
     names = [classes[c] for c in result.classes]
-    meta = {"iterations": sorted(result.iterations)}  # the order in which tiles end hangs on what is in flight
+    # Sorted: the order in which tiles end hangs on what else is in flight.
+    meta = {"iterations": sorted(result.iterations)}
     record = MapRecord(result.id, result.classes, names, result.maps, meta)
     if heatmaps is not None:
         from .heatmaps import write_overlay
