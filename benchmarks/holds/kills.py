@@ -76,7 +76,7 @@ def kill_worker(rig: Rig, size: Size, say: Say) -> Outcome:
         out = rig.folder / "cluster"
         command = rig.command(out, "--cluster", "ray")
         with running(command) as child:
-            killed += _kill_an_actor(child, out, float(rig.rng.uniform(0, 1.5)))
+            killed += _kill_a_worker(child, out, float(rig.rng.uniform(0, 1.5)))
             _, err = child.communicate(timeout=300)
             if child.returncode:
                 outcome.lose(f"round {number}: the run ended with {child.returncode}: {err[-300:]}")
@@ -84,6 +84,8 @@ def kill_worker(rig: Rig, size: Size, say: Say) -> Outcome:
         say(f"kill -9 of a worker: round {number + 1} of {rounds}")
     outcome.rounds = rounds
     outcome.figures = {"workers killed": killed}
+    if not killed:
+        outcome.lose("no worker was found to kill: nothing was proved")
     return outcome
 
 
@@ -117,18 +119,18 @@ def _check(outcome: Outcome, reference: Path, out: Path, resume: list[list[str]]
     shutil.rmtree(out, ignore_errors=True)
 
 
-def _kill_an_actor(child: subprocess.Popen[str], out: Path, delay: float) -> bool:
-    """Wait for the first map and `delay` more, then kill -9 one of the Ray actors that descend from `child`."""
+def _kill_a_worker(child: subprocess.Popen[str], out: Path, delay: float) -> bool:
+    """Wait for the first map and `delay` more, then kill -9 a worker that descends from `child`."""
     deadline = time.monotonic() + 120
     while child.poll() is None and time.monotonic() < deadline:
         if any(out.glob("*.npz")):
             break
         time.sleep(0.05)
     time.sleep(delay)
-    actors = [pid for pid in descendants(child.pid) if _is_actor(pid)]
-    if child.poll() is not None or not actors:
+    workers = [pid for pid in descendants(child.pid) if _is_worker(pid)]
+    if child.poll() is not None or not workers:
         return False
-    os.kill(actors[0], signal.SIGKILL)
+    os.kill(workers[0], signal.SIGKILL)
     return True
 
 
@@ -151,9 +153,9 @@ def _parent(folder: Path) -> int:
     return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
 
 
-def _is_actor(pid: int) -> bool:
+def _is_worker(pid: int) -> bool:
+    """One of ours: Ray's own agents, which share the fate of the whole node, are named otherwise."""
     try:
-        title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::MapWorker(")
     except OSError:
         return False
-    return title.startswith("ray::") and "IDLE" not in title and "StatsActor" not in title
