@@ -35,6 +35,7 @@ import json
 import os
 import platform
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -89,6 +90,8 @@ class MapStore:
         self.shard = shard
         self._codec = _CODECS[info.format]
         self._index = _index(place, shard, self._codec.suffix) if indexed else None
+        # Of two threads that write one id, the later file must have the later line; others need not wait.
+        self._by_id = [threading.Lock() for _ in range(64)]
 
     @property
     def path(self) -> Path:
@@ -183,8 +186,9 @@ class MapStore:
         """
         if self._index is None:
             raise StoreError(f"{self.path}: has no {INFO}; infercam only reads folders of other tools")
-        size = self.write_file(record, fingerprint)
-        self._index.append(record.id, fingerprint, size)
+        with self._by_id[hash(record.id) % len(self._by_id)]:
+            size = self.write_file(record, fingerprint)
+            self._index.append(record.id, fingerprint, size)
         return size
 
     def write_file(self, record: MapRecord, fingerprint: str) -> int:

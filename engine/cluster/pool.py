@@ -67,7 +67,7 @@ def started(options: PoolOptions) -> Iterator[Pool]:
         try:
             _check_reachable(options.address)
             ray.init(**_init_options(options, folder))
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as e:
+        except Exception as e:  # Ray raises plain Exceptions too, where a part of it does not start in time
             where = options.address or "this machine"
             raise BackendError(f"Ray on {where} cannot be reached or started: {first_line(e)}") from None
         quieten()
