@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -107,7 +108,9 @@ class LiveEngine:
             return future
         request = _Request(task, future)
         self._hand(self._waiting, request)
-        future.add_done_callback(lambda f: self._forget(request) if f.cancelled() else None)
+        # Weakly: a future keeps its callbacks, and as a cycle pixels and maps would stay until Python looks for those.
+        known = weakref.ref(request)
+        future.add_done_callback(lambda f: self._forget(known()) if f.cancelled() else None)
         return future
 
     def infer(self, x: Float) -> Future[Inferred]:
@@ -173,7 +176,9 @@ class LiveEngine:
             queue.append(item)
             self._changed.notify()
 
-    def _forget(self, request: _Request) -> None:
+    def _forget(self, request: _Request | None) -> None:
+        if request is None:  # it has ended
+            return
         with self._changed:
             self._cancelled.append(request)
             self._changed.notify()

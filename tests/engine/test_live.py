@@ -350,6 +350,22 @@ def test_nothing_of_a_request_is_kept(live: LiveEngine) -> None:
     until(collected)
 
 
+@pytest.mark.parametrize("recipe", ["fast", "released"])
+def test_what_is_answered_goes_without_waiting_for_the_collector(live: LiveEngine, recipe: str) -> None:
+    """Pixels and maps in reference cycles would pile up between two collections: hundreds of megabytes."""
+    gc.collect()
+    gc.disable()
+    try:
+        pixels = tiny.picture(20, 26, 9)
+        result = live.submit("a", pixels, [0, 1], recipe).result()
+        gone = [weakref.ref(pixels), weakref.ref(result.maps)]
+        del pixels, result
+        live.submit("b", PICTURE, [0]).result()  # the backend's last worker lets go of its last unit
+        until(lambda: live.in_flight == 0 and not any(ref() is not None for ref in gone))
+    finally:
+        gc.enable()
+
+
 # -- the trace -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("recipe", [*RECIPES.values(), Recipe(probe=0.9, whole="mean", accumulate="mean")])
 def test_the_last_step_of_the_trace_is_what_is_united(live: LiveEngine, recipe: Recipe) -> None:
