@@ -108,7 +108,7 @@ class LiveEngine:
             return future
         request = _Request(task, future)
         self._hand(self._waiting, request)
-        # Weakly: a future keeps its callbacks, and as a cycle pixels and maps would stay until Python looks for those.
+        # Weakly: a future keeps its callbacks, and in a cycle pixels and maps would wait for the garbage collector.
         known = weakref.ref(request)
         future.add_done_callback(lambda f: self._forget(known()) if f.cancelled() else None)
         return future
