@@ -20,6 +20,10 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[cpu,plot,export,train,crf,serve,coco,dev]'
 	touch $@ $(VENV)/.demo
 
+$(VENV)/.all: $(VENV)/.dev
+	$(BIN)/python -m pip install -q -e '.[cluster]' 'moto[server]>=5'
+	touch $@
+
 demo: $(VENV)/.demo
 	$(BIN)/infercam demo
 
@@ -40,7 +44,8 @@ $(VENV)/.browser: | $(BIN)/python
 test: lint $(VENV)/.browser
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-all: lint $(VENV)/.browser
+# With Ray and a stand-in for S3. Peers of `infercam bench` are tested where they are installed.
+test-all: lint $(VENV)/.browser $(VENV)/.all
 	$(BIN)/python -m pytest
 
 # What the two images install, against the published advisories; one that cannot be looked up fails, too.
