@@ -12,13 +12,9 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-import multiprocessing
 import re
 import shutil
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -28,15 +24,15 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cores import available_cores
-from ..errors import InputError, StoreError, shown
+from ..errors import InputError, shown
 from ..evaluate import Difference, GroundTruth
 from ..images import DEFAULT_MAX_PIXELS
 from ..paths import is_file
+from ..processes import chosen_workers, map_in_processes
 from ..sources import Item
 from .chosen import telling
 from .html import write_page
-from .pictures import Chunk, Painted, Painter, Picture, chunk_name
+from .pictures import Chunk, Painter, Picture, chunk_name
 from .runs import Run, Scored, differences, score_run
 
 _EMBEDDED, _BESIDE = 8, 16  # images a chunk: a click waits for one
@@ -242,7 +238,8 @@ def _paint(
     """Make the pictures; returns the classes of every image's maps."""
     classes: list[list[int]] = [[] for _ in range(images)]
     watch.start("pictures", images)
-    for painted in _in_processes(painter, chunks, options.workers, images):
+    workers = min(chosen_workers(options.workers, images, _INLINE), max(len(chunks), 1))
+    for painted in map_in_processes(painter, chunks, workers):
         for picture, found in zip(painted.chunk.pictures, painted.classes, strict=True):
             classes[picture.number] = found
         summary.errors += painted.errors
@@ -256,31 +253,6 @@ def _true_classes(classes: list[list[int]], listed: Sequence[Item], scored: Scor
     for number, item in enumerate(listed):
         if item.id in truth:
             classes[number] = [int(label) - 1 for label in truth[item.id] if label > 0]
-
-
-def _in_processes(
-    painter: Painter, chunks: Sequence[Chunk], workers: int | None, images: int
-) -> Iterator[Painted]:
-    """The chunks as they were given, with only a few of them waiting at any time."""
-    count = max(workers, 1) if workers is not None else min(available_cores(), 16)
-    if count == 1 or images < _INLINE:
-        yield from map(painter, chunks)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(count, len(chunks)), mp_context=context) as pool:
-        waiting: deque[Future[Painted]] = deque()
-        try:
-            for chunk in chunks:
-                waiting.append(pool.submit(painter, chunk))
-                if len(waiting) > 2 * count:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise StoreError("a worker process died (out of memory?); try again with --workers 1") from None
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _tidy(beside: Path, stamp: str, keep: bool) -> None:

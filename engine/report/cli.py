@@ -10,17 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID
 
 from ..paths import check_folder, check_id
+from ..progress_bar import counting_bar
 
 if TYPE_CHECKING:
     from ..sources import Item
@@ -141,13 +134,5 @@ class _Bars:
 
 @contextmanager
 def _watch() -> Iterator[_Bars]:
-    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
-    with Progress(
-        *columns,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bars:
+    with counting_bar(console=console) as bars:
         yield _Bars(bars)
