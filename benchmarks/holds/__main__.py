@@ -1,20 +1,23 @@
 """It holds: things are really broken, and what was lost is counted.
 
-    python -m infercam.benchmarks.holds            everything, as the README's figures (about 12 minutes on 2 cores)
+    python -m infercam.benchmarks.holds            everything, as the README's figures (about 20 minutes on 2 cores)
     python -m infercam.benchmarks.holds --quick    a few rounds of each
     python -m infercam.benchmarks.holds --only kill-run,full-disk
 
-Prints rounds, inputs tried and losses, and writes results/holds.json. Exit code 1 if anything was lost.
+Prints rounds, inputs tried and losses, and writes results/holds.json, where `--only` replaces its own sections.
+Exit code 1 if anything was lost.
 """
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -70,10 +73,20 @@ def main(
     with tempfile.TemporaryDirectory(prefix="infercam-holds-", dir=work) as scratch:
         outcomes = [o for name in names for o in prove(name, Path(scratch), size)]
     Console().print(table(outcomes))
-    content = {"size": asdict(size), "sections": [o.to_json() for o in outcomes]}
+    kept = _others(results / "holds.json", names) if only else []
+    content = {"size": asdict(size), "sections": kept + [o.to_json() for o in outcomes]}
     console.print(f"-> {write_result('holds', content, results)}", soft_wrap=True)
     if any(outcome.losses for outcome in outcomes):
         raise typer.Exit(1)
+
+
+def _others(file: Path, names: list[str]) -> list[dict[str, Any]]:
+    """What an earlier run found of the other sections; each says when."""
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))["sections"]
+    except FileNotFoundError:
+        return []
+    return [section for section in before if section["section"] not in names]
 
 
 def prove(name: str, folder: Path, size: Size) -> list[Outcome]:
@@ -87,6 +100,7 @@ def prove(name: str, folder: Path, size: Size) -> list[Outcome]:
             found = Outcome(name.replace("-", " "), skipped=str(e))
     outcomes = found if isinstance(found, list) else [found]
     for outcome in outcomes:
+        outcome.section, outcome.date = name, dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         outcome.seconds = round((time.monotonic() - began) / len(outcomes), 1)
         lost = f"{len(outcome.losses)} lost" if outcome.losses else outcome.skipped or "nothing lost"
         console.print(f"{outcome.name}: {lost}", style="red" if outcome.losses else "", soft_wrap=True)

@@ -14,9 +14,6 @@ from pathlib import Path
 from .outcome import Outcome, Say, Size, Skipped
 from .rig import Rig, differences, finish, kill, running, start
 
-CLUSTER_ROUNDS = 5
-"""At most: starting Ray takes longer than the whole run."""
-
 
 def kill_run(rig: Rig, size: Size, say: Say) -> Outcome:
     """One to three kills in a row, each after a random share of what an undisturbed run takes."""
@@ -70,7 +67,7 @@ def kill_worker(rig: Rig, size: Size, say: Say) -> Outcome:
     whole = finish(rig.command(reference, "--cluster", "ray"))
     if whole.code:
         raise Skipped(f"--cluster ray does not run here: {whole.err[-200:]}")
-    rounds = min(size.rounds, CLUSTER_ROUNDS)
+    rounds = size.rounds
     killed = 0
     for number in range(rounds):
         out = rig.folder / "cluster"

@@ -44,6 +44,8 @@ class Outcome:
     seconds: float = 0.0
     skipped: str = ""
     """Why nothing was tried here."""
+    section: str = ""
+    date: str = ""
 
     def lose(self, what: str) -> None:
         text = " ".join(what.split())

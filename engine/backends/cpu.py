@@ -11,15 +11,16 @@ import itertools
 import queue
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import host_ops
-from ..bundle import Bundle
+from ..bundle import Bundle, Manifest
 from ..cores import available_cores
-from ..errors import BackendError, MissingExtra
+from ..errors import BackendError, BundleError, MissingExtra
 from ..geometry import view_size
 from ..scheduler import Limits, OutOfMemory
 from ..task import Advance, Advanced, Done, ImageTask, Infer, Inferred, Respond, Tile, View, Work
@@ -320,6 +321,20 @@ def _session(bundle: Bundle, precision: str) -> Any:
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(str(graph), sess_options=options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(graph), sess_options=options, providers=["CPUExecutionProvider"])
     except Exception as e:
         raise BackendError(f"{graph}: ONNX Runtime cannot load it: {str(e).splitlines()[0]}") from None
+    _check_names(session, bundle.manifest, graph)
+    return session
+
+
+def _check_names(session: Any, manifest: Manifest, graph: Path) -> None:
+    """What the manifest calls input and outputs must be the graph's: the manifest itself has no hash."""
+    pairs = (
+        ("input", [manifest.input.name], session.get_inputs()),
+        ("output", [manifest.response, manifest.scores], session.get_outputs()),
+    )
+    for what, wanted, found in pairs:
+        for name in wanted:
+            if name not in {node.name for node in found}:
+                raise BundleError(f"{graph}: has no {what} '{name}', as the manifest says; export it again")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +26,7 @@ from infercam.engine import reference
 from infercam.engine.api import Engine
 from infercam.engine.backends.cpu import CpuBackend
 from infercam.engine.bundle import Bundle
-from infercam.engine.errors import BackendError
+from infercam.engine.errors import BackendError, BundleError
 from infercam.engine.recipe import MODES, RECIPES, Recipe, Views
 from infercam.engine.scheduler import Limits, OutOfMemory
 from infercam.engine.task import ImageTask, Respond, Tile, View
@@ -455,3 +457,17 @@ def test_onnx_runtime_neither_reports_nor_leaves_an_id_in_the_home_folder(
     environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment | {"HOME": str(tmp_path)})
     assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("what", ["response", "scores", "input"])
+def test_names_that_the_graph_has_not(tmp_path: Path, tiny_bundle: Bundle, what: str) -> None:
+    """The manifest's own words have no hash: found by the proofs, as a traceback of ONNX Runtime's."""
+    folder = shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if what == "input":
+        manifest["input"]["name"] = "another"
+    else:
+        manifest[what] = "another"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"'another'.*export it again"):
+        Engine.load(folder, "cpu")
