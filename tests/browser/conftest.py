@@ -19,7 +19,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "engine" / "serve")]  # importlib m
 SHARED = HERE.parents[1].parent / "shared"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not the session's: while playwright is open, no other test can run an event loop
 def browser() -> Iterator[Any]:
     if reason := missing():
         pytest.skip(reason)

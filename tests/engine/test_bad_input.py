@@ -390,7 +390,7 @@ def test_a_read_only_disk(can_mount: None, bundle: Path, good: tuple[Path, Path]
     )
     assert done.stdout.split() == ["1"]
     assert "Traceback" not in done.stderr
-    assert f"error: {disk}/out: " in done.stderr and "ead-only file system" in done.stderr
+    assert f"error: {disk}/out/" in done.stderr and "ead-only file system" in done.stderr
 
 
 # --- signals
