@@ -19,8 +19,9 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "engine" / "serve")]  # importlib m
 SHARED = HERE.parents[1].parent / "shared"
 
 
-@pytest.fixture(scope="module")  # not the session's: while playwright is open, no other test can run an event loop
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    # Not the session's: while playwright is open, no other test can run an event loop.
     if reason := missing():
         pytest.skip(reason)
     with launched() as found:
