@@ -64,9 +64,11 @@ def serve(
     from .app import build
     from .bounds import Bounds
     from .hosted import Hosts
+    from .memory import few_arenas
     from .server import DrainingServer, listen, run
     from .service import Service
 
+    few_arenas()
     bounds = Bounds(
         queue=queue,
         request_bytes=round(max_request_mb * (1 << 20)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import platform
 import re
 import signal
 import socket
@@ -208,3 +209,10 @@ def test_help_says_that_there_is_no_authentication() -> None:
     )
     assert "no authentication" in text.stdout and "127.0.0.1" in text.stdout
     assert np.all([word in text.stdout for word in ("429", "413", "504", "408")])
+
+
+def test_few_arenas_of_the_c_library() -> None:
+    """In a process of its own: it holds for all of it, and for good."""
+    code = "from infercam.engine.serve.memory import few_arenas; raise SystemExit(not few_arenas())"
+    libc = platform.libc_ver()[0]
+    assert subprocess.run([sys.executable, "-c", code]).returncode == (0 if libc == "glibc" else 1)
