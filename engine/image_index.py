@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -81,23 +82,14 @@ def next_turn(entries: dict[str, Entry]) -> int:
     return 1 + max((e.turn for e in entries.values()), default=0)
 
 
-class ImageIndex:
-    """The index in memory: id -> Entry, fingerprints shared; loaded when first asked.
+class LoadedIndex(ABC):
+    """An index in memory: id -> Entry, fingerprints shared; loaded when first asked. Safe to share among threads."""
 
-    file: where this writer appends. parts: whether the folder's other index files count too.
-    """
-
-    def __init__(self, file: Path, parts: bool = False) -> None:
-        self._file = file
-        self._parts = parts
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] | None = None
         self._shared: dict[str, str] = {}
         self._turn = 0
-        self._torn: bool | None = None  # unknown until the first append
-
-    def exists(self) -> bool:
-        return any(file.exists() for file in self._files())
 
     def get(self, id: str) -> Entry | None:
         with self._lock:
@@ -106,6 +98,26 @@ class ImageIndex:
     def ids(self) -> list[str]:
         with self._lock:
             return list(self._load())
+
+    @abstractmethod
+    def _load(self) -> dict[str, Entry]:
+        """The entries, read when first asked for; the lock is held."""
+
+
+class ImageIndex(LoadedIndex):
+    """The index of a folder of this machine.
+
+    file: where this writer appends. parts: whether the folder's other index files count too.
+    """
+
+    def __init__(self, file: Path, parts: bool = False) -> None:
+        super().__init__()
+        self._file = file
+        self._parts = parts
+        self._torn: bool | None = None  # unknown until the first append
+
+    def exists(self) -> bool:
+        return any(file.exists() for file in self._files())
 
     def append(self, id: str, fingerprint: str, size: int) -> None:
         with self._lock:

@@ -8,12 +8,20 @@ lines that still waited: those images are made again. Each shard is one writer; 
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Iterable
 
 from ..errors import StoreError
-from ..image_index import Entry, cannot_write, index_line, merge, next_turn, parse_lines, part_name
+from ..image_index import (
+    Entry,
+    LoadedIndex,
+    cannot_write,
+    index_line,
+    merge,
+    next_turn,
+    parse_lines,
+    part_name,
+)
 from ..places import Place
 
 PART_LINES = 500
@@ -21,34 +29,23 @@ PART_SECONDS = 30.0
 _FILES = re.compile(r"index(-[^/]+)?\.jsonl")
 
 
-class RemoteIndex:
+class RemoteIndex(LoadedIndex):
     """As image_index.ImageIndex, on any place. Loading it lists the folder once and leaves out the images whose
     files are missing or of another size, so that no image needs a request of its own."""
 
     def __init__(self, place: Place, shard: str, suffix: str) -> None:
+        super().__init__()
         self._place = place
         self._whole = part_name(shard)
         self._part = re.compile(rf"index-{re.escape(shard or '0')}\.(\d{{6,}})\.jsonl")
         self._part_name = f"index-{shard or '0'}.{{:06d}}.jsonl"
         self._suffix = suffix
-        self._lock = threading.Lock()
-        self._entries: dict[str, Entry] | None = None
-        self._shared: dict[str, str] = {}
-        self._turn = 0
         self._parts = 0
         self._waiting: list[str] = []
         self._since = 0.0
 
     def exists(self) -> bool:
         return True
-
-    def get(self, id: str) -> Entry | None:
-        with self._lock:
-            return self._load().get(id)
-
-    def ids(self) -> list[str]:
-        with self._lock:
-            return list(self._load())
 
     def append(self, id: str, fingerprint: str, size: int) -> None:
         with self._lock:
