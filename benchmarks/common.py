@@ -11,10 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..engine.atomic import atomic_write
-from ..engine.cores import available_cores
-from ..engine.device.driver import DeviceError
-from ..engine.device.probe import probe
+from infercam.engine.common.atomic import atomic_write
+from infercam.engine.common.cores import available_cores
+from infercam.engine.device.driver import DeviceError
+from infercam.engine.device.probe import probe
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("infercam", "numpy", "onnxruntime", "opencv-python-headless", "pillow", "torch")

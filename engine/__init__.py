@@ -12,9 +12,9 @@ import os
 # ONNX Runtime reports its use and leaves a device id in the home folder unless told not to before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from .api import Engine, Result
-from .bundle import Bundle
-from .images import read_image
-from .recipe import RECIPES, Recipe, Views, recipe
+from infercam.engine.api import Engine, Result
+from infercam.engine.bundle import Bundle
+from infercam.engine.data.images import read_image
+from infercam.engine.method.recipe import RECIPES, Recipe, Views, recipe
 
 __all__ = ["RECIPES", "Bundle", "Engine", "Recipe", "Result", "Views", "read_image", "recipe"]

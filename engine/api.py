@@ -13,15 +13,15 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Backend, Choice, load_chosen
-from .bundle import Bundle, Manifest
-from .errors import InputError
-from .images import read_image
-from .loop import Loop
-from .recipe import MODES, Mode, Recipe, Views, recipe
-from .scheduler import Finished, NotFinite, Scheduler
-from .task import ImageTask
-from .trace import Trace
+from infercam.engine.backends import Backend, Choice, load_chosen
+from infercam.engine.bundle import Bundle, Manifest
+from infercam.engine.common.errors import InputError
+from infercam.engine.data.images import read_image
+from infercam.engine.method.loop import Loop
+from infercam.engine.method.recipe import MODES, Mode, Recipe, Views, recipe
+from infercam.engine.method.scheduler import Finished, NotFinite, Scheduler
+from infercam.engine.method.task import ImageTask
+from infercam.engine.method.trace import Trace
 
 Picture = NDArray[np.uint8] | str | os.PathLike[str]
 Label = int | str | np.integer

@@ -21,9 +21,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .errors import BundleError
-from .onnx_files import check_external
-from .paths import regular_bytes
+from infercam.engine.common.errors import BundleError
+from infercam.engine.common.paths import regular_bytes
+from infercam.engine.common.validation import first_problem
+from infercam.engine.onnx_files import check_external
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -204,9 +205,7 @@ def read_manifest(root: Path) -> Manifest:
     try:
         return Manifest.model_validate(raw)
     except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "manifest"
-        raise BundleError(f"{file}: {where}: {first['msg']}") from None
+        raise BundleError(f"{file}: {first_problem(e, 'manifest')}") from None
 
 
 def file_entry(file: Path) -> FileEntry:

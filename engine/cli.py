@@ -10,12 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from . import doctor_cli, run_cli, store_cli
-from .coco import cli as coco_cli
-from .demo import cli as demo_cli
-from .errors import InfercamError
-from .report import cli as report_cli
-from .serve import cli as serve_cli
+from infercam.engine.commands import register
+from infercam.engine.common.errors import InfercamError
 
 app = typer.Typer(
     name="infercam",
@@ -37,13 +33,7 @@ def root(show: bool = typer.Option(False, "--version", callback=_version, is_eag
     """Refined class response maps of a frozen classifier."""
 
 
-run_cli.register(app)
-demo_cli.register(app)
-store_cli.register(app)
-coco_cli.register(app)
-report_cli.register(app)
-doctor_cli.register(app)
-serve_cli.register(app)
+register(app)
 
 
 def main() -> None:

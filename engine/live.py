@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .api import Engine, Label, Picture, Result, result_of, without_classes
-from .errors import BackendError, InfercamError, InputError
-from .host_ops import Resized, normalise_table
-from .images import decode_image
-from .loop import Loop
-from .recipe import Mode, Recipe
-from .scheduler import Cancelled, Finished, Stats
-from .task import ImageTask, Inferred
-from .trace import Trace
+from infercam.engine.api import Engine, Label, Picture, Result, result_of, without_classes
+from infercam.engine.common.errors import BackendError, InfercamError, InputError
+from infercam.engine.data.images import decode_image
+from infercam.engine.method.host_ops import Resized, normalise_table
+from infercam.engine.method.loop import Loop
+from infercam.engine.method.recipe import Mode, Recipe
+from infercam.engine.method.scheduler import Cancelled, Finished, Stats
+from infercam.engine.method.task import ImageTask, Inferred
+from infercam.engine.method.trace import Trace
 
 Float = NDArray[np.float32]
 

@@ -12,7 +12,7 @@ import mmap
 from collections.abc import Container, Iterator
 from pathlib import Path, PurePosixPath
 
-from .errors import BundleError, shown
+from infercam.engine.common.errors import BundleError, shown
 
 MAX_DEPTH = 100  # protobuf's own limit
 MAX_FIELDS = 5_000_000  # some seconds; the largest published classifiers have some ten thousands

@@ -7,44 +7,36 @@ the `export` and `train` extras.
 """
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if __name__ == "export":  # pragma: no cover - `import export` from the repository root
     raise ImportError("import infercam.export, not export: the latter would be a second copy")
 
-# Imported at once, not on demand: the module and the function have the same name, and importing
-# the module later would put it in the function's place.
-from .from_torch import from_torch
+from infercam.export.requirements import require_onnx
 
 if TYPE_CHECKING:
-    from .bundle_writer import write_bundle
-    from .onnx_source import export_onnx
-    from .surgery import ResponseGraph, response_graph
+    from infercam.export.graph.surgery import ResponseGraph, response_graph
+    from infercam.export.writing.bundle_writer import write_bundle
+    from infercam.export.writing.from_torch import from_torch
+    from infercam.export.writing.onnx_source import export_onnx
 
 __all__ = ["ResponseGraph", "export_onnx", "from_torch", "require_onnx", "response_graph", "write_bundle"]
 
 _HOME = {
-    "ResponseGraph": "surgery",
-    "response_graph": "surgery",
-    "write_bundle": "bundle_writer",
-    "export_onnx": "onnx_source",
+    "ResponseGraph": "graph.surgery",
+    "response_graph": "graph.surgery",
+    "write_bundle": "writing.bundle_writer",
+    "export_onnx": "writing.onnx_source",
+    "from_torch": "writing.from_torch",
 }
 
 
-def require_onnx() -> None:
-    """Raise MissingExtra unless onnx and ONNX Runtime are installed."""
-    from infercam.engine.errors import MissingExtra
-
-    for package, extra in (("onnx", "export"), ("onnxruntime", "cpu")):
-        if find_spec(package) is None:
-            raise MissingExtra(package, extra, "infercam export")
-
-
 def __getattr__(name: str) -> Any:
+    """Each name at its first use, with a line that names the extra where onnx is missing."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    require_onnx()
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    if name != "from_torch":  # which says itself what it needs
+        require_onnx()
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value

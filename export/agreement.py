@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from infercam.engine.recipe import EPSILON
 
-from .verify import relative_error
+from infercam.engine.method.recipe import EPSILON
+from infercam.export.writing.verify import relative_error
 
 THRESHOLD = 0.3
 """Of the normalised map: what counts as the object when the overlap is taken."""

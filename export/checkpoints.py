@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..engine.errors import ExportError, MissingExtra
+from infercam.engine.common.errors import ExportError, MissingExtra
 
 if TYPE_CHECKING:
     import torch

@@ -13,18 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from infercam.engine import host_ops, reference
-from infercam.engine.bundle import Manifest
-from infercam.engine.errors import BackendError, InputError, MissingExtra
-from infercam.engine.evaluate import read_mask
-from infercam.engine.geometry import view_size
-from infercam.engine.histogram import JointHistogram
-from infercam.engine.images import read_image
-from infercam.engine.reference import Network
-from infercam.engine.scores import summarise
-from infercam.engine.sources import Item
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+
+from infercam.engine.bundle import Manifest
+from infercam.engine.common.errors import BackendError, InputError, MissingExtra
+from infercam.engine.data.images import read_image
+from infercam.engine.data.sources import Item
+from infercam.engine.evaluation.evaluate import read_mask
+from infercam.engine.evaluation.histogram import JointHistogram
+from infercam.engine.evaluation.scores import summarise
+from infercam.engine.method import host_ops, reference
+from infercam.engine.method.geometry import view_size
+from infercam.engine.method.reference import Network
 
 Float = NDArray[np.float32]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -15,25 +14,19 @@ from hypothesis import settings
 settings.register_profile("infercam", deadline=None, print_blob=True, derandomize="CI" in os.environ)
 settings.load_profile("infercam")
 
-HERE = Path(__file__).parent
-sys.path[:0] = [
-    str(HERE),
-    str(HERE / "engine"),
-]  # importlib mode: for what tests share (tiny.py, host_driver.py, …)
-
 
 @pytest.fixture
 def trt(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The fake `tensorrt`, on a HostDriver (`trt.state.driver`) where the CUDA driver answers."""
-    import fake_tensorrt
-    from host_driver import HostDriver
     from infercam.engine.device.probe import Gpu, Probe
+    from tests import fake_tensorrt
+    from tests.host_driver import HostDriver
 
     driver = HostDriver()
     found = Probe((13, 1), [Gpu(driver.gpu, driver.compute_capability, driver.budget)])
     monkeypatch.delenv("INFERCAM_PLANS", raising=False)
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt)
-    for module in ("infercam.engine.runners.tensorrt", "infercam.export.build"):
+    for module in ("infercam.engine.runners.tensorrt", "infercam.export.plan.build"):
         monkeypatch.setattr(f"{module}.probe", lambda: found)
     monkeypatch.setattr(fake_tensorrt, "state", fake_tensorrt.State(driver=driver))
     monkeypatch.setattr(fake_tensorrt, "__version__", fake_tensorrt.__version__)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
 from infercam.engine.device.driver import Argument, Bytes, DeviceInfo, DeviceOutOfMemory, Dim, Pointer
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+
 from infercam.engine.bundle import Bundle
 from infercam.engine.demo.ablation import BUNDLE
 from infercam.engine.demo.scenes import scene
-from infercam.engine.recipe import RECIPES
-from infercam.engine.reference import response_maps
+from infercam.engine.method.recipe import RECIPES
+from infercam.engine.method.reference import response_maps
 
 SEED = 7
 

@@ -135,11 +135,11 @@ def test_linted(kind: str) -> None:
 
 
 def test_the_options_of_the_command_exist() -> None:
-    if find_spec("infercam.engine.serve.cli") is None:
+    if find_spec("infercam.engine.commands.serve") is None:
         pytest.skip("no service")
     import inspect
 
-    from infercam.engine.serve.cli import serve
+    from infercam.engine.commands.serve import serve
 
     parameters = inspect.signature(serve).parameters
     assert {"bundles", "host", "queue"} <= set(parameters)

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...engine.bundle import Bundle
-from ...engine.errors import InfercamError
-from ..common import command, machine
-from . import contestants, figures, growth, matrix_rate
-from . import maps as looks
-from .contestants import Contestant, Field, Part
-from .flops import Counter
-from .growth import Axis
-from .pictures import Pictures
-from .result import Result, Subject
-from .session import MAPS, SCORE, Session, Task
+from infercam.benchmarks.bench import contestants, figures, growth, matrix_rate
+from infercam.benchmarks.bench import maps as looks
+from infercam.benchmarks.bench.contestants import Contestant, Field, Part
+from infercam.benchmarks.bench.flops import Counter
+from infercam.benchmarks.bench.growth import Axis
+from infercam.benchmarks.bench.pictures import Pictures
+from infercam.benchmarks.bench.result import Result, Subject
+from infercam.benchmarks.bench.session import MAPS, SCORE, Session, Task
+from infercam.benchmarks.common import command, machine
+from infercam.engine.bundle import Bundle
+from infercam.engine.common.errors import InfercamError
 
 PARTS: tuple[Part, ...] = ("rows", "waterfall", "growth", "agreement", "profile")
 

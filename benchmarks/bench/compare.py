@@ -13,8 +13,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from ...engine.errors import InputError
-from .result import Result, Row, Spread, Subject
+from infercam.benchmarks.bench.result import Result, Row, Spread, Subject
+from infercam.engine.common.errors import InputError
 
 STANDARD_ERRORS, LEAST_RATIO = 3.0, 1.03
 MEMORY_RATIO, MEMORY_MB = 1.10, 20.0

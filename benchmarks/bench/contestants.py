@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ...engine.backends import BACKENDS
-from ...engine.backends.choice import obstacle
-from ...engine.bundle import Bundle
-from .job import NO_MODEL, Job, Switches
+from infercam.benchmarks.bench.job import NO_MODEL, Job, Switches
+from infercam.engine.backends import BACKENDS
+from infercam.engine.backends.choice import obstacle
+from infercam.engine.bundle import Bundle
 
 Part = Literal["rows", "waterfall", "growth", "agreement", "profile"]
 WHOLE = "released"

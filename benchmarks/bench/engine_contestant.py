@@ -7,19 +7,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ...engine import run as engine_run
-from ...engine.api import Engine
-from ...engine.bundle import Bundle
-from ...engine.failures import FAILURES
-from ...engine.prefetch import prefetch
-from ...engine.recipe import recipe
-from ...engine.run import Run
-from ...engine.scheduler import Limits
-from ...engine.task import Respond, Work
-from ..profiled import ProfiledCpuBackend
-from .job import Job, NotMeasured, Switches
-from .pictures import Lookup, Pictures
-from .worker import Contestant
+from infercam.benchmarks.bench.job import Job, NotMeasured, Switches
+from infercam.benchmarks.bench.pictures import Lookup, Pictures
+from infercam.benchmarks.bench.profiled import ProfiledCpuBackend
+from infercam.benchmarks.bench.worker import Contestant
+from infercam.engine.api import Engine
+from infercam.engine.bundle import Bundle
+from infercam.engine.common.prefetch import prefetch
+from infercam.engine.method.recipe import recipe
+from infercam.engine.method.scheduler import Limits
+from infercam.engine.method.task import Respond, Work
+from infercam.engine.run import run as engine_run
+from infercam.engine.run.run import Run
+from infercam.engine.store.failures import FAILURES
 
 
 class Watched:

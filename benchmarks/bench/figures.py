@@ -5,14 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from ...engine.errors import InfercamError
-from .contestants import Contestant
-from .fit import power_law
-from .flops import Counter
-from .growth import Axis
-from .job import Measured
-from .result import Growth, Point, Row, Spread, Step
-from .session import SCORE, Session
+from infercam.benchmarks.bench.contestants import Contestant
+from infercam.benchmarks.bench.fit import power_law
+from infercam.benchmarks.bench.flops import Counter
+from infercam.benchmarks.bench.growth import Axis
+from infercam.benchmarks.bench.job import Measured
+from infercam.benchmarks.bench.result import Growth, Point, Row, Spread, Step
+from infercam.benchmarks.bench.session import SCORE, Session
+from infercam.engine.common.errors import InfercamError
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...engine.errors import MissingExtra
-from .job import NotMeasured
+from infercam.benchmarks.bench.job import NotMeasured
+from infercam.engine.common.errors import MissingExtra
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from . import pictures as lists
-from .contestants import Field
-from .job import Job
-from .pictures import Pictures
+from infercam.benchmarks.bench import pictures as lists
+from infercam.benchmarks.bench.contestants import Field
+from infercam.benchmarks.bench.job import Job
+from infercam.benchmarks.bench.pictures import Pictures
 
 RECIPE = "fast"
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...engine.errors import InfercamError
-from ...engine.recipe import Mode
+from infercam.engine.common.errors import InfercamError
+from infercam.engine.method.recipe import Mode
 
 Kind = Literal["engine", "loop", "grad-cam", "torch-cam", "profile"]
 Network = Literal["torch", "onnx"]

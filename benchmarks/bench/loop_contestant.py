@@ -6,22 +6,22 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...engine.bundle import Bundle
-from ...engine.errors import MissingExtra
-from .job import NO_MODEL, Job, NotMeasured
-from .pictures import Pictures
-from .worker import Contestant
+from infercam.benchmarks.bench.job import NO_MODEL, Job, NotMeasured
+from infercam.benchmarks.bench.pictures import Pictures
+from infercam.benchmarks.bench.worker import Contestant
+from infercam.engine.bundle import Bundle
+from infercam.engine.common.errors import MissingExtra
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ...export.archs import Classifier
+    from infercam.export.archs import Classifier
 
 
 def loop_contestant(job: Job) -> Contestant:
     """Raises MissingExtra without torch, NotMeasured without a classifier that the loop can call."""
     require_torch("the PyTorch loop", job.threads)
-    from .. import pytorch_loop
+    from infercam.benchmarks.yardsticks import pytorch_loop
 
     bundle = Bundle.load(job.bundle)
     shapes: Counter[tuple[int, int]] = Counter()
@@ -73,7 +73,7 @@ def classifier_of(job: Job, bundle: Bundle) -> Classifier:
     """The bundle's classifier as a PyTorch module; raises NotMeasured where it is not given or is another one."""
     if job.model is None:
         raise NotMeasured(NO_MODEL)
-    from ..pytorch_loop import load_classifier
+    from infercam.benchmarks.yardsticks.pytorch_loop import load_classifier
 
     classifier = load_classifier(job.arch, job.model)
     if classifier.keep_classes is not None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.errors import InfercamError
-from ...engine.evaluate import GroundTruth, evaluate_store
-from ...engine.mapstore import MapStore
-from ...engine.safe_pickle import load_npy_dict
-from .job import Job
+from infercam.benchmarks.bench.job import Job
+from infercam.engine.common.errors import InfercamError
+from infercam.engine.common.safe_pickle import load_npy_dict
+from infercam.engine.evaluation.evaluate import GroundTruth, evaluate_store
+from infercam.engine.store.mapstore import MapStore
 
 
 def scorer(job: Job, truth: GroundTruth, classes: list[str]) -> Callable[[Path], dict[str, Any]]:

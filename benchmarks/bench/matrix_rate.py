@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.cores import available_cores
-from ...engine.errors import MissingExtra
-from .job import NotMeasured
+from infercam.benchmarks.bench.job import NotMeasured
+from infercam.engine.common.cores import available_cores
+from infercam.engine.common.errors import MissingExtra
 
 SIDE_CPU, SIDE_GPU = 768, 8192
 """Three float32 matrices of side 768 are 7 MB: they stay in the caches, where a convolution's tiles are, too."""

@@ -19,13 +19,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ...engine.atomic import atomic_write
-from ...engine.bundle import Bundle
-from ...engine.errors import MissingExtra
-from .job import Job, NotMeasured
-from .loop_contestant import classifier_of, on_best_device, require_torch, torch_details
-from .pictures import Pictures
-from .worker import Contestant
+from infercam.benchmarks.bench.job import Job, NotMeasured
+from infercam.benchmarks.bench.loop_contestant import (
+    classifier_of,
+    on_best_device,
+    require_torch,
+    torch_details,
+)
+from infercam.benchmarks.bench.pictures import Pictures
+from infercam.benchmarks.bench.worker import Contestant
+from infercam.engine.bundle import Bundle
+from infercam.engine.common.atomic import atomic_write
+from infercam.engine.common.errors import MissingExtra
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +48,7 @@ def peer_contestant(job: Job) -> Contestant:
     classifier = classifier_of(job, bundle)
     network = _two_parts(classifier.module)
     extract = make(network)
-    from ..pytorch_loop import Clock, Loop
+    from infercam.benchmarks.yardsticks.pytorch_loop import Clock, Loop
 
     loop = Loop(network, recipe="corrected", input_spec=classifier.input, all_classes=False, clock=Clock())
     shapes: Counter[tuple[int, int]] = Counter()

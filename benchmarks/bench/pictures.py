@@ -12,15 +12,15 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...engine.api import Engine
-from ...engine.atomic import atomic_write
-from ...engine.bundle import sha256_file
-from ...engine.demo.scenes import SIZE, scene_id, write_voc_tree
-from ...engine.errors import InputError
-from ...engine.evaluate import GroundTruth
-from ...engine.images import read_image
-from ...engine.labels import load_labels
-from ...engine.sources import Item, Source, voc_source
+from infercam.engine.api import Engine
+from infercam.engine.bundle import sha256_file
+from infercam.engine.common.atomic import atomic_write
+from infercam.engine.common.errors import InputError
+from infercam.engine.data.images import read_image
+from infercam.engine.data.labels import load_labels
+from infercam.engine.data.sources import Item, Source, voc_source
+from infercam.engine.demo.scenes import SIZE, scene_id, write_voc_tree
+from infercam.engine.evaluation.evaluate import GroundTruth
 
 FILE = "pictures.json"
 SCENE_SEED = 2022

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...engine.atomic import atomic_write
-from ...engine.errors import MissingExtra
-from .result import Result, Row
+from infercam.benchmarks.bench.result import Result, Row
+from infercam.engine.common.atomic import atomic_write
+from infercam.engine.common.errors import MissingExtra
 
 NAMES = ("quality-cost.png", "waterfall.png", "growth.png")
 

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from .job import Job, Measured, Outcome
+from infercam.benchmarks.bench.job import Job, Measured, Outcome
 
 SAMPLE_SECONDS = 0.05
 GPU_QUERY = ["--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "-lms", "200"]

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...engine.errors import InputError
-from ...engine.paths import read_bytes
+from infercam.engine.common.errors import InputError
+from infercam.engine.common.paths import read_bytes
+from infercam.engine.common.validation import first_problem
 
 FILE = "bench.json"
 
@@ -116,6 +117,4 @@ def read_result(file: Path) -> Result:
     try:
         return Result.model_validate_json(read_bytes(file, 64 << 20))
     except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "file"
-        raise InputError(f"{file}: not a result of `infercam bench`: {where}: {first['msg']}") from None
+        raise InputError(f"{file}: not a result of `infercam bench`: {first_problem(e, 'file')}") from None

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...engine.atomic import atomic_write
-from . import process
-from .job import Job, Measured, Outcome
+from infercam.benchmarks.bench import process
+from infercam.benchmarks.bench.job import Job, Measured, Outcome
+from infercam.engine.common.atomic import atomic_write
 
 Say = Callable[[str, float | None], None]
 """Told what is being done, and how many seconds are about left (None: not known yet)."""

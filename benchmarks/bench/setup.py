@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from ...engine import voc as voc_tree
-from ...engine.api import Engine
-from ...engine.backends import BACKENDS
-from ...engine.bundle import Bundle
-from ...engine.demo.ablation import BUNDLE as DEMO_BUNDLE
-from ...engine.errors import InputError
-from ...engine.recipe import RECIPES
-from ...engine.run_cli import chosen_source
-from . import pictures
-from .benchmark import PARTS, Plan
-from .contestants import Field, Part
-from .pictures import Pictures
+from infercam.benchmarks.bench import pictures
+from infercam.benchmarks.bench.benchmark import PARTS, Plan
+from infercam.benchmarks.bench.contestants import Field, Part
+from infercam.benchmarks.bench.pictures import Pictures
+from infercam.engine.api import Engine
+from infercam.engine.backends import BACKENDS
+from infercam.engine.bundle import Bundle
+from infercam.engine.common.errors import InputError
+from infercam.engine.data import voc as voc_tree
+from infercam.engine.demo.ablation import BUNDLE as DEMO_BUNDLE
+from infercam.engine.inputs import SourceSettings
+from infercam.engine.method.recipe import RECIPES
 
 DEMO = ("demo", "demo-bundle")
 """Names of the embedded bundle, where no folder is called so."""
@@ -116,7 +116,9 @@ def _pictures(s: Settings, bundle: Bundle, count: int, say: Callable[[str], None
                 engine, folder, count, demo, lambda n: say(f"drawing scenes: {n} of {count}")
             )
         try:
-            source = chosen_source(s.folder, s.voc, s.split, s.list_file, s.root)
+            source = SourceSettings(
+                images=s.folder, voc=s.voc, split=s.split, list_file=s.list_file, root=s.root
+            ).open()
         except InputError as e:
             raise InputError(str(e).replace("--images DIR", "--folder DIR")) from None
         if source.place is not None:

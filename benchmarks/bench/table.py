@@ -8,7 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from .result import Result, Row, Spread
+from infercam.benchmarks.bench.result import Result, Row, Spread
 
 NONE = "–"
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...engine.atomic import atomic_write
-from ...engine.errors import InfercamError, shown
-from .job import Job, Measured, Outcome
-from .pictures import Pictures, load
+from infercam.benchmarks.bench.job import Job, Measured, Outcome
+from infercam.benchmarks.bench.pictures import Pictures, load
+from infercam.engine.common.atomic import atomic_write
+from infercam.engine.common.errors import InfercamError, shown
 
 LEAST_SECONDS = 0.5
 """Less cannot be timed well."""
@@ -40,14 +40,14 @@ class Contestant:
 def prepare(job: Job) -> Contestant:
     """The contestant, loaded and ready; raises InfercamError where it cannot run here."""
     if job.kind in ("engine", "profile"):
-        from .engine_contestant import engine_contestant
+        from infercam.benchmarks.bench.engine_contestant import engine_contestant
 
         return engine_contestant(job)
     if job.kind == "loop":
-        from .loop_contestant import loop_contestant
+        from infercam.benchmarks.bench.loop_contestant import loop_contestant
 
         return loop_contestant(job)
-    from .peers import peer_contestant
+    from infercam.benchmarks.bench.peers import peer_contestant
 
     return peer_contestant(job)
 

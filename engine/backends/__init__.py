@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from ..bundle import Bundle
-from ..device.driver import Driver
-from ..errors import BackendError, InfercamError, MissingExtra
-from ..runners.protocol import Runner
-from .choice import BACKENDS, PREFERENCE, Choice, choose_backend, nothing_works, obstacle
-from .protocol import Backend
+from infercam.engine.backends.choice import (
+    BACKENDS,
+    PREFERENCE,
+    Choice,
+    choose_backend,
+    nothing_works,
+    obstacle,
+)
+from infercam.engine.bundle import Bundle
+from infercam.engine.common.errors import BackendError, InfercamError, MissingExtra
+from infercam.engine.device.driver import Driver
+from infercam.engine.device.runner import Runner
+from infercam.engine.method.backend import Backend
 
 
 def load_backend(
@@ -46,11 +53,11 @@ def load_chosen(
 
 def _load(name: str, bundle: Bundle, threads: int | None, precision: str | None) -> Backend:
     if name == "cpu":
-        from .cpu import CpuBackend
+        from infercam.engine.backends.cpu import CpuBackend
 
         return CpuBackend(bundle, threads, precision or "fp32")
-    from ..device.cuda import CudaDriver
-    from .device import DeviceBackend
+    from infercam.engine.backends.device import DeviceBackend
+    from infercam.engine.device.cuda import CudaDriver
 
     driver = CudaDriver()
     try:
@@ -62,11 +69,11 @@ def _load(name: str, bundle: Bundle, threads: int | None, precision: str | None)
 
 def _runner(name: str, bundle: Bundle, driver: Driver, precision: str | None) -> Runner:
     if name == "tensorrt":
-        from ..runners.tensorrt import load_runner
+        from infercam.engine.runners.tensorrt import load_runner
 
         with driver.current():
             return load_runner(bundle, driver, precision)
-    from ..runners.ort_cuda import OrtRunner
+    from infercam.engine.runners.ort_cuda import OrtRunner
 
     return OrtRunner(
         bundle, driver, precision or "fp32", provider="cuda" if name == "ort-cuda" else "tensorrt"

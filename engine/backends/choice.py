@@ -6,15 +6,15 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from ..bundle import Bundle
-from ..device.driver import DeviceInfo
-from ..device.probe import probe
-from ..errors import BackendError, InfercamError, MissingExtra
-from ..runners.ort_cuda import Provider, import_onnxruntime
-from ..runners.plan import Environment, find_plan, graph_of
-from ..runners.tensorrt import environment
-from ..runners.tensorrt_api import find_lean, require_tensorrt
-from .cpu import GPU_ONLY
+from infercam.engine.backends.cpu import GPU_ONLY
+from infercam.engine.bundle import Bundle
+from infercam.engine.common.errors import BackendError, InfercamError, MissingExtra
+from infercam.engine.device.driver import DeviceInfo
+from infercam.engine.device.probe import probe
+from infercam.engine.runners.ort_cuda import Provider, import_onnxruntime
+from infercam.engine.runners.plan import Environment, find_plan, graph_of
+from infercam.engine.runners.tensorrt import environment
+from infercam.engine.runners.tensorrt_api import find_lean, require_tensorrt
 
 BACKENDS = ("tensorrt", "ort-cuda", "ort-tensorrt", "cpu")
 PREFERENCE = ("tensorrt", "ort-cuda", "cpu")

@@ -17,14 +17,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import host_ops
-from ..bundle import Bundle, Manifest
-from ..cores import available_cores
-from ..errors import BackendError, BundleError, MissingExtra
-from ..geometry import view_size
-from ..scheduler import Limits, OutOfMemory
-from ..task import Advance, Advanced, Done, ImageTask, Infer, Inferred, Respond, Tile, View, Work
-from ..trace import Inspected
+from infercam.engine.bundle import Bundle, Manifest
+from infercam.engine.common.cores import available_cores
+from infercam.engine.common.errors import BackendError, BundleError, MissingExtra
+from infercam.engine.method import host_ops
+from infercam.engine.method.geometry import view_size
+from infercam.engine.method.scheduler import Limits, OutOfMemory
+from infercam.engine.method.task import (
+    Advance,
+    Advanced,
+    Done,
+    ImageTask,
+    Infer,
+    Inferred,
+    Respond,
+    Tile,
+    View,
+    Work,
+)
+from infercam.engine.method.trace import Inspected
 
 Float = NDArray[np.float32]
 

@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import host_ops
-from ..bundle import Bundle
-from ..device.driver import Bytes, DeviceLost, DeviceOutOfMemory, Driver, Event
-from ..device.ops import (
+from infercam.engine.bundle import Bundle
+from infercam.engine.device.driver import Bytes, DeviceLost, DeviceOutOfMemory, Driver, Event
+from infercam.engine.device.ops import (
     Accumulate,
     Gather,
     Low,
@@ -35,15 +34,27 @@ from ..device.ops import (
     read_results,
     results_nbytes,
 )
-from ..device.ops import Unite as UniteItem
-from ..device.pool import Pool
-from ..device.residents import ImageOnDevice, LowMap, TileOnDevice
-from ..device.staging import Downloads, Landing, Uploads
-from ..geometry import Box, view_size
-from ..runners.protocol import OutputShape, Runner
-from ..scheduler import Limits, OutOfMemory
-from ..task import Advance, Done, ImageTask, Infer, Inferred, Respond, Tile, Unite, View, Work
-from ..trace import Inspected
+from infercam.engine.device.ops import Unite as UniteItem
+from infercam.engine.device.pool import Pool
+from infercam.engine.device.residents import ImageOnDevice, LowMap, TileOnDevice
+from infercam.engine.device.runner import OutputShape, Runner
+from infercam.engine.device.staging import Downloads, Landing, Uploads
+from infercam.engine.method import host_ops
+from infercam.engine.method.geometry import Box, view_size
+from infercam.engine.method.scheduler import Limits, OutOfMemory
+from infercam.engine.method.task import (
+    Advance,
+    Done,
+    ImageTask,
+    Infer,
+    Inferred,
+    Respond,
+    Tile,
+    Unite,
+    View,
+    Work,
+)
+from infercam.engine.method.trace import Inspected
 
 Float = NDArray[np.float32]
 

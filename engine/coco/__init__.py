@@ -15,10 +15,10 @@ What is decided here, for everything that reads COCO:
 Every output records these choices, and the SHA-256 of the annotation file.
 """
 
-from .annotations import Annotations
-from .categories import CATEGORIES, CLASSES
-from .masks import CocoMasks
-from .tree import coco_ground_truth, coco_labels, coco_source, open_annotations
+from infercam.engine.coco.annotations import Annotations
+from infercam.engine.coco.masks import CocoMasks
+from infercam.engine.coco.tree import coco_ground_truth, coco_labels, coco_source, open_annotations
+from infercam.engine.data.coco_categories import CATEGORIES, CLASSES
 
 __all__ = [
     "CATEGORIES",

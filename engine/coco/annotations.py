@@ -24,13 +24,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..atomic import TEMP_PREFIX
-from ..errors import InputError, StoreError, shown
-from ..images import without_suffix
-from ..paths import check_id, os_reason
-from .categories import CATEGORIES, mask_values
-from .json_stream import JsonObject
-from .regions import RegionError, encode, pixels, tools
+from infercam.engine.coco.json_stream import JsonObject
+from infercam.engine.coco.regions import RegionError, encode, pixels, tools
+from infercam.engine.common.atomic import TEMP_PREFIX
+from infercam.engine.common.cache import cache_folder
+from infercam.engine.common.errors import InputError, StoreError, shown
+from infercam.engine.common.paths import check_id, os_reason
+from infercam.engine.data.coco_categories import CATEGORIES, mask_values
+from infercam.engine.data.images import without_suffix
 
 SCHEMA_VERSION = 1
 _MAX_SIDE, _MAX_PIXELS = 1 << 16, 1 << 27
@@ -110,7 +111,7 @@ class Annotations:
         except OSError as e:
             raise InputError(f"{shown(source)}: {os_reason(e)}") from None
         key = hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:32]
-        database = cache_folder() / f"{key}.sqlite"
+        database = cache_folder("coco") / f"{key}.sqlite"
         if not _is_current(database, stamp):
             _make(source, stamp, database, progress)
         return cls(source, database)
@@ -171,13 +172,6 @@ class Annotations:
     @cached_property
     def _connection(self) -> sqlite3.Connection:
         return _connect(self._database)
-
-
-def cache_folder() -> Path:
-    """Where parsed files are kept: $XDG_CACHE_HOME/infercam/coco, by default below ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
-    return root / "infercam" / "coco"
 
 
 def _connect(database: Path) -> sqlite3.Connection:

@@ -2,7 +2,7 @@
 
 OUT/
   coco.json        what decides the rest: annotation file and hash, categories, values, crowd, order, empty
-  masks/<id>.png   palette PNGs, 0 background, 1..C, 255 ignored: a label folder (engine/label_folder.py)
+  masks/<id>.png   palette PNGs, 0 background, 1..C, 255 ignored: a label folder (engine/evaluation/label_folder.py)
   SPLIT.txt        one id a line
   labels.json      {"classes": [names], "labels": {id: [names]}}
   failures.jsonl   one line an image that could not be done
@@ -18,16 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..atomic import atomic_write
-from ..errors import InfercamError, InputError, StoreError, shown
-from ..failures import Failures, one_line
-from ..image_index import DiskFullError, cannot_write
-from ..images import image_size
-from ..label_folder import LabelFolder
-from ..paths import is_file
-from ..processes import chosen_workers, map_in_processes
-from .annotations import Annotations
-from .masks import CocoMasks, image_classes
+from infercam.engine.coco.annotations import Annotations
+from infercam.engine.coco.masks import CocoMasks, image_classes
+from infercam.engine.common.atomic import atomic_write
+from infercam.engine.common.errors import InfercamError, InputError, StoreError, shown
+from infercam.engine.common.paths import is_file
+from infercam.engine.common.processes import chosen_workers, map_in_processes
+from infercam.engine.data.images import image_size
+from infercam.engine.evaluation.label_folder import LabelFolder
+from infercam.engine.store.failures import Failures, one_line
+from infercam.engine.store.image_index import DiskFullError, cannot_write
 
 EMPTY = ("skip", "keep")
 WHAT = ("masks", "lists", "labels")

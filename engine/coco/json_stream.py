@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, shown
-from ..paths import os_reason
+from infercam.engine.common.errors import InputError, shown
+from infercam.engine.common.paths import os_reason
 
 _CHUNK = 1 << 20
 _LONGEST = 64 << 20  # characters of one element; COCO's longest has well under a million

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, shown
-from ..histogram import IGNORE
-from .annotations import Annotations, CocoImage, CocoObject
-from .regions import paint
+from infercam.engine.coco.annotations import Annotations, CocoImage, CocoObject
+from infercam.engine.coco.regions import paint
+from infercam.engine.common.errors import InputError, shown
+from infercam.engine.evaluation.histogram import IGNORE
 
 CROWD = ("class", "ignore", "skip")
 ORDER = ("area", "file")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MissingExtra
+from infercam.engine.common.errors import MissingExtra
 
 
 class RegionError(ValueError):

@@ -13,24 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
-from ..errors import InputError, shown
-from ..ground_truth import GroundTruth, MaskFiles, mask_folder
-from ..images import without_suffix
-from ..labels import Labels
-from ..paths import check_folder, is_file, is_folder
-from ..sources import Item, Source
-from .annotations import Annotations
-from .masks import CocoMasks, image_classes
+from infercam.engine.coco.annotations import Annotations
+from infercam.engine.coco.masks import CocoMasks, image_classes
+from infercam.engine.common.errors import InputError, shown
+from infercam.engine.common.paths import check_folder, is_file, is_folder
+from infercam.engine.common.progress import reading_bar
+from infercam.engine.data.images import without_suffix
+from infercam.engine.data.labels import Labels
+from infercam.engine.data.sources import Item, Source
+from infercam.engine.evaluation.ground_truth import GroundTruth, MaskFiles, mask_folder
 
 ANNOTATIONS = "annotations"
 _PREFIX, _SUFFIX = "instances_", ".json"
@@ -47,14 +38,9 @@ def open_annotations(root: str | os.PathLike[str], split: str) -> Annotations:
 
 def open_file(file: Path) -> Annotations:
     """As `Annotations.open`, with a bar where stderr is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("reading {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bar = Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    )
-    with bar:
+    with reading_bar() as bar:
         total = file.stat().st_size if is_file(file) else None
-        task = bar.add_task(shown(file.name), total=total, visible=False)
+        task = bar.add_task(f"reading {shown(file.name)}", total=total, visible=False)
         return Annotations.open(file, lambda n: bar.update(task, advance=n, visible=True))
 
 

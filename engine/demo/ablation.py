@@ -10,10 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..api import Engine
-from ..atomic import atomic_write
-from ..errors import InputError, StoreError
-from ..evaluate import (
+from infercam.engine.api import Engine
+from infercam.engine.common.atomic import atomic_write
+from infercam.engine.common.errors import InputError, StoreError
+from infercam.engine.common.paths import os_reason
+from infercam.engine.data.labels import load_labels
+from infercam.engine.data.sources import voc_source
+from infercam.engine.demo.scenes import write_voc_tree
+from infercam.engine.evaluation.evaluate import (
     Difference,
     EvalResult,
     ImageCounts,
@@ -22,19 +26,15 @@ from ..evaluate import (
     evaluate_store,
     voc_ground_truth,
 )
-from ..labels import load_labels
-from ..mapstore import MapStore
-from ..paths import os_reason
-from ..recipe import MODES, Mode, Recipe
-from ..run import Run, Summary
-from ..sources import voc_source
-from .scenes import write_voc_tree
+from infercam.engine.method.recipe import MODES, Mode, Recipe
+from infercam.engine.run.run import Run, Summary
+from infercam.engine.store.mapstore import MapStore
 
 BUNDLE = Path(__file__).parent / "bundle"
 """The committed bundle; `infercam classify --demo -o DIR` makes another."""
 
 DEMO_SEED = 2022
-"""Of the demo's scenes; the classifier was trained and chosen on others (trainer/scene_tree.py)."""
+"""Of the demo's scenes; the classifier was trained and chosen on others (trainer/classify/scene_tree.py)."""
 
 SPLIT = "val"
 RESAMPLES = 500

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .paint import COATS, Colour, Points, Rng, ellipse, limb, rotate, star
+from infercam.engine.demo.paint import COATS, Colour, Points, Rng, ellipse, limb, rotate, star
 
 CLASS_NAMES = ("lion", "badger", "toucan", "rooster", "frilled lizard", "gecko", "stag beetle", "firefly")
 """The eight classes; class c of a scene is value c + 1 of its mask."""

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ..atomic import atomic_write
-from ..errors import StoreError
-from ..geometry import Box
-from ..paths import os_reason
+from infercam.engine.common.atomic import atomic_write
+from infercam.engine.common.errors import StoreError
+from infercam.engine.common.paths import os_reason
+from infercam.engine.method.geometry import Box
 
 Pixels = NDArray[np.uint8]
 Rgb = tuple[int, int, int]

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluate import read_mask
-from ..geometry import Box, split_boxes
-from ..images import read_image
-from ..mapstore import MapRecord
-from ..recipe import MODES, Recipe
-from ..reference import centre_of_mass
-from ..voc import image_path, mask_path
-from . import drawing
-from .ablation import VOC, Ablation, Outcome
-from .drawing import Page, Pixels
+from infercam.engine.data.images import read_image
+from infercam.engine.data.voc import image_path, mask_path
+from infercam.engine.demo import drawing
+from infercam.engine.demo.ablation import VOC, Ablation, Outcome
+from infercam.engine.demo.drawing import Page, Pixels
+from infercam.engine.evaluation.evaluate import read_mask
+from infercam.engine.method.geometry import Box, split_boxes
+from infercam.engine.method.recipe import MODES, Recipe
+from infercam.engine.method.reference import centre_of_mass
+from infercam.engine.store.mapstore import MapRecord
 
 ROWS = ((1, 3), (2, 3), (3, 1))
 """How many scenes with one, two and three classes: always the first ones, so nothing is picked by looks."""

@@ -13,16 +13,16 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from ..api import Engine
-from ..errors import InfercamError
-from ..geometry import Box
-from ..recipe import recipe
-from ..reference import crop
-from . import drawing
-from .ablation import BUNDLE
-from .drawing import Page, Pixels
-from .gallery import split_of
-from .scenes import CLASS_NAMES, Scene, scene
+from infercam.engine.api import Engine
+from infercam.engine.common.errors import InfercamError
+from infercam.engine.demo import drawing
+from infercam.engine.demo.ablation import BUNDLE
+from infercam.engine.demo.drawing import Page, Pixels
+from infercam.engine.demo.gallery import split_of
+from infercam.engine.demo.scenes import CLASS_NAMES, Scene, scene
+from infercam.engine.method.geometry import Box
+from infercam.engine.method.recipe import recipe
+from infercam.engine.method.reference import crop
 
 PICTURE_SEED = 53
 """A scene of one class on which the method does what it is meant to; it does not on every scene, which the

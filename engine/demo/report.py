@@ -9,8 +9,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from ..atomic import atomic_write
-from .ablation import Ablation, Outcome
+from infercam.engine.common.atomic import atomic_write
+from infercam.engine.demo.ablation import Ablation, Outcome
 
 
 def table(done: Ablation) -> Table:

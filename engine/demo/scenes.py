@@ -19,10 +19,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..atomic import atomic_write
-from ..label_png import write_label
-from .creatures import CLASS_NAMES, Creature, creature, decoy
-from .paint import COATS, Canvas, Colour, Floats, Points, Rng, coat, ellipse, jitter, limb, mix, noise, rotate
+from infercam.engine.common.atomic import atomic_write
+from infercam.engine.demo.creatures import CLASS_NAMES, Creature, creature, decoy
+from infercam.engine.demo.paint import (
+    COATS,
+    Canvas,
+    Colour,
+    Floats,
+    Points,
+    Rng,
+    coat,
+    ellipse,
+    jitter,
+    limb,
+    mix,
+    noise,
+    rotate,
+)
+from infercam.engine.evaluation.label_png import write_label
 
 __all__ = ["CLASS_NAMES", "SIZE", "Scene", "scene", "scene_id", "write_voc_tree"]
 

@@ -20,10 +20,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from .. import kernels
-from ..atomic import atomic_write
-from ..errors import StoreError, shown
-from .driver import DeviceError
+from infercam.engine import kernels
+from infercam.engine.common.atomic import atomic_write
+from infercam.engine.common.cache import cache_folder
+from infercam.engine.common.errors import StoreError, shown
+from infercam.engine.device.driver import DeviceError
 
 FLAGS = ("-std=c++17", "-fmad=false")
 """Of both compilers. No fused multiply-add: see kernels/common.cuh."""
@@ -54,10 +55,10 @@ def cubin(
 ) -> bytes:
     """All kernels as one module for a GPU of that compute capability, from the cache or built now.
 
-    A GPU newer than the compiler gets PTX, which its driver finishes. cache: folder (default: `cache_folder()`).
+    A GPU newer than the compiler gets PTX, which its driver finishes. cache: folder (default: the user's).
     Raises DeviceError, in one line, where there is no compiler, or none that can.
     """
-    folder = cache or cache_folder()
+    folder = cache or cache_folder("kernels")
     refused: DeviceError | None = None
     for compiler in find_compilers() if compilers is None else compilers:
         try:
@@ -83,13 +84,6 @@ def _cached(compiler: Compiler, capability: tuple[int, int], folder: Path) -> by
         found = compiler.compile(architecture, ptx)
         _write(entry, found)
     return found
-
-
-def cache_folder() -> Path:
-    """Where modules are kept: $XDG_CACHE_HOME/infercam/kernels, by default below ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
-    return root / "infercam" / "kernels"
 
 
 def find_compilers() -> list[Compiler]:

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MissingExtra
-from . import compile as compiler
-from .driver import (
+from infercam.engine.common.errors import MissingExtra
+from infercam.engine.device import compile as compiler
+from infercam.engine.device.driver import (
     Argument,
     Bytes,
     DeviceError,
@@ -28,7 +28,7 @@ from .driver import (
     Dim,
     Pointer,
 )
-from .probe import Probe, probe
+from infercam.engine.device.probe import Probe, probe
 
 OLDEST = (7, 5)
 """Compute capability that the kernels are written for."""

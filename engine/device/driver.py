@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError
+from infercam.engine.common.errors import BackendError
 
 Pointer = int
 Bytes = NDArray[np.uint8]

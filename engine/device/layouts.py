@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..bundle import InputSpec
-from ..host_ops import normalise_table
-from .driver import Bytes
+from infercam.engine.bundle import InputSpec
+from infercam.engine.device.driver import Bytes
+from infercam.engine.method.host_ops import normalise_table
 
 PLANES_AT = 64
 RANK_BINS = 2048

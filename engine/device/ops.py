@@ -23,13 +23,22 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from ..bundle import InputSpec
-from ..geometry import Box
-from ..reference import quantile_index
-from ..runners.protocol import InputType, OutputShape
-from ..task import Advanced
-from .driver import Argument, Bytes, Driver, Pointer
-from .layouts import JOINS, MODES, PLANES_AT, STRUCTS, THREADS, Packet, mask_steps, normalisation
+from infercam.engine.bundle import InputSpec
+from infercam.engine.device.driver import Argument, Bytes, Driver, Pointer
+from infercam.engine.device.layouts import (
+    JOINS,
+    MODES,
+    PLANES_AT,
+    STRUCTS,
+    THREADS,
+    Packet,
+    mask_steps,
+    normalisation,
+)
+from infercam.engine.device.runner import InputType, OutputShape
+from infercam.engine.method.geometry import Box
+from infercam.engine.method.reference import quantile_index
+from infercam.engine.method.task import Advanced
 
 Size = tuple[int, int]
 """Height and width."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from .driver import DeviceError, DeviceOutOfMemory, Driver, Pointer
+from infercam.engine.device.driver import DeviceError, DeviceOutOfMemory, Driver, Pointer
 
 SMALLEST = 512
 STEPS = 8

@@ -9,7 +9,7 @@ import ctypes
 import sys
 from typing import Any, NamedTuple
 
-from .driver import DeviceError
+from infercam.engine.device.driver import DeviceError
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 _MISMATCH = 803  # CUDA_ERROR_SYSTEM_DRIVER_MISMATCH

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .driver import Pointer
-from .ops import Size
-from .pool import Pool
+from infercam.engine.device.driver import Pointer
+from infercam.engine.device.ops import Size
+from infercam.engine.device.pool import Pool
 
 
 @dataclass

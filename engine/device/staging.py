@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .driver import Bytes, Driver, Event, Pointer
-from .pool import size_class
+from infercam.engine.device.driver import Bytes, Driver, Event, Pointer
+from infercam.engine.device.pool import size_class
 
 SEGMENT = 4 << 20
 LIMIT = 256 << 20

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..runners.protocol import InputType, OutputShape
-from .ops import Accumulate, Gather, Resize, Size, Slot, Unite, columns_first
+from infercam.engine.device.ops import Accumulate, Gather, Resize, Size, Slot, Unite, columns_first
+from infercam.engine.device.runner import InputType, OutputShape
 
 Traffic = dict[str, int]
 

@@ -24,16 +24,16 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, shown
-from ..evaluate import Difference, GroundTruth
-from ..images import DEFAULT_MAX_PIXELS
-from ..paths import is_file
-from ..processes import chosen_workers, map_in_processes
-from ..sources import Item
-from .chosen import telling
-from .html import write_page
-from .pictures import Chunk, Painter, Picture, chunk_name
-from .runs import Run, Scored, differences, score_run
+from infercam.engine.common.errors import InputError, shown
+from infercam.engine.common.paths import is_file
+from infercam.engine.common.processes import chosen_workers, map_in_processes
+from infercam.engine.data.images import DEFAULT_MAX_PIXELS
+from infercam.engine.data.sources import Item
+from infercam.engine.evaluation.evaluate import Difference, GroundTruth
+from infercam.engine.report.chosen import telling
+from infercam.engine.report.html import write_page
+from infercam.engine.report.pictures import Chunk, Painter, Picture, chunk_name
+from infercam.engine.report.runs import Run, Scored, differences, score_run
 
 _EMBEDDED, _BESIDE = 8, 16  # images a chunk: a click waits for one
 _INLINE = 64  # fewer images are done before new processes have started

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..atomic import atomic_write
-from ..image_index import cannot_write
-from .pictures import chunk_json, script_json
+from infercam.engine.common.atomic import atomic_write
+from infercam.engine.report.pictures import chunk_json, script_json
+from infercam.engine.store.image_index import cannot_write
 
 _OWN = Path(__file__).parent / "page"
 _SHARED = Path(__file__).parents[1] / "serve" / "page"  # what the service's page and a report have in common

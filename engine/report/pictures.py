@@ -23,13 +23,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..atomic import atomic_write
-from ..errors import InputError, StoreError
-from ..failures import one_line
-from ..image_index import cannot_write
-from ..images import read_image
-from ..label_png import read_label
-from .runs import Planes, Run
+from infercam.engine.common.atomic import atomic_write
+from infercam.engine.common.errors import InputError, StoreError
+from infercam.engine.data.images import read_image
+from infercam.engine.evaluation.label_png import read_label
+from infercam.engine.report.runs import Planes, Run
+from infercam.engine.store.failures import one_line
+from infercam.engine.store.image_index import cannot_write
 
 CALL = "infercamChunk"
 _PHOTOS_A_FOLDER = 500

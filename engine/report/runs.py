@@ -11,16 +11,23 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import voc
-from ..convert import read_classes
-from ..errors import InputError, shown
-from ..evaluate import Difference, EvalResult, GroundTruth, ImageCounts, compare, evaluate_store
-from ..evaluate_labels import evaluate_labels, holds_labels
-from ..formats.npz import quantise
-from ..label_folder import LabelFolder
-from ..label_png import read_label
-from ..mapstore import MapStore
-from ..store_cli import open_maps
+from infercam.engine.common.errors import InputError, shown
+from infercam.engine.data import voc
+from infercam.engine.data.class_names import read_classes
+from infercam.engine.evaluation.evaluate import (
+    Difference,
+    EvalResult,
+    GroundTruth,
+    ImageCounts,
+    compare,
+    evaluate_store,
+)
+from infercam.engine.evaluation.evaluate_labels import evaluate_labels, holds_labels
+from infercam.engine.evaluation.label_folder import LabelFolder
+from infercam.engine.evaluation.label_png import read_label
+from infercam.engine.store.formats.npz import quantise
+from infercam.engine.store.mapstore import MapStore
+from infercam.engine.store.open_maps import open_maps
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..device.driver import Driver
-from .protocol import Runner
+from infercam.engine.device.driver import Driver
+from infercam.engine.device.runner import Runner
 
 Float = NDArray[np.float32]
 

@@ -11,12 +11,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..bundle import Bundle
-from ..device.driver import Driver, Pointer
-from ..errors import BackendError, MissingExtra
-from ..scheduler import OutOfMemory
-from .plan import graph_of
-from .protocol import InputType, OutputShape
+from infercam.engine.bundle import Bundle
+from infercam.engine.common.errors import BackendError, MissingExtra
+from infercam.engine.device.driver import Driver, Pointer
+from infercam.engine.device.runner import InputType, OutputShape
+from infercam.engine.method.scheduler import OutOfMemory
+from infercam.engine.runners.plan import graph_of
 
 Provider = Literal["cuda", "tensorrt", "cpu"]
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)

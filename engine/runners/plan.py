@@ -24,10 +24,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..bundle import Bundle, FileEntry, sha256_file
-from ..errors import BackendError
-from ..paths import os_reason, regular_bytes
-from .protocol import InputType
+from infercam.engine.bundle import Bundle, FileEntry, sha256_file
+from infercam.engine.common.errors import BackendError
+from infercam.engine.common.paths import os_reason, regular_bytes
+from infercam.engine.common.validation import first_problem
+from infercam.engine.device.runner import InputType
 
 PLANS = "plans"
 ENVIRONMENT_FOLDER = "INFERCAM_PLANS"
@@ -222,9 +223,7 @@ def _read_record(file: Path) -> PlanRecord:
     except OSError as e:
         raise PlanError(f"{file}: cannot be read: {os_reason(e)}") from None
     except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "record"
-        raise PlanError(f"{file}: {where}: {first['msg']}; build the plan again") from None
+        raise PlanError(f"{file}: {first_problem(e, 'record')}; build the plan again") from None
     except (ValueError, RecursionError) as e:
         raise PlanError(f"{file}: not a plan's record ({e}); build the plan again") from None
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from ..bundle import Bundle
-from ..device.driver import DeviceInfo, DeviceOutOfMemory, Driver, Pointer
-from ..device.probe import probe
-from ..errors import BackendError
-from ..scheduler import OutOfMemory
-from .plan import (
+from infercam.engine.bundle import Bundle
+from infercam.engine.common.errors import BackendError
+from infercam.engine.device.driver import DeviceInfo, DeviceOutOfMemory, Driver, Pointer
+from infercam.engine.device.probe import probe
+from infercam.engine.device.runner import InputType, OutputShape
+from infercam.engine.method.scheduler import OutOfMemory
+from infercam.engine.runners.plan import (
     Environment,
     Plan,
     PlanError,
@@ -28,8 +29,7 @@ from .plan import (
     misfit,
     pick_profile,
 )
-from .protocol import InputType, OutputShape
-from .tensorrt_api import (
+from infercam.engine.runners.tensorrt_api import (
     ICudaEngine,
     IExecutionContext,
     Log,

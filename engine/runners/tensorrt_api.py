@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
-from ..errors import MissingExtra
+from infercam.engine.common.errors import MissingExtra
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -13,11 +13,11 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from ..errors import InfercamError
-from . import maps_routes, v2_routes
-from .gate import Gate
-from .refusals import Refusal, on_refusal
-from .service import Service
+from infercam.engine.common.errors import InfercamError
+from infercam.engine.serve import maps_routes, v2_routes
+from infercam.engine.serve.gate import Gate
+from infercam.engine.serve.refusals import Refusal, on_refusal
+from infercam.engine.serve.service import Service
 
 PAGE = Path(__file__).parent / "page"
 

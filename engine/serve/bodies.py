@@ -11,8 +11,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from .bounds import Bounds
-from .refusals import CLIENT_GONE, Refusal
+from infercam.engine.serve.bounds import Bounds
+from infercam.engine.serve.refusals import CLIENT_GONE, Refusal
 
 _FIELDS = 16
 _FIELD_BYTES = 16 << 10

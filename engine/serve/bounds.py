@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..images import DEFAULT_MAX_PIXELS
+from infercam.engine.data.images import DEFAULT_MAX_PIXELS
 
 MAPS_OF_FULL_SIZE = 8
 """As many maps of the largest picture may be asked for at once; of smaller pictures in proportion more."""

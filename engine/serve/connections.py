@@ -7,7 +7,7 @@ import asyncio
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .bounds import Bounds
+from infercam.engine.serve.bounds import Bounds
 
 
 def timed_protocol(bounds: Bounds) -> type[asyncio.Protocol]:

@@ -8,9 +8,9 @@ from typing import TextIO
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import shown
-from .refusals import CLIENT_GONE
-from .service import Service
+from infercam.engine.common.errors import shown
+from infercam.engine.serve.refusals import CLIENT_GONE
+from infercam.engine.serve.service import Service
 
 _HEADERS = {
     "Content-Security-Policy": (

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..api import Engine
-from ..errors import InputError
-from ..live import LiveEngine
-from ..recipe import MODES, RECIPES, Recipe, recipe
+from infercam.engine.api import Engine
+from infercam.engine.common.errors import InputError
+from infercam.engine.live import LiveEngine
+from infercam.engine.method.recipe import MODES, RECIPES, Recipe, recipe
 
 _WARM_SIZE = (96, 128)
 MAPS_SUFFIX = "_maps"

@@ -9,18 +9,19 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..api import Label
-from ..errors import InputError
-from ..formats.npz import NpzCodec, quantise
-from ..formats.record import MapRecord
-from ..recipe import RECIPES, Mode
-from ..trace import Trace
-from .bodies import read_upload
-from .hosted import Hosted
-from .pictures import grey_png, mask_png
-from .refusals import Refusal
-from .service import Outcome, Service, Wish
-from .v2_routes import label
+from infercam.engine.api import Label
+from infercam.engine.common.errors import InputError
+from infercam.engine.common.validation import first_problem
+from infercam.engine.method.recipe import RECIPES, Mode
+from infercam.engine.method.trace import Trace
+from infercam.engine.serve.bodies import read_upload
+from infercam.engine.serve.hosted import Hosted
+from infercam.engine.serve.pictures import grey_png, mask_png
+from infercam.engine.serve.refusals import Refusal
+from infercam.engine.serve.service import Outcome, Service, Wish
+from infercam.engine.serve.v2_routes import label
+from infercam.engine.store.formats.npz import NpzCodec, quantise
+from infercam.engine.store.record import MapRecord
 
 
 class Query(BaseModel):
@@ -48,8 +49,7 @@ class Query(BaseModel):
         try:
             query = cls.model_validate(values)
         except ValidationError as e:
-            first = e.errors(include_url=False, include_input=False)[0]
-            raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise InputError(first_problem(e)) from None
         if query.recipe is not None and query.recipe not in RECIPES:
             raise InputError(f"no recipe {query.recipe!r}; there are: {', '.join(RECIPES)}")
         return query

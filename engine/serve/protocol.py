@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
-from ..errors import InputError
+from infercam.engine.common.errors import InputError
+from infercam.engine.common.validation import first_problem
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 EXTENSIONS = ["binary_tensor_data"]
@@ -109,9 +110,7 @@ def read_call(body: bytes, header_length: str | None) -> Call:
     try:
         request = InferenceRequest.model_validate_json(body[:length])
     except ValidationError as e:
-        first = e.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"malformed request: {where + ': ' if where else ''}{first['msg']}") from None
+        raise InputError(f"malformed request: {first_problem(e)}") from None
     blobs = memoryview(body)[length:]
     tensors: dict[str, Tensor] = {}
     for given in request.inputs:

@@ -8,9 +8,9 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from ..errors import InfercamError, InputError, shown
-from ..images import TooManyPixels
-from ..live import Closed
+from infercam.engine.common.errors import InfercamError, InputError, shown
+from infercam.engine.data.images import TooManyPixels
+from infercam.engine.live import Closed
 
 
 class Refusal(Exception):

@@ -14,10 +14,10 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from ..errors import BackendError, InputError
-from .bounds import Bounds
-from .connections import timed_protocol
-from .service import Service
+from infercam.engine.common.errors import BackendError, InputError
+from infercam.engine.serve.bounds import Bounds
+from infercam.engine.serve.connections import timed_protocol
+from infercam.engine.serve.service import Service
 
 _BACKLOG = 512
 _FAREWELL = 2

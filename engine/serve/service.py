@@ -14,13 +14,13 @@ import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
 
-from ..api import Label, Result
-from ..images import RGB, decode_image
-from ..recipe import Mode
-from .bounds import Bounds
-from .hosted import Hosted, Hosts
-from .metrics import Metrics
-from .refusals import CLIENT_GONE, Refusal
+from infercam.engine.api import Label, Result
+from infercam.engine.data.images import RGB, decode_image
+from infercam.engine.method.recipe import Mode
+from infercam.engine.serve.bounds import Bounds
+from infercam.engine.serve.hosted import Hosted, Hosts
+from infercam.engine.serve.metrics import Metrics
+from infercam.engine.serve.refusals import CLIENT_GONE, Refusal
 
 T = TypeVar("T")
 IO_THREADS = 2

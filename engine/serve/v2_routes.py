@@ -15,15 +15,24 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from numpy.typing import NDArray
 
-from ..api import Label
-from ..errors import InputError
-from ..images import RGB
-from ..recipe import MODES, RECIPES, Mode
-from .bodies import read_body
-from .hosted import Hosted
-from .protocol import EXTENSIONS, HEADER_LENGTH, VERSION, Call, Encoded, TensorSpec, read_call, write_answer
-from .refusals import Refusal
-from .service import Service, Wish
+from infercam.engine.api import Label
+from infercam.engine.common.errors import InputError
+from infercam.engine.data.images import RGB
+from infercam.engine.method.recipe import MODES, RECIPES, Mode
+from infercam.engine.serve.bodies import read_body
+from infercam.engine.serve.hosted import Hosted
+from infercam.engine.serve.protocol import (
+    EXTENSIONS,
+    HEADER_LENGTH,
+    VERSION,
+    Call,
+    Encoded,
+    TensorSpec,
+    read_call,
+    write_answer,
+)
+from infercam.engine.serve.refusals import Refusal
+from infercam.engine.serve.service import Service, Wish
 
 _MODEL = "/v2/models/{model}"
 _VERSIONED = _MODEL + "/versions/{version}"

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...engine import voc
-from ...engine.bundle import Bundle, InputSpec, sha256_file
-from ...engine.errors import ExportError
-from ..checkpoints import State, fit, layers_of, read_checkpoint, split_off
-from ..from_torch import IMAGENET_MEAN, IMAGENET_STD, from_torch, import_torch
+from infercam.engine.bundle import Bundle, InputSpec, sha256_file
+from infercam.engine.common.errors import ExportError
+from infercam.engine.data import voc
+from infercam.export.checkpoints import State, fit, layers_of, read_checkpoint, split_off
+from infercam.export.writing.from_torch import IMAGENET_MEAN, IMAGENET_STD, from_torch, import_torch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,7 +124,7 @@ def _resnet38(
     state: State, origin: str, *, classes: Sequence[str] | None, head: str | None, **options: Any
 ) -> Classifier:
     """psa's classifier, SEAM's (21 outputs, background first) or SC-CAM's (20 and 200 outputs)."""
-    from .resnet38 import ResNet38
+    from infercam.export.archs.resnet38 import ResNet38
 
     notes: list[str] = []
     state, ignored = split_off(state, ("f8_3", "f8_4", "f9"))
@@ -163,7 +163,7 @@ def _resnet50(
     state: State, origin: str, *, classes: Sequence[str] | None, head: str | None, **options: Any
 ) -> Classifier:
     """irn's CAM classifier, or torchvision's names with `fc`."""
-    from .resnet50 import ResNet50, canonical
+    from infercam.export.archs.resnet50 import ResNet50, canonical
 
     _no_head(head, "resnet50", origin)
     named = canonical(state, origin)
@@ -177,7 +177,7 @@ def _mobilenetv2(
     state: State, origin: str, *, classes: Sequence[str] | None, head: str | None, **options: Any
 ) -> Classifier:
     """The folded layout (input x/127.5 - 1, "same" padding) or torchvision's (ImageNet, symmetric)."""
-    from .mobilenetv2 import MobileNetV2, Padding, from_torchvision, is_torchvision
+    from infercam.export.archs.mobilenetv2 import MobileNetV2, Padding, from_torchvision, is_torchvision
 
     _no_head(head, "mobilenetv2", origin)
     torchvision = is_torchvision(state)

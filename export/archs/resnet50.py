@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...engine.errors import ExportError
+from infercam.engine.common.errors import ExportError
 
 OUTPUT_STRIDES = (8, 16, 32)
 BLOCKS = (3, 4, 6, 3)

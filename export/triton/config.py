@@ -12,12 +12,11 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from infercam.engine.bundle import Bundle
-from infercam.engine.errors import ExportError
+from infercam.engine.common.errors import ExportError
 from infercam.engine.runners.plan import PlanRecord
-
-from .plans import largest_batch
-from .signature import FREE, Signature, Tensor
-from .text_format import Message, Word, to_text
+from infercam.export.triton.plans import largest_batch
+from infercam.export.triton.signature import FREE, Signature, Tensor
+from infercam.export.triton.text_format import Message, Word, to_text
 
 Device = Literal["auto", "cpu", "gpu"]
 

@@ -30,12 +30,13 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from infercam.engine.api import Engine, Result
-from infercam.engine.errors import BackendError, InputError
-from infercam.engine.images import decode_image
-from infercam.engine.live import LiveEngine
-from infercam.engine.recipe import MODES, Mode, recipe
 from numpy.typing import NDArray
+
+from infercam.engine.api import Engine, Result
+from infercam.engine.common.errors import BackendError, InputError
+from infercam.engine.data.images import decode_image
+from infercam.engine.live import LiveEngine
+from infercam.engine.method.recipe import MODES, Mode, recipe
 
 OUTPUTS = ("maps", "classes", "scores")
 PARAMETERS = ("recipe", "mode", "score_threshold")

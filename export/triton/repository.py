@@ -21,19 +21,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from infercam.engine.atomic import TEMP_PREFIX
-from infercam.engine.backends.cpu import GPU_ONLY
-from infercam.engine.bundle import MANIFEST, Bundle, FileEntry, file_entry, sha256_file
-from infercam.engine.errors import ExportError
-from infercam.engine.onnx_files import external_locations
-from infercam.engine.recipe import recipe
-from infercam.engine.runners.plan import PLAN_FILE, PLANS, RECORD_FILE, Plan, graph_of
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .config import LABELS, Serving, config_text, maps_config, onnx_config, tensorrt_config
-from .plans import NoPlan, choose_plan
-from .signature import read_signature
-from .text_format import Message
+from infercam.engine.backends.cpu import GPU_ONLY
+from infercam.engine.bundle import MANIFEST, Bundle, FileEntry, file_entry, sha256_file
+from infercam.engine.common.atomic import TEMP_PREFIX
+from infercam.engine.common.errors import ExportError
+from infercam.engine.method.recipe import recipe
+from infercam.engine.onnx_files import external_locations
+from infercam.engine.runners.plan import PLAN_FILE, PLANS, RECORD_FILE, Plan, graph_of
+from infercam.export.triton.config import (
+    LABELS,
+    Serving,
+    config_text,
+    maps_config,
+    onnx_config,
+    tensorrt_config,
+)
+from infercam.export.triton.plans import NoPlan, choose_plan
+from infercam.export.triton.signature import read_signature
+from infercam.export.triton.text_format import Message
 
 Kind = Literal["onnx", "tensorrt", "maps"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

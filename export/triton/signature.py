@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import onnx
 from google.protobuf.message import DecodeError
+
 from infercam.engine.bundle import Bundle
-from infercam.engine.errors import ExportError
+from infercam.engine.common.errors import ExportError
 
 FREE = -1
 """A dimension that differs from request to request, as Triton writes it."""

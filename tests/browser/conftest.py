@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from infercam.benchmarks.browser import launched, missing
+
+from infercam.benchmarks.scale.browser import launched, missing
+from tests.shared import SHARED
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "engine" / "serve")]  # importlib mode: inputs.py, serving.py
-
-SHARED = HERE.parents[1].parent / "shared"
 
 
 @pytest.fixture(scope="module")

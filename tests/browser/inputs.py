@@ -8,12 +8,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-from infercam.engine import voc
-from infercam.engine.demo.scenes import CLASS_NAMES, scene
-from infercam.engine.label_folder import LabelFolder
-from infercam.engine.label_png import write_label
-from infercam.engine.mapstore import MapRecord, MapStore
 from PIL import Image
+
+from infercam.engine.data import voc
+from infercam.engine.demo.scenes import CLASS_NAMES, scene
+from infercam.engine.evaluation.label_folder import LabelFolder
+from infercam.engine.evaluation.label_png import write_label
+from infercam.engine.store.mapstore import MapRecord, MapStore
 
 CLASSES = list(CLASS_NAMES)
 

@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from infercam.engine.demo.scenes import scene
 from PIL import Image
+
+from infercam.engine.demo.scenes import scene
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
 from infercam.engine.bundle import Bundle
 from infercam.engine.serve.bounds import Bounds
 from infercam.engine.serve.hosted import Hosts
-from inputs import CLASSES, shown_labels, slide
-from serving import Served, served
+from tests.browser.inputs import CLASSES, shown_labels, slide
+from tests.engine.serve.serving import Served, served
 
 DROP = """([text, name, type]) => {
   const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));

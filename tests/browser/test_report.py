@@ -9,12 +9,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
+
+from infercam.engine.data.sources import folder_source, voc_source
 from infercam.engine.report.build import Options, build_report
 from infercam.engine.report.html import write_page
 from infercam.engine.report.pictures import Chunk, Painter, Picture, chunk_json, photo_name
 from infercam.engine.report.runs import open_runs
-from infercam.engine.sources import folder_source, voc_source
-from inputs import (
+from tests.browser.inputs import (
     CLASSES,
     argmax,
     maps_of,
@@ -25,7 +27,6 @@ from inputs import (
     write_run,
     write_scenes,
 )
-from PIL import Image
 
 SIZES = {f"s{k:02}": (96, 128) for k in range(9)} | {"large": (300, 421), "tall": (330, 200)}
 QUICK = {"bootstrap": 20, "workers": 1}

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from infercam.engine.device.driver import (
     Argument,
     Bytes,
@@ -30,8 +31,7 @@ from infercam.engine.device.driver import (
     Dim,
     Pointer,
 )
-
-from . import build
+from tests.cuda_emulator import build
 
 SANITIZED = os.environ.get("INFERCAM_EMULATOR") == "sanitized"
 GUARD = 0 if SANITIZED else 256  # the sanitizer has its own, and stops at the first wrong access

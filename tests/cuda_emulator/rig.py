@@ -6,12 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
 from infercam.engine.bundle import InputSpec
 from infercam.engine.device.driver import Bytes, Pointer
 from infercam.engine.device.ops import Ops
-from numpy.typing import DTypeLike, NDArray
-
-from .driver import EmulatedDriver
+from tests.cuda_emulator.driver import EmulatedDriver
 
 
 class Rig:

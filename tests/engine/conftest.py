@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode: so that tests can import tiny.py
 
-import tiny
 from infercam.engine.api import Engine
 from infercam.engine.bundle import Bundle
-
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+from tests.engine import tiny
+from tests.shared import SHARED
 
 
 @pytest.fixture(scope="session")

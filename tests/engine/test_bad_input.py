@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from infercam.engine.bundle import MANIFEST, Manifest, file_entry
-from infercam.engine.mapstore import MapStore
 from PIL import Image
+
+from infercam.engine.bundle import MANIFEST, Manifest, file_entry
+from infercam.engine.store.mapstore import MapStore
 
 onnx = pytest.importorskip("onnx", reason="the test's own bundle is built with onnx (extra export)")
 

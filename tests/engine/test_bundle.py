@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from infercam.engine.bundle import Bundle, InputSpec, Manifest, file_entry, read_manifest
-from infercam.engine.errors import BundleError
 from pydantic import ValidationError
+
+from infercam.engine.bundle import Bundle, InputSpec, Manifest, file_entry, read_manifest
+from infercam.engine.common.errors import BundleError
 
 
 def manifest(root: Path, **changes) -> dict:

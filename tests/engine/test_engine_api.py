@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
+from PIL import Image
+
 from infercam.engine import Engine
 from infercam.engine.bundle import Bundle
-from infercam.engine.errors import BackendError, BundleError, InputError, MissingExtra
-from infercam.engine.recipe import Recipe, Views
-from PIL import Image
+from infercam.engine.common.errors import BackendError, BundleError, InputError, MissingExtra
+from infercam.engine.method.recipe import Recipe, Views
+from tests.engine import tiny
 
 PICTURE = tiny.picture(20, 26)
 

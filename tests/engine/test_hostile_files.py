@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from infercam.engine.atomic import TEMP_PREFIX, atomic_write, remove_abandoned
-from infercam.engine.bundle import MANIFEST, Bundle, Manifest, file_entry, read_manifest
-from infercam.engine.demo.ablation import BUNDLE
-from infercam.engine.errors import BundleError, InputError, StoreError
-from infercam.engine.images import read_image
-from infercam.engine.labels import read_annotation
-from infercam.engine.mapstore import MapRecord, MapStore, sweep_stale
-from infercam.engine.onnx_files import MAX_DEPTH, external_locations
 from PIL import Image
+
+from infercam.engine.bundle import MANIFEST, Bundle, Manifest, file_entry, read_manifest
+from infercam.engine.common.atomic import TEMP_PREFIX, atomic_write, remove_abandoned
+from infercam.engine.common.errors import BundleError, InputError, StoreError
+from infercam.engine.data.images import read_image
+from infercam.engine.data.labels import read_annotation
+from infercam.engine.demo.ablation import BUNDLE
+from infercam.engine.onnx_files import MAX_DEPTH, external_locations
+from infercam.engine.store.mapstore import MapRecord, MapStore, sweep_stale
 
 # -- external weights
 

@@ -14,15 +14,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import tiny
+
 from infercam.engine import Engine
 from infercam.engine.backends.cpu import CpuBackend
 from infercam.engine.bundle import Bundle
-from infercam.engine.errors import BackendError, InputError
+from infercam.engine.common.errors import BackendError, InputError
 from infercam.engine.live import Closed, LiveEngine
-from infercam.engine.recipe import MODES, RECIPES, Recipe
-from infercam.engine.scheduler import OutOfMemory
-from infercam.engine.task import Done, Infer, Respond, Work
+from infercam.engine.method.recipe import MODES, RECIPES, Recipe
+from infercam.engine.method.scheduler import OutOfMemory
+from infercam.engine.method.task import Done, Infer, Respond, Work
+from tests.engine import tiny
 
 PICTURE = tiny.picture(20, 26)
 TOLERANCE = 1e-6

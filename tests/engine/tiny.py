@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import onnx
 import onnxruntime as ort
-from infercam.engine.bundle import Bundle, InputSpec, Manifest, file_entry
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+
+from infercam.engine.bundle import Bundle, InputSpec, Manifest, file_entry
 
 CLASSES = ["cat", "dog", "horse", "cow", "sheep"]
 

@@ -12,8 +12,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.shared import SHARED
+
 K, C = 6, 5  # feature channels, classes
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
 
 class Toy:

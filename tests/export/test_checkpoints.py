@@ -9,9 +9,10 @@ import pytest
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from infercam.engine.errors import ExportError  # noqa: E402
-from infercam.export.checkpoints import fit, layers_of, read_checkpoint, split_off  # noqa: E402
-from torch import nn  # noqa: E402
+from torch import nn
+
+from infercam.engine.common.errors import ExportError
+from infercam.export.checkpoints import fit, layers_of, read_checkpoint, split_off
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
 

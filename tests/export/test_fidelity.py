@@ -5,12 +5,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-import tiny
-from infercam.engine import reference
+
 from infercam.engine.bundle import Bundle
-from infercam.engine.errors import BackendError, InputError
-from infercam.engine.recipe import Recipe, Views
-from infercam.engine.sources import folder_source
+from infercam.engine.common.errors import BackendError, InputError
+from infercam.engine.data.sources import folder_source
+from infercam.engine.method import reference
+from infercam.engine.method.recipe import Recipe, Views
 from infercam.export.fidelity import (
     SCALES,
     TOLERANCES,
@@ -22,6 +22,7 @@ from infercam.export.fidelity import (
     read_samples,
     relative_error,
 )
+from tests.engine import tiny
 
 
 @pytest.fixture(scope="module")

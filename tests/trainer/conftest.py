@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode: so that tests can import label_scenes.py
 
 
 @pytest.fixture
 def infercam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable:
     """The command line with the trainer's commands, in this process: `infercam(*arguments)` gives code and err."""
     from infercam.engine import cli
-    from infercam.trainer.cli import register
+    from infercam.trainer.commands import register
 
     # As installed, whatever an older installation's metadata says.
     point = SimpleNamespace(name="trainer", load=lambda: register)

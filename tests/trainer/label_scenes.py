@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from infercam.engine.label_png import write_label
-from infercam.engine.mapstore import MapRecord, MapStore
 from PIL import Image
+
+from infercam.engine.evaluation.label_png import write_label
+from infercam.engine.store.mapstore import MapRecord, MapStore
 
 CLASSES = ["cat", "dog", "cow"]
 SIZES = {"a": (41, 58), "b": (48, 64), "c/d": (37, 40)}

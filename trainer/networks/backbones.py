@@ -24,14 +24,14 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from infercam.engine.bundle import InputSpec
-from infercam.engine.errors import InputError
-from infercam.export.archs import IMAGENET_INPUT, MINUS_ONE_TO_ONE, mobilenetv2, resnet38, resnet50
-from infercam.export.checkpoints import fit, read_checkpoint, split_off
 from torch import Tensor, nn
 
-from ..checkpoint import is_checkpoint
-from .small import SmallNet
+from infercam.engine.bundle import InputSpec
+from infercam.engine.common.errors import InputError
+from infercam.export.archs import IMAGENET_INPUT, MINUS_ONE_TO_ONE, mobilenetv2, resnet38, resnet50
+from infercam.export.checkpoints import fit, read_checkpoint, split_off
+from infercam.trainer.loop.checkpoint import is_checkpoint
+from infercam.trainer.networks.small import SmallNet
 
 LEVELS = ("c2", "c3", "c4", "c5")
 CAFFE_INPUT = InputSpec(colour="BGR", scale=1.0, mean=(122.675, 116.669, 104.008), std=(1.0, 1.0, 1.0))

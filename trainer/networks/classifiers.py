@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from infercam.engine.bundle import InputSpec
-from infercam.export.archs import resnet50
 from torch import Tensor, nn
 
-from .backbones import Backbone, load_backbone, read_weights
+from infercam.engine.bundle import InputSpec
+from infercam.export.archs import resnet50
+from infercam.trainer.networks.backbones import Backbone, load_backbone, read_weights
 
 STRIDES = {"small": 8, "resnet38": 8, "resnet50": 16, "mobilenetv2": 16}
 """Every architecture that can be trained, with the output stride that it is published with."""

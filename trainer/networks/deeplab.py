@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from infercam.engine.bundle import InputSpec
-from infercam.engine.errors import InputError
-from infercam.export.checkpoints import fit
 from torch import Tensor, nn
 
-from ..checkpoint import is_checkpoint, load_checkpoint, load_network
-from .aspp import Head, make_head
-from .backbones import Backbone, build_backbone, load_backbone
-from .published import Published, read_published
+from infercam.engine.bundle import InputSpec
+from infercam.engine.common.errors import InputError
+from infercam.export.checkpoints import fit
+from infercam.trainer.loop.checkpoint import is_checkpoint, load_checkpoint, load_network
+from infercam.trainer.networks.aspp import Head, make_head
+from infercam.trainer.networks.backbones import Backbone, build_backbone, load_backbone
+from infercam.trainer.networks.published import Published, read_published
 
 STAGE = "segment"
 OUTPUT_STRIDES = (8, 16)

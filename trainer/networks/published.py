@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infercam.export.archs.resnet50 import BLOCKS, BLOCKS_101, Layout, canonical
-from infercam.export.checkpoints import read_checkpoint
 from torch import Tensor
 
-from .aspp import Head
+from infercam.export.archs.resnet50 import BLOCKS, BLOCKS_101, Layout, canonical
+from infercam.export.checkpoints import read_checkpoint
+from infercam.trainer.networks.aspp import Head
 
 _WRAPPERS = re.compile(r"^(?:(?:module|base|scale_net|scale|Scale)\.)+")
 _BACKBONE = re.compile(r"^backbone\.(?=(?:conv1|bn1|layer\d)\.)")

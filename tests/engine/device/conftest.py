@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode: so that tests can import host_runner.py
-
-from cuda_emulator.driver import EmulatedDriver
-from host_runner import HostRunner
 from infercam.engine.api import Engine
 from infercam.engine.backends.device import DeviceBackend
 from infercam.engine.bundle import Bundle
+from tests.cuda_emulator.driver import EmulatedDriver
+from tests.engine.device.host_runner import HostRunner
 
 BUDGET = 64 << 20
 MakeEngine = Callable[..., Engine]

@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from cuda_emulator.driver import EmulatedDriver
+
+from tests.cuda_emulator.driver import EmulatedDriver
 
 
 class Error(Exception):

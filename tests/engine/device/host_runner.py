@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from cuda_emulator.driver import EmulatedDriver
+
 from infercam.engine.bundle import Bundle
 from infercam.engine.device.driver import Pointer
-from infercam.engine.runners.protocol import InputType, OutputShape
-from infercam.engine.scheduler import OutOfMemory
+from infercam.engine.device.runner import InputType, OutputShape
+from infercam.engine.method.scheduler import OutOfMemory
+from tests.cuda_emulator.driver import EmulatedDriver
 
 
 class HostRunner:

@@ -7,19 +7,20 @@ import threading
 from collections.abc import Callable
 from types import ModuleType
 
-import fake_pycuda
 import numpy as np
 import pytest
-import tiny
-from fake_pycuda import FakeCuda
-from host_runner import HostRunner
+
 from infercam.engine.api import Engine
 from infercam.engine.backends.device import DeviceBackend
 from infercam.engine.bundle import Bundle
+from infercam.engine.common.errors import MissingExtra
 from infercam.engine.device import cuda
 from infercam.engine.device.driver import DeviceError, DeviceLost, DeviceOutOfMemory
 from infercam.engine.device.probe import Gpu, Probe
-from infercam.engine.errors import MissingExtra
+from tests.engine import tiny
+from tests.engine.device import fake_pycuda
+from tests.engine.device.fake_pycuda import FakeCuda
+from tests.engine.device.host_runner import HostRunner
 
 
 @pytest.fixture

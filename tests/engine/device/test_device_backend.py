@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
+
 from infercam.engine.api import Engine
 from infercam.engine.backends.device import DeviceBackend
 from infercam.engine.bundle import Bundle
 from infercam.engine.device.driver import DeviceError, DeviceLost, DeviceOutOfMemory
 from infercam.engine.live import LiveEngine
-from infercam.engine.recipe import MODES, RECIPES, Recipe, Views
-from infercam.engine.scheduler import OutOfMemory
-from infercam.engine.task import Respond, Work
+from infercam.engine.method.recipe import MODES, RECIPES, Recipe, Views
+from infercam.engine.method.scheduler import OutOfMemory
+from infercam.engine.method.task import Respond, Work
+from tests.engine import tiny
 
 MakeEngine = Callable[..., Engine]
 TOLERANCE = 1e-5

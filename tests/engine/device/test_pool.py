@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from cuda_emulator.driver import EmulatedDriver
 from hypothesis import given
 from hypothesis import strategies as st
+
 from infercam.engine.device.driver import DeviceOutOfMemory
 from infercam.engine.device.pool import SHARE, Pool, size_class
+from tests.cuda_emulator.driver import EmulatedDriver
 
 
 class PlainDriver:

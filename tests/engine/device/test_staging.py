@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cuda_emulator.driver import EmulatedDriver
+
 from infercam.engine.device.staging import ALIGNMENT, Downloads, Uploads
+from tests.cuda_emulator.driver import EmulatedDriver
 
 SEGMENT = 1 << 10
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tiny
-from cuda_emulator.rig import Rig
+
 from infercam.engine.device import traffic
 from infercam.engine.device.driver import DeviceOutOfMemory
 from infercam.engine.device.ops import (
@@ -24,8 +23,10 @@ from infercam.engine.device.ops import (
     read_results,
     results_nbytes,
 )
-from infercam.engine.geometry import Box, whole_box
-from infercam.engine.runners.protocol import OutputShape
+from infercam.engine.device.runner import OutputShape
+from infercam.engine.method.geometry import Box, whole_box
+from tests.cuda_emulator.rig import Rig
+from tests.engine import tiny
 
 TILE = (21, 34)
 

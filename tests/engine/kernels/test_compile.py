@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
+
 from infercam.engine import kernels
+from infercam.engine.common.cache import cache_folder
 from infercam.engine.device import compile as build
 from infercam.engine.device.driver import DeviceError
 
@@ -100,9 +102,9 @@ def test_several_processes_at_once(tmp_path: Path) -> None:
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert build.cache_folder() == tmp_path / "infercam" / "kernels"
+    assert cache_folder("kernels") == tmp_path / "infercam" / "kernels"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says the specification
-    assert build.cache_folder() == Path.home() / ".cache" / "infercam" / "kernels"
+    assert cache_folder("kernels") == Path.home() / ".cache" / "infercam" / "kernels"
 
 
 # -- which compiler, which architecture --------------------------------------------------------------------

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_emulator import build
-from cuda_emulator.driver import SANITIZED, EmulatedDriver
+
 from infercam.engine.device.driver import DeviceError, DeviceOutOfMemory
+from tests.cuda_emulator import build
+from tests.cuda_emulator.driver import SANITIZED, EmulatedDriver
 
 FAULTY = Path(build.__file__).parent / "faulty.cu"
 BLOCK = (64, 1, 1)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tiny
-from cuda_emulator.driver import SANITIZED
-from cuda_emulator.rig import Rig
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from infercam.engine import host_ops, reference
+
 from infercam.engine.bundle import InputSpec
 from infercam.engine.device.layouts import PLANES_AT
 from infercam.engine.device.ops import Resize, Slot, picture_nbytes
-from infercam.engine.geometry import Box, view_size, whole_box
+from infercam.engine.method import host_ops, reference
+from infercam.engine.method.geometry import Box, view_size, whole_box
+from tests.cuda_emulator.driver import SANITIZED
+from tests.cuda_emulator.rig import Rig
+from tests.engine import tiny
 
 SIDES = st.sampled_from([1, 2, 3, 5, 8, 13, 31, 64, 97])
 SHAPES = st.tuples(SIDES, SIDES)

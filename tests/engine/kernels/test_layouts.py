@@ -7,9 +7,10 @@ import re
 
 import numpy as np
 import pytest
-from cuda_emulator import build
+
 from infercam.engine import kernels
 from infercam.engine.device import layouts, ops
+from tests.cuda_emulator import build
 
 
 @pytest.fixture(scope="module")

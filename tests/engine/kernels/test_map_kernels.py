@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from cuda_emulator.driver import SANITIZED
-from cuda_emulator.rig import Rig
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from infercam.engine import host_ops, reference
+
 from infercam.engine.device.ops import (
     Accumulate,
     Gather,
@@ -23,9 +21,12 @@ from infercam.engine.device.ops import (
     read_results,
     results_nbytes,
 )
-from infercam.engine.geometry import Box, Placed, whole_box
-from infercam.engine.runners.protocol import OutputShape
-from infercam.engine.task import Advanced
+from infercam.engine.device.runner import OutputShape
+from infercam.engine.method import host_ops, reference
+from infercam.engine.method.geometry import Box, Placed, whole_box
+from infercam.engine.method.task import Advanced
+from tests.cuda_emulator.driver import SANITIZED
+from tests.cuda_emulator.rig import Rig
 
 SIDES = st.sampled_from([1, 2, 3, 5, 8, 13, 31, 64, 97])
 SHAPES = st.tuples(SIDES, SIDES)

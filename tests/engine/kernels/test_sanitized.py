@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from cuda_emulator import build
-from cuda_emulator.driver import SANITIZED
+
+from tests.cuda_emulator import build
+from tests.cuda_emulator.driver import SANITIZED
 
 HERE = Path(__file__).parent
 
@@ -34,8 +35,8 @@ OUT_OF_BOUNDS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
-from cuda_emulator import build
-from cuda_emulator.driver import EmulatedDriver
+from tests.cuda_emulator import build
+from tests.cuda_emulator.driver import EmulatedDriver
 driver = EmulatedDriver(library=build.library([build.HERE / "faulty.cu"], sanitized=True))
 pointer = driver.allocate(256)
 driver.launch("beyond_the_end", (1, 1, 1), (64, 1, 1), [pointer, np.int32(int(sys.argv[2]))])
@@ -44,7 +45,7 @@ driver.launch("beyond_the_end", (1, 1, 1), (64, 1, 1), [pointer, np.int32(int(sy
 
 @pytest.mark.parametrize(("offset", "code"), [(0, 0), (1, 77)])
 def test_the_sanitizer_is_at_work(environment: dict[str, str], offset: int, code: int) -> None:
-    command = [sys.executable, "-c", OUT_OF_BOUNDS, str(HERE.parents[1]), str(offset)]
+    command = [sys.executable, "-c", OUT_OF_BOUNDS, str(HERE.parents[2]), str(offset)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert ("heap-buffer-overflow" in done.stderr) == (code != 0)

@@ -9,14 +9,15 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
-import tiny
-from host_driver import HostDriver
+
 from infercam.engine.bundle import Bundle
-from infercam.engine.errors import BackendError, BundleError, MissingExtra
+from infercam.engine.common.errors import BackendError, BundleError, MissingExtra
+from infercam.engine.method.scheduler import OutOfMemory
 from infercam.engine.runners import ort_cuda
 from infercam.engine.runners.host import HostNetwork
 from infercam.engine.runners.ort_cuda import OrtRunner, provider_options
-from infercam.engine.scheduler import OutOfMemory
+from tests.engine import tiny
+from tests.host_driver import HostDriver
 
 SIZES = [(40, 52), (41, 52), (43, 55), (64, 64), (97, 131), (400, 53), (5, 7), (42, 54)]
 
@@ -233,7 +234,7 @@ def test_options_of_the_tensorrt_provider() -> None:
 def test_a_half_graph_really_runs(tmp_path: Path, driver: HostDriver) -> None:
     """float16 at the input and inside, float32 out, over host pointers."""
     from infercam.engine.bundle import Manifest, file_entry
-    from infercam.export.half import FP16, to_half
+    from infercam.export.precision.half import FP16, to_half
 
     bundle = tiny.build(tmp_path / "b")
     model = to_half(onnx.load(str(bundle.graph())), FP16, half_input=True).model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 
 import pytest
+
 from infercam.engine.device import probe as module
 from infercam.engine.device.driver import DeviceError
 from infercam.engine.device.probe import Gpu, probe

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+
 from infercam.engine.bundle import Bundle, file_entry
+from infercam.engine.common.errors import BackendError, MissingExtra
 from infercam.engine.device.driver import DeviceError
-from infercam.engine.errors import BackendError, MissingExtra
+from infercam.engine.device.runner import OutputShape
+from infercam.engine.method.scheduler import OutOfMemory
 from infercam.engine.runners import plan as plans
 from infercam.engine.runners.host import HostNetwork
 from infercam.engine.runners.plan import (
@@ -31,9 +33,8 @@ from infercam.engine.runners.plan import (
     misfit,
     pick_profile,
 )
-from infercam.engine.runners.protocol import OutputShape
 from infercam.engine.runners.tensorrt import TensorRTRunner, environment, load_runner
-from infercam.engine.scheduler import OutOfMemory
+from tests.engine import tiny
 
 SMALL = Profile(smallest=(1, 8, 8), best=(4, 32, 32), largest=(8, 48, 48))
 LARGE = Profile(smallest=(1, 16, 16), best=(2, 96, 96), largest=(2, 128, 128))

@@ -6,12 +6,12 @@ import ast
 import inspect
 from pathlib import Path
 
-import fake_tensorrt
 import pytest
-import trt_api
+
 from infercam.engine.runners import tensorrt, tensorrt_api
-from infercam.export import trt_builder
-from trt_api import Class, Listing, Method, Use
+from infercam.export.plan import builder as trt_builder
+from tests import fake_tensorrt, trt_api
+from tests.trt_api import Class, Listing, Method, Use
 
 MODULES = [tensorrt, tensorrt_api, trt_builder]
 ROOT = Path(__file__).resolve().parents[3]

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode: so that tests can import serving.py
 
-import tiny
 from infercam.engine.api import Engine
 from infercam.engine.bundle import Bundle
 from infercam.engine.serve.bounds import Bounds
 from infercam.engine.serve.hosted import Hosts
-from serving import Gate, Served, served
+from tests.engine import tiny
+from tests.engine.serve.serving import Gate, Served, served
 
 
 @pytest.fixture(scope="session")

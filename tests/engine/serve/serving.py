@@ -11,14 +11,15 @@ from typing import Any
 
 import cv2
 import httpx
+
 from infercam.engine.backends.cpu import CpuBackend
 from infercam.engine.bundle import Bundle
+from infercam.engine.method.task import Work
 from infercam.engine.serve.app import build
 from infercam.engine.serve.bounds import Bounds
 from infercam.engine.serve.hosted import Hosts
 from infercam.engine.serve.server import DrainingServer, listen, run
 from infercam.engine.serve.service import Service
-from infercam.engine.task import Work
 
 
 @dataclass

@@ -15,10 +15,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from infercam.engine.errors import BackendError
-from infercam.engine.scheduler import OutOfMemory
-from infercam.engine.task import Respond, Work
-from serving import Gate, Served, png, until
+
+from infercam.engine.common.errors import BackendError
+from infercam.engine.method.scheduler import OutOfMemory
+from infercam.engine.method.task import Respond, Work
+from tests.engine.serve.serving import Gate, Served, png, until
 
 MakeGated = Callable[..., tuple[Served, Gate]]
 

@@ -13,12 +13,13 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-import tiny
-from infercam.engine.api import Engine
-from infercam.engine.formats.npz import NpzCodec, quantise
-from infercam.engine.recipe import MODES, RECIPES
 from PIL import Image
-from serving import Served, png
+
+from infercam.engine.api import Engine
+from infercam.engine.method.recipe import MODES, RECIPES
+from infercam.engine.store.formats.npz import NpzCodec, quantise
+from tests.engine import tiny
+from tests.engine.serve.serving import Served, png
 
 LEVEL = 1
 """A value may be rounded the other way: maps agree to 1e-6 before."""

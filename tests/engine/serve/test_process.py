@@ -20,10 +20,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import tiny
+
 from infercam.engine.bundle import Bundle
 from infercam.engine.cli import main
-from serving import png
+from tests.engine import tiny
+from tests.engine.serve.serving import png
 
 
 class Process:
@@ -213,6 +214,6 @@ def test_help_says_that_there_is_no_authentication() -> None:
 
 def test_few_arenas_of_the_c_library() -> None:
     """In a process of its own: it holds for all of it, and for good."""
-    code = "from infercam.engine.serve.memory import few_arenas; raise SystemExit(not few_arenas())"
+    code = "from infercam.engine.common.memory import few_arenas; raise SystemExit(not few_arenas())"
     libc = platform.libc_ver()[0]
     assert subprocess.run([sys.executable, "-c", code]).returncode == (0 if libc == "glibc" else 1)

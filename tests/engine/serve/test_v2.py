@@ -10,15 +10,16 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import tiny
+
 from infercam.engine.api import Engine
 from infercam.engine.bundle import Bundle
 from infercam.engine.serve.bounds import Bounds
 from infercam.engine.serve.hosted import Hosts, model_name
-from serving import Served, png, served
+from tests.engine import tiny
+from tests.engine.serve.serving import Served, png, served
 
 triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient (extra dev)")
-from tritonclient.utils import InferenceServerException  # noqa: E402
+from tritonclient.utils import InferenceServerException
 
 MAPS = "/v2/models/tiny-4_maps/infer"
 GRAPH = "/v2/models/tiny-4/infer"

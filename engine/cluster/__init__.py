@@ -1,1 +1,0 @@
-"""One run on many machines: Ray Data, shards, remote stores."""

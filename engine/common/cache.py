@@ -1,0 +1,16 @@
+"""The user's cache folder: what can be made again, kept from run to run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder(name: str) -> Path:
+    """`$XDG_CACHE_HOME/infercam/NAME`, by default below ~/.cache; not made here.
+
+    A relative XDG_CACHE_HOME is ignored, as its specification asks.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
+    return root / "infercam" / name

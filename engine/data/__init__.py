@@ -1,0 +1,1 @@
+"""What comes in: images, where they lie, their labels, the layouts of data sets."""

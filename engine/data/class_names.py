@@ -1,0 +1,82 @@
+"""Class names: from a file, from a model's own metadata, or made up from the number of classes."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from infercam.engine.common.errors import InputError
+from infercam.engine.common.paths import is_file, read_text
+from infercam.engine.data.coco_categories import CLASSES as COCO
+from infercam.engine.data.voc import CLASSES as VOC
+
+DATA_SETS = {"voc": VOC, "coco": COCO}
+_KEYS = ("classes", "names", "class_names", "labels")
+
+
+def read_classes(file: Path) -> list[str]:
+    """Class names in index order: one a line, a JSON list, or a JSON object with "classes".
+
+    `voc` and `coco`, where there is no such file, are those data sets' own. Blank lines are skipped.
+    Raises InputError.
+    """
+    if str(file) in DATA_SETS and not is_file(file):
+        return list(DATA_SETS[str(file)])
+    text = read_text(file)
+    if text.lstrip()[:1] in ("[", "{"):
+        names = _from_json(file, text)
+    else:
+        names = [line.strip() for line in text.removeprefix("\ufeff").splitlines() if line.strip()]
+    if not names:
+        raise InputError(f"{file}: holds no class names")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{file}: names {twice!r} twice")
+    return names
+
+
+def _from_json(file: Path, text: str) -> list[str]:
+    try:
+        names = _as_names(json.loads(text))
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{file}: is not valid JSON: {e}") from None
+    if names is None:
+        raise InputError(f'{file}: expected a JSON list of names, or {{"classes": [names]}}')
+    return names
+
+
+def default_classes(count: int, metadata: Mapping[str, str] | None = None) -> tuple[list[str], str]:
+    """Names for `count` classes, and where they come from: the model's metadata, VOC for 20, or class_0, …"""
+    for key in _KEYS:
+        names = _parse(metadata[key]) if metadata and key in metadata else None
+        if names is not None and len(names) == count == len(set(names)):
+            return names, f"the model's metadata '{key}'"
+    if count == len(VOC):
+        return list(VOC), "the order of PASCAL VOC"
+    return [f"class_{i}" for i in range(count)], "numbered; give names with --classes"
+
+
+def _parse(text: str) -> list[str] | None:
+    """A JSON or Python literal list or {index: name}, or names separated by commas or lines."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return _as_names(read(text))
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+    parts = text.splitlines() if "\n" in text.strip() else text.split(",")
+    return [p.strip() for p in parts if p.strip()] or None
+
+
+def _as_names(value: object) -> list[str] | None:
+    if isinstance(value, dict) and "classes" in value:
+        value = value["classes"]
+    if isinstance(value, dict) and value and all(str(k).isdigit() for k in value):
+        ordered = {int(k): v for k, v in value.items()}
+        if sorted(ordered) != list(range(len(ordered))):
+            return None
+        value = [ordered[i] for i in range(len(ordered))]
+    if isinstance(value, list | tuple) and value and all(isinstance(v, str) for v in value):
+        return [str(v) for v in value]
+    return None

@@ -1,0 +1,1 @@
+"""What the paper says, and when: recipes, geometry, tasks, the scheduler; `reference` is the plain NumPy twin."""

@@ -1,0 +1,79 @@
+"""What a backend must offer. A backend holds images, tiles, masks and maps where its network runs, and does the
+numerics; the scheduler only ever sees shapes, counts and centres. `submit` may be asynchronous: results come back
+through `collect`, one turn late if that keeps the device busy.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infercam.engine.bundle import Manifest
+from infercam.engine.method.scheduler import Limits
+from infercam.engine.method.task import Done, ImageTask, Tile, Work
+from infercam.engine.method.trace import Inspected
+
+
+class Backend(Protocol):
+    """Runs `Work`; see engine/method/task.py for what each kind asks and reports.
+
+    A backend keeps what it needs on `ImageTask.state` and `Tile.state` and drops it in `release`. It must give the
+    same maps whatever the batches were (to 1e-5), and reports a batch that did not fit as `OutOfMemory`.
+    """
+
+    name: str
+    manifest: Manifest
+
+    @property
+    def precision(self) -> str:
+        """Of the network's graph: fp32, fp16, int8, …"""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """Batch size and memory that suit this machine."""
+        ...
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """Network height and width, where the graph takes only one."""
+        ...
+
+    def estimate(self, image: ImageTask) -> int:
+        """Bytes that the image will hold while in flight."""
+        ...
+
+    def has_room(self) -> bool:
+        """True while another unit of work may be submitted without waiting."""
+        ...
+
+    def submit(self, work: Work) -> None:
+        """Start a unit of work."""
+        ...
+
+    def collect(self) -> list[Done]:
+        """Wait for at least one submitted unit to end; empty only if nothing is in flight."""
+        ...
+
+    def inspect(self, tile: Tile) -> Inspected:
+        """A tile's maps and mask, copied to the host; to be called between `collect` and the next `submit`, after an
+        iteration of a tile that contributes to maps (not a centre pass, not a probe)."""
+        ...
+
+    def release(self, image: ImageTask) -> None:
+        """Drop all that is held for the image."""
+        ...
+
+    def scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits (C,) of one H×W×3 picture at its own size."""
+        ...
+
+    def describe(self) -> dict[str, object]:
+        """Name, providers, versions, threads: recorded beside results."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what is in flight and free everything."""
+        ...

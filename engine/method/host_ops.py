@@ -1,0 +1,129 @@
+"""The method's kernels on the host: what the CPU engine runs. Each has its plain twin in `reference.py`.
+
+The savings are exact: ReLU, mirroring and upsampling commute, so a mirrored pair is summed before it is upsampled;
+pixels are normalised through a table of 256 values; the fill is the table's mean under the picture's histogram.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from infercam.engine.bundle import InputSpec
+from infercam.engine.method.recipe import EPSILON
+from infercam.engine.method.reference import nearest_index, quantile_index, resize_pixels
+
+Float = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+
+def normalise_table(spec: InputSpec) -> Float:
+    """3×256 float32: what each 0..255 value becomes, per channel of the network's input."""
+    values = np.arange(256, dtype=np.float32)[None] * np.float32(spec.scale)
+    table = (values - np.asarray(spec.mean, np.float32)[:, None]) / np.asarray(spec.std, np.float32)[:, None]
+    return np.ascontiguousarray(table[::-1] if spec.colour == "BGR" else table)
+
+
+class Resized:
+    """A tile's picture at one network size: planes as uint8, and the fill value of each channel."""
+
+    def __init__(self, tile: Pixels, shape: tuple[int, int], table: Float, colour: str) -> None:
+        planes = resize_pixels(tile, *shape).transpose(2, 0, 1)
+        self.planes = np.ascontiguousarray(planes[::-1] if colour == "BGR" else planes)  # 3×h×w uint8
+        self._table = table
+        self._fill: Float | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.planes.nbytes
+
+    def fill(self) -> Float:
+        """Per-channel mean of the normalised picture (3,), from its histogram; made when first needed."""
+        if self._fill is None:
+            counts = np.stack([np.bincount(p.ravel(), minlength=256) for p in self.planes])
+            mean = (counts * self._table.astype(np.float64)).sum(axis=1) / self.planes[0].size
+            self._fill = mean.astype(np.float32)
+        return self._fill
+
+    def write(self, out: Float, mirrored: bool, erased: Mask | None) -> None:
+        """Write the network's input (3×h×w) into `out`: normalised, mirrored, erased pixels filled.
+
+        erased: h×w, already in the orientation of the output.
+        """
+        for plane, table, target in zip(self.planes, self._table, out, strict=True):
+            cv2.LUT(cv2.flip(plane, 1) if mirrored else plane, table, dst=target)
+        if erased is not None:
+            for target, value in zip(out, self.fill(), strict=True):
+                np.copyto(target, value, where=erased)
+
+
+def resize_mask(mask: Mask, height: int, width: int) -> Mask:
+    """Nearest neighbour; see reference.nearest_index."""
+    h, w = mask.shape
+    if (h, w) == (height, width):
+        return mask
+    return mask.take(nearest_index(h, height), axis=0).take(nearest_index(w, width), axis=1)
+
+
+def masks_at(mask: Mask, shapes: Sequence[tuple[int, int]], cascade: bool) -> list[Mask]:
+    """The mask at each view size; `cascade`: each from the previous one (the released code's quirk)."""
+    out: list[Mask] = []
+    for height, width in shapes:
+        out.append(resize_mask(out[-1] if cascade and out else mask, height, width))
+    return out
+
+
+def sum_views(pairs: Sequence[tuple[Float, Float | None]], count: int, height: int, width: int) -> Float:
+    """Sum of all views' ReLU'd responses at tile size (count×H×W), in the order of the scales.
+
+    pairs: per scale, the response count×h×w and that of the mirrored input (None without mirrors).
+    """
+    total = np.zeros((count, height, width), np.float32)
+    up = np.empty((height, width), np.float32)
+    for plain, mirrored in pairs:
+        low = np.maximum(plain, 0)
+        if mirrored is not None:
+            low += np.maximum(mirrored, 0)[:, :, ::-1]
+        for source, target in zip(low, total, strict=True):
+            cv2.resize(source, (width, height), dst=up, interpolation=cv2.INTER_LINEAR)
+            target += up
+    return total
+
+
+def peaks(total: Float, quantile: float = 1.0) -> Float:
+    """Maximum of each class over the tile, or the value at that quantile of its pixels (K,)."""
+    flat = total.reshape(len(total), -1)
+    if quantile == 1.0:
+        return flat.max(axis=1)
+    at = quantile_index(flat.shape[1], quantile)
+    return np.partition(flat, at, axis=1)[:, at]
+
+
+def normalise_in_place(total: Float, floor: Float | float, peak: Float) -> Float:
+    """Each class divided by (max(its own peak, floor) + 1e-5) and cut at 1, in place."""
+    total /= (np.maximum(peak, floor).astype(np.float32) + np.float32(EPSILON))[:, None, None]
+    return np.minimum(total, 1, out=total)
+
+
+def finish_in_place(maps: Float, accumulate: str, iterations: int) -> Float:
+    """A tile's accumulated maps K×h×w as they are united (method.md §3 step 3): a sum divided by its own maximum, a
+    mean by the iterations, a maximum as it is; in place."""
+    if accumulate == "sum":
+        return normalise_in_place(maps, 0.0, peaks(maps))
+    if accumulate == "mean":
+        maps /= np.float32(iterations)
+    return maps
+
+
+def centre_of_mass(m: Float) -> tuple[int, int]:
+    """(y, x) of one H×W map, truncated; an all-zero map falls back to the image's centre (method.md §2)."""
+    rows = m.sum(axis=1, dtype=np.float64)
+    total = rows.sum()
+    if not total > 0:
+        return m.shape[0] // 2, m.shape[1] // 2
+    columns = m.sum(axis=0, dtype=np.float64)
+    return int(rows @ np.arange(m.shape[0]) / total), int(columns @ np.arange(m.shape[1]) / total)

@@ -1,0 +1,369 @@
+"""Continuous batching of (tile, iteration) views: add, schedule, update, finish; decided anew at every turn.
+
+Tiles of many images are in flight. Each turn, one batch is formed of views with equal network shapes; a tile
+that has converged leaves at once and what it held is refilled by the next image. Nothing here touches pixels,
+so the whole is tested against a simulated backend.
+
+Order: the older image first, so that images finish and free their memory; a bucket that fills a whole batch
+goes first, but the oldest view is passed over at most `patience` times, so none starves.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infercam.engine.common.errors import BackendError
+from infercam.engine.method.program import Program
+from infercam.engine.method.task import (
+    Advance,
+    Advanced,
+    Done,
+    ImageTask,
+    Infer,
+    Respond,
+    Tile,
+    Unite,
+    View,
+    Work,
+    views_of,
+)
+
+
+class OutOfMemory(BackendError):
+    """A batch did not fit in the device's memory; the scheduler halves the batch and goes on."""
+
+
+class Cancelled(BackendError):
+    """An image that nobody waits for any more."""
+
+    def __init__(self) -> None:
+        super().__init__("cancelled")
+
+
+class NotFinite(BackendError):
+    """The network's response to an image is NaN or infinite: its maps would be nonsense."""
+
+    def __init__(self) -> None:
+        super().__init__("the response is not finite (half precision overflows?); try --precision fp32")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a backend can take."""
+
+    batch_pixels: int
+    """Network pixels in one batch; a single view may exceed it."""
+    batch_views: int = 64
+    memory: int = 512 << 20
+    """Bytes for images in flight; one image may exceed it alone."""
+    images: int = 64
+    """Images in flight."""
+    patience: int = 8
+    """Turns that the oldest view may be passed over for a fuller batch."""
+
+
+@dataclass
+class Stats:
+    """What the scheduler has done so far."""
+
+    batches: int = 0
+    views: int = 0
+    pixels: int = 0
+    """Network pixels inferred."""
+    tiles: int = 0
+    """Tiles that contribute to maps (not centre passes), finished."""
+    iterations: int = 0
+    """Iterations of those tiles."""
+    images: int = 0
+    halvings: int = 0
+    retries: int = 0
+    batch_sizes: Counter[int] = field(default_factory=Counter)
+
+
+class Finished(NamedTuple):
+    """An image that has left: its maps (K×H×W float32), or the error that ended it."""
+
+    image: ImageTask
+    maps: NDArray[np.float32] | None
+    error: Exception | None
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A view that waits in its bucket, and in the scheduler's order of all views."""
+
+    shape: tuple[int, int]
+    view: View | None
+    """None once it was handed out, or its image has failed."""
+
+
+Entry = tuple[int, int, _Waiting]
+"""Image, order of arrival, view: the older image's views go first."""
+
+
+class _Bucket:
+    """Views of one shape, the oldest image's first."""
+
+    def __init__(self) -> None:
+        self.heap: list[Entry] = []
+
+    def __len__(self) -> int:
+        return len(self.heap)
+
+    def push(self, entry: Entry) -> None:
+        heapq.heappush(self.heap, entry)
+
+    def head(self) -> tuple[int, int]:
+        """(image, order) of the oldest view."""
+        return self.heap[0][:2]
+
+    def drop(self, image: ImageTask) -> None:
+        for _, _, waiting in self.heap:
+            if waiting.view is not None and waiting.view.tile.image is image:
+                waiting.view = None
+        self.heap = [entry for entry in self.heap if entry[2].view is not None]
+        heapq.heapify(self.heap)
+
+    def take(self, count: int) -> list[View]:
+        out: list[View] = []
+        while len(out) < count and self.heap:
+            waiting = heapq.heappop(self.heap)[2]
+            assert waiting.view is not None
+            out.append(waiting.view)
+            waiting.view = None
+        return out
+
+
+class Scheduler:
+    """Holds the images in flight, each under its own recipe and mode, and says what to do next. Not thread-safe:
+    one driver calls it."""
+
+    def __init__(self, limits: Limits, fixed: tuple[int, int] | None = None) -> None:
+        self.limits = limits
+        self.stats = Stats()
+        self._fixed = fixed
+        self._batch_pixels = limits.batch_pixels
+        self._batch_views = limits.batch_views
+        self._buckets: dict[tuple[int, int], _Bucket] = {}
+        # Both below spare a look at every bucket at every turn: split tiles make hundreds, nearly all different.
+        self._by_age: list[Entry] = []  # of all buckets; those handed out are dropped when they come up
+        self._full: set[tuple[int, int]] = set()  # shapes with at least one whole batch
+        self._urgent: deque[Work] = deque()  # Advance, Unite and single retries: they unblock or free
+        self._live: dict[ImageTask, int] = {}  # image -> bytes
+        self._bytes = 0
+        self._order = 0
+        self._passed_over = 0
+        self._finished: deque[Finished] = deque()
+
+    # -- add ---------------------------------------------------------------------------------------------
+    def wants(self) -> bool:
+        """True while another image may be added (its size still unknown: the budget may be passed by one)."""
+        return not self._live or (self._bytes < self.limits.memory and len(self._live) < self.limits.images)
+
+    def add(self, image: ImageTask, nbytes: int) -> None:
+        """Take an image in; `nbytes`: what it is expected to hold while in flight."""
+        image.seq = self._order
+        self._order += 1
+        self._live[image] = nbytes
+        self._bytes += nbytes
+        self._open(image, _program(image).start(image))
+
+    def cancel(self, image: ImageTask) -> None:
+        """Drop what is queued for an image; it leaves, as `Cancelled`, once nothing of it is in flight."""
+        if image in self._live:
+            self._fail(image, Cancelled())
+            self._leave(image, None, image.failed)
+
+    # -- schedule ----------------------------------------------------------------------------------------
+    def next(self) -> Work | None:
+        """The next unit of work, or None if all that is known is in flight."""
+        while self._urgent:
+            work = self._urgent.popleft()
+            if any(not image.failed for image in _images(work)):
+                return self._hand_out(work)
+        shape = self._choose()
+        if shape is None:
+            return None
+        bucket = self._buckets[shape]
+        work = Respond(bucket.take(self._fit(shape)))
+        self._note(shape, bucket)
+        return self._hand_out(work)
+
+    def _choose(self) -> tuple[int, int] | None:
+        """The shape to serve: the oldest full bucket's, or else the oldest view's."""
+        while self._by_age and self._by_age[0][2].view is None:
+            heapq.heappop(self._by_age)
+        if not self._by_age:
+            return None
+        oldest = self._by_age[0][2].shape
+        chosen = min(self._full, key=lambda s: self._buckets[s].head(), default=oldest)
+        if chosen != oldest and self._passed_over >= self.limits.patience:
+            chosen = oldest
+        self._passed_over = 0 if chosen == oldest else self._passed_over + 1
+        return chosen
+
+    def _note(self, shape: tuple[int, int], bucket: _Bucket) -> None:
+        """Keep the index of buckets after one has changed."""
+        if len(bucket) >= self._fit(shape):
+            self._full.add(shape)
+        else:
+            self._full.discard(shape)
+        if not bucket.heap:
+            del self._buckets[shape]
+
+    def _fit(self, shape: tuple[int, int]) -> int:
+        return max(1, min(self._batch_views, self._batch_pixels // (shape[0] * shape[1])))
+
+    def _hand_out(self, work: Work) -> Work:
+        for image in _images(work):
+            image.in_flight += 1
+        return work
+
+    # -- update ------------------------------------------------------------------------------------------
+    def update(self, done: Done) -> None:
+        """Take in the outcome of a unit of work."""
+        for image in _images(done.work):
+            image.in_flight -= 1
+        if done.error is not None:
+            self._recover(done.work, done.error)
+        elif isinstance(done.work, Respond):
+            self._count(done.work.views)
+            for view in done.work.views:
+                self._responded(view)
+        elif isinstance(done.work, Advance):
+            if np.isfinite(done.result.peak).all():
+                self._advanced(done.work.tile, done.result)
+            else:
+                self._recover(done.work, NotFinite())
+        elif isinstance(done.work, Unite):
+            self._leave(done.work.image, done.result, None)
+        for image in _images(done.work):
+            if image.failed:
+                self._leave(image, None, image.failed)
+
+    def _count(self, views: list[View]) -> None:
+        """Only what was inferred: a batch that failed is tried again, and counted then."""
+        self.stats.batches += 1
+        self.stats.views += len(views)
+        self.stats.pixels += sum(view.pixels for view in views)
+        self.stats.batch_sizes[len(views)] += 1
+
+    def _responded(self, view: View) -> None:
+        view.tile.pending -= 1
+        if not view.tile.pending:
+            self._urgent.append(Advance(view.tile))
+
+    def _advanced(self, tile: Tile, result: Advanced) -> None:
+        goes_on, opened = _program(tile.image).after(tile, result)
+        self._open(tile.image, opened)
+        if goes_on:
+            self._queue(tile)
+            return
+        if tile.takes:
+            self.stats.tiles += 1
+            self.stats.iterations += tile.iteration
+            tile.image.iterations.append(tile.iteration)
+        tile.image.open_tiles -= 1
+        if not tile.image.open_tiles:
+            self._urgent.append(Unite(tile.image))
+
+    def _open(self, image: ImageTask, tiles: list[Tile]) -> None:
+        image.tiles += tiles
+        image.open_tiles += len(tiles)
+        for tile in tiles:
+            self._queue(tile)
+
+    def _queue(self, tile: Tile) -> None:
+        views = views_of(tile, self._fixed)
+        tile.pending = len(views)
+        for view in views:
+            self._push(view)
+
+    def _push(self, view: View) -> None:
+        if view.tile.image.failed:
+            return
+        self._order += 1
+        entry = (view.tile.image.seq, self._order, _Waiting(view.shape, view))
+        bucket = self._buckets.setdefault(view.shape, _Bucket())
+        bucket.push(entry)
+        heapq.heappush(self._by_age, entry)
+        self._note(view.shape, bucket)
+
+    def _recover(self, work: Work, error: Exception) -> None:
+        """Out of memory: halve the batch and try again. Another error in a batch of several images: try each
+        alone, so that one bad image does not take the others with it. Else the image fails."""
+        views = work.views if isinstance(work, Respond) else []
+        if isinstance(error, OutOfMemory) and len(views) > 1:
+            self.stats.halvings += 1
+            # never up again: a larger batch of before the last halving may still be in flight
+            self._batch_views = min(self._batch_views, max(1, len(views) // 2))
+            self._batch_pixels = min(self._batch_pixels, max(1, sum(v.pixels for v in views) // 2))
+            for shape, bucket in list(self._buckets.items()):
+                self._note(shape, bucket)
+            for view in views:
+                self._push(view)
+        elif len({id(v.tile.image) for v in views}) > 1:
+            self.stats.retries += 1
+            self._urgent.extend(Respond([view]) for view in views)
+        else:
+            for image in _images(work):
+                self._fail(image, error)
+
+    def _fail(self, image: ImageTask, error: Exception) -> None:
+        image.failed = image.failed or error
+        self._drop(image)
+
+    # -- finish ------------------------------------------------------------------------------------------
+    def _leave(self, image: ImageTask, maps: NDArray[np.float32] | None, error: Exception | None) -> None:
+        """The image leaves, once nothing of it is in flight."""
+        if image.in_flight or image not in self._live:
+            return
+        self._bytes -= self._live.pop(image)
+        self.stats.images += error is None
+        image.tiles.clear()
+        self._finished.append(Finished(image, maps, error))
+
+    def _drop(self, image: ImageTask) -> None:
+        """Let go of a failed image's queued work now: it holds the tiles, and so their pixels and maps."""
+        self._urgent = deque(work for work in self._urgent if _images(work) != [image])
+        for shape, bucket in list(self._buckets.items()):
+            bucket.drop(image)
+            self._note(shape, bucket)
+
+    def finished(self) -> list[Finished]:
+        """Images that have left since the last call."""
+        out = list(self._finished)
+        self._finished.clear()
+        return out
+
+    @property
+    def idle(self) -> bool:
+        return not self._live
+
+    @property
+    def in_flight(self) -> list[ImageTask]:
+        """Images that have not left."""
+        return list(self._live)
+
+    @property
+    def tiles_in_flight(self) -> int:
+        return sum(image.open_tiles for image in self._live)
+
+
+def _program(image: ImageTask) -> Program:
+    return Program(image.recipe, image.mode)
+
+
+def _images(work: Work) -> list[ImageTask]:
+    """The distinct images of a unit of work, in a fixed order."""
+    if isinstance(work, Respond):
+        return list(dict.fromkeys(view.tile.image for view in work.views))
+    if isinstance(work, Infer):
+        return []
+    return [work.tile.image if isinstance(work, Advance) else work.image]

@@ -1,0 +1,241 @@
+"""`infercam run` in one process: a source of images, or a shard of it, to a map store. Resumable, bounded in memory,
+one bad image never stops it.
+
+Reading, inference and writing overlap: reader threads look a few images ahead, the driver (this thread) feeds the
+scheduler, a writer thread compresses and writes. What is in flight is bounded at each of the three.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infercam.engine.api import Engine, Result
+from infercam.engine.common.prefetch import prefetch
+from infercam.engine.data.images import DEFAULT_MAX_PIXELS
+from infercam.engine.data.sources import Item, Source, read_pixels
+from infercam.engine.data.storage import open_place
+from infercam.engine.method.recipe import Mode, Recipe
+from infercam.engine.method.scheduler import Scheduler
+from infercam.engine.run.settings import LabelLookup, Maker, Predicted
+from infercam.engine.run.shards import Shard
+from infercam.engine.store.failures import Failures
+from infercam.engine.store.mapstore import MapRecord, MapStore
+
+__all__ = ["LabelLookup", "Predicted", "Run", "Summary", "Watcher", "record_of"]
+
+WRITES_WAITING = 8
+REMOTE = 16  # requests to a remote place at once: it answers slowly, but many together
+
+
+@dataclass
+class Summary:
+    """What a run did; `--json` writes it."""
+
+    images: int = 0
+    done: int = 0
+    """Written by this run."""
+    kept: int = 0
+    """There already, made with the same settings."""
+    failed: int = 0
+    left: int = 0
+    """Not finished, because the run was stopped."""
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    tiles: int = 0
+    mean_iterations: float = 0.0
+    network_pixels: int = 0
+    views: int = 0
+    batches: int = 0
+    map_bytes: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def ended(self, seconds: float) -> None:
+        """Fill in what is known at the end."""
+        self.left = self.images - self.done - self.kept - self.failed
+        self.seconds = round(seconds, 3)
+        self.images_per_second = round(self.done / seconds, 4) if seconds > 0 else 0.0
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+Watcher = Callable[[Summary, Scheduler | None], None]
+
+
+class _Read(NamedTuple):
+    """What a reader thread found: pixels and classes, None (there already), or why it cannot be used."""
+
+    id: str
+    fingerprint: str
+    outcome: tuple[NDArray[np.uint8], list[int]] | Exception | None
+
+
+class Run:
+    """One run of a recipe over a source into a store."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        source: Source,
+        labels: LabelLookup | Predicted,
+        out: str | os.PathLike[str],
+        *,
+        recipe: Recipe,
+        mode: Mode,
+        fmt: str = "npz",
+        dtype: str = "uint8",
+        heatmaps: Path | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        watch: Watcher | None = None,
+        shard: Shard | None = None,
+    ) -> None:
+        self.engine = engine
+        self.source = shard.of(source) if shard else source
+        self.labels = labels
+        self.maker = Maker.of(engine, recipe, mode)
+        self.heatmaps = heatmaps
+        self.max_pixels = max_pixels
+        self.watch = watch or (lambda summary, scheduler: None)
+        self.stop = threading.Event()
+        """Set it to finish what is in flight and end (SIGTERM, SIGINT)."""
+        settings = self.maker.settings(labels, source)
+        self.summary = Summary(images=len(self.source), settings={**settings, "backend": self.maker.backend})
+        place, tag = open_place(out), shard.tag if shard else ""
+        self.store = MapStore.create_or_open(
+            place, fmt=fmt, dtype=dtype, classes=self.maker.classes, settings=settings, shard=tag
+        )
+        self.failures = Failures(place, tag)
+        self._prints: dict[str, str] = {}  # id -> fingerprint, for images in flight
+        self._counting = threading.Lock()
+
+    def __call__(self) -> Summary:
+        """Do it. Raises StoreError where the store cannot be written; what is done stays done."""
+        began = time.perf_counter()
+        writes = _Writes(self._write, REMOTE if self.store.place.remote else 1)
+        maker = self.maker
+        with ExitStack() as ends:  # the last is called first
+            ends.callback(lambda: self._tally(time.perf_counter() - began))
+            ends.callback(self.failures.close)
+            ends.callback(self.store.close)
+            ends.callback(writes.close)
+            for result in self.engine.stream(self._items(), maker.recipe, maker.mode, self._turn):
+                if result.error is not None:
+                    self._fail(result.id, result.error)
+                else:
+                    writes.put(result)
+                self._turn(self.engine.scheduler)
+        self._turn(self.engine.scheduler)  # the last images were written after the last turn
+        return self.summary
+
+    # -- reading -------------------------------------------------------------------------------------------
+    def _items(self) -> Iterator[tuple[str, NDArray[np.uint8], list[int]]]:
+        """Images that are due, as the scheduler asks for them; the rest is counted here."""
+        ahead = (REMOTE, 2 * REMOTE) if self.source.place else (2, 4)
+        for read in prefetch(self._read, self._until_stopped(), *ahead):
+            if isinstance(read.outcome, Exception):
+                self._fail(read.id, read.outcome)
+            elif read.outcome is None:
+                self.summary.kept += 1
+            else:
+                self._prints[read.id] = read.fingerprint
+                yield read.id, *read.outcome
+
+    def _until_stopped(self) -> Iterator[Item]:
+        for item in self.source:
+            if self.stop.is_set():
+                return
+            yield item
+
+    def _read(self, item: Item) -> _Read:
+        """On a reader thread."""
+        try:
+            given = None if isinstance(self.labels, Predicted) else self.labels.lookup(item.id)
+            fingerprint = self.maker.fingerprint(self.labels, given)
+            if self.store.done(item.id, fingerprint):
+                return _Read(item.id, fingerprint, None)
+            pixels = read_pixels(self.source.place, item.path, self.max_pixels)
+            if isinstance(self.labels, Predicted):
+                classes = self.engine.predict(pixels, self.labels.threshold)
+            else:
+                classes = given or []
+            return _Read(item.id, fingerprint, (pixels, classes))
+        except Exception as e:  # whatever it is, it fails this image and not the run
+            return _Read(item.id, "", e)
+
+    # -- writing -------------------------------------------------------------------------------------------
+    def _write(self, result: Result) -> None:
+        """On a writer thread."""
+        record = record_of(result, self.maker.classes, self.heatmaps)
+        size = self.store.write(record, self._prints.pop(result.id))
+        with self._counting:
+            self.summary.map_bytes += size
+            self.summary.done += 1
+
+    def _fail(self, name: str, error: Exception) -> None:
+        self._prints.pop(name, None)
+        self.summary.failed += 1
+        self.failures.add(name, error)
+
+    # -- counting ------------------------------------------------------------------------------------------
+    def _turn(self, scheduler: Scheduler | None) -> None:
+        self.watch(self.summary, scheduler)
+
+    def _tally(self, seconds: float) -> None:
+        s = self.summary
+        s.ended(seconds)
+        if self.engine.scheduler is not None:
+            stats = self.engine.scheduler.stats
+            s.tiles, s.views, s.batches = stats.tiles, stats.views, stats.batches
+            s.network_pixels = stats.pixels
+            s.mean_iterations = round(stats.iterations / stats.tiles, 3) if stats.tiles else 0.0
+
+
+def record_of(result: Result, classes: list[str], heatmaps: Path | None = None) -> MapRecord:
+    """A result as the store takes it; writes its overlay picture too, where `heatmaps` names a folder."""
+    names = [classes[c] for c in result.classes]
+    # Sorted: the order in which tiles end hangs on what else is in flight.
+    meta = {"iterations": sorted(result.iterations)}
+    record = MapRecord(result.id, result.classes, names, result.maps, meta)
+    if heatmaps is not None:
+        from infercam.engine.store.heatmaps import write_overlay
+
+        assert result.pixels is not None
+        write_overlay(heatmaps, result.pixels, record)
+    return record
+
+
+class _Writes:
+    """Writer threads behind a bounded queue; their first error is raised by the next `put`, or by `close`."""
+
+    def __init__(self, write: Callable[[Result], None], threads: int = 1) -> None:
+        self._write = write
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="infercam-write")
+        self._room = threading.Semaphore(WRITES_WAITING + threads - 1)
+        self._error: BaseException | None = None
+
+    def put(self, result: Result) -> None:
+        self._room.acquire()
+        if self._error is not None:
+            raise self._error
+        self._pool.submit(self._write, result).add_done_callback(self._ended)
+
+    def _ended(self, future: Future[None]) -> None:
+        self._error = self._error or future.exception()
+        self._room.release()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True)
+        if self._error is not None:
+            raise self._error

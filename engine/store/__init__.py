@@ -1,0 +1,1 @@
+"""What goes out: the map store, its index, its failures, its formats."""

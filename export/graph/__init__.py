@@ -1,0 +1,1 @@
+"""Graph surgery: from a classifier's ONNX graph to a response graph."""

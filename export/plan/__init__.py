@@ -1,0 +1,1 @@
+"""TensorRT plans: shapes, profiles, the builder, the check."""

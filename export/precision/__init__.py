@@ -1,0 +1,1 @@
+"""Graphs of other precisions, chosen and checked by the maps."""

@@ -1,0 +1,89 @@
+"""Pictures to calibrate and compare on, as the network will see them: at the engine's scales, normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from infercam.engine.bundle import Manifest
+from infercam.engine.common.errors import ExportError
+from infercam.engine.method.geometry import view_size
+from infercam.engine.method.reference import resize_pixels
+from infercam.export.agreement import Agreement, Comparison, present_classes
+from infercam.export.runtime import RunError, Session
+from infercam.export.writing.verify import normalise, texture
+
+SCALES = (1.0, 0.5, 1.5, 2.0)
+"""Of the views, in turn over the pictures."""
+LONGEST_SIDE = 512
+_TEXTURES = 8
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One view: uint8 H×W×3 RGB at network size, and the size of the image that its map belongs to."""
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+
+    def array(self, manifest: Manifest) -> np.ndarray:
+        """The network's input, float32 1×3×h×w."""
+        return normalise(self.pixels, manifest.input)
+
+
+def pictures(images: Sequence[np.ndarray], manifest: Manifest) -> list[Picture]:
+    """One view of each (H, W, 3) uint8 RGB image; the scales take turns."""
+    out = []
+    for i, image in enumerate(images):
+        height, width = image.shape[:2]
+        spec = manifest.input
+        fixed = (spec.height, spec.width) if spec.height and spec.width else None
+        shape = fixed or view_size(height, width, SCALES[i % len(SCALES)])
+        out.append(Picture(resize_pixels(image, *shape), (height, width)))
+    return out
+
+
+def textures() -> list[np.ndarray]:
+    """Generated images, where the user gives none."""
+    return [texture(160 + 16 * i, 224 - 8 * i, seed) for i, seed in enumerate(range(_TEXTURES))]
+
+
+def shrunk(image: np.ndarray, longest: int) -> np.ndarray:
+    """The image with no side beyond `longest` pixels."""
+    ratio = longest / max(image.shape[:2])
+    if ratio >= 1:
+        return image
+    width, height = (max(1, round(s * ratio)) for s in (image.shape[1], image.shape[0]))
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
+
+
+class Reference:
+    """The fp32 graph's responses to some pictures, and how near another graph comes to them."""
+
+    def __init__(self, session: Session, pictures: Sequence[Picture], manifest: Manifest) -> None:
+        self.pictures = list(pictures)
+        self.manifest = manifest
+        self._responses = []
+        for picture in self.pictures:
+            scores, response = _run(session, picture.array(manifest))
+            self._responses.append((response[0], present_classes(scores[0], manifest.multi_label)))
+
+    def agreement(self, session: Session, limit: int | None = None) -> Agreement:
+        """Of `session` (a graph with the same inputs and outputs) on the first `limit` pictures."""
+        comparison = Comparison()
+        for picture, (response, classes) in list(zip(self.pictures, self._responses, strict=True))[:limit]:
+            _, other = _run(session, picture.array(self.manifest))
+            if other[0].shape != response.shape:
+                raise ExportError(f"the converted graph's response is {other[0].shape}, not {response.shape}")
+            comparison.add(response, other[0], classes, picture.size)
+        return comparison.result()
+
+
+def _run(session: Session, x: np.ndarray) -> list[np.ndarray]:
+    try:
+        return session.run(x)
+    except RunError as e:
+        raise ExportError(f"the graph does not run on {'x'.join(map(str, x.shape))}: {e}") from None

@@ -1,0 +1,192 @@
+"""Writing a bundle: verified first, then put in place in one step, so that never half a bundle is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from infercam.engine.bundle import (
+    MANIFEST,
+    Bundle,
+    InputSpec,
+    Manifest,
+    Verification,
+    file_entry,
+    read_manifest,
+)
+from infercam.engine.common.atomic import TEMP_PREFIX
+from infercam.engine.common.errors import BundleError, ExportError
+from infercam.engine.common.validation import first_problem
+from infercam.export.graph.surgery import ResponseGraph
+from infercam.export.runtime import save
+from infercam.export.writing.verify import verify
+
+GRAPH_FILE = "response.onnx"
+_TOOLS = ("infercam", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxslim", "numpy", "torch")
+
+
+def write_bundle(
+    out: Path,
+    graph: ResponseGraph,
+    *,
+    classes: Sequence[str],
+    input_spec: InputSpec,
+    multi_label: bool,
+    source: Mapping[str, Any],
+    source_scores: Callable[[np.ndarray], np.ndarray],
+    images: Sequence[np.ndarray] = (),
+    tolerance: float = 1e-4,
+    name: str | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Check `graph` against its source, then write the bundle folder `out`; nothing is written if a check fails.
+
+    `source_scores` takes a float32 (N, 3, H, W) array, normalised as `input_spec` says, and returns the
+    source's own logits (N, C), before sigmoid or softmax; it raises `verify.SourceLimit` for a shape that the
+    source cannot run. `images` are (H, W, 3) uint8 RGB arrays to check on besides the built-in ones. The
+    input's name and free dimensions are taken from `graph`, whatever `input_spec` says. An existing bundle is
+    replaced only with `overwrite`; any other folder or file at `out` is never touched.
+
+    Raises ExportError: a check that failed (and by how much), class names that do not fit, `out` in the way
+    or not writable.
+    """
+    out = Path(out)
+    _check_classes(classes, graph)
+    _check_target(out, overwrite)
+    spec = input_spec.model_copy(
+        update={
+            "name": graph.input_name,
+            "dynamic_batch": graph.dynamic_batch,
+            "height": graph.height,
+            "width": graph.width,
+        }
+    )
+    verification = verify(graph, source_scores, spec, images=images, tolerance=tolerance)
+    try:
+        return _write(
+            out, graph, list(classes), spec, multi_label, dict(source), verification, name, overwrite
+        )
+    except OSError as e:
+        raise ExportError(f"{out}: cannot write the bundle: {e.strerror or e}") from None
+
+
+def _check_classes(classes: Sequence[str], graph: ResponseGraph) -> None:
+    if len(classes) != graph.classes:
+        raise ExportError(
+            f"{len(classes)} class names for a classifier of {graph.classes} classes; give one name per class"
+        )
+    repeated = (
+        sorted({c for c in classes if list(classes).count(c) > 1}) if len(set(classes)) < len(classes) else []
+    )
+    if repeated:
+        raise ExportError(f"class names repeat: {', '.join(repeated[:5])}")
+    if not all(c.strip() for c in classes):
+        raise ExportError("a class name is empty")
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if not (out.exists() or out.is_symlink()):
+        return
+    if not out.is_dir() or out.is_symlink():
+        raise ExportError(f"{out}: is in the way and is not a folder; choose another path")
+    if not any(out.iterdir()):
+        return
+    try:
+        read_manifest(out)
+    except BundleError:
+        if not _looks_like_bundle(out):
+            raise ExportError(f"{out}: is a folder that is not a bundle; choose another path") from None
+    if not overwrite:
+        raise ExportError(f"{out}: a bundle is there already; pass --overwrite to replace it")
+
+
+def _looks_like_bundle(out: Path) -> bool:
+    """A damaged or newer bundle may be replaced too: it has both of a bundle's files."""
+    return (out / MANIFEST).is_file() and (out / GRAPH_FILE).is_file()
+
+
+def _write(
+    out: Path,
+    graph: ResponseGraph,
+    classes: list[str],
+    spec: InputSpec,
+    multi_label: bool,
+    source: dict[str, Any],
+    verification: Verification,
+    name: str | None,
+    overwrite: bool,
+) -> Bundle:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=out.parent))
+    try:
+        files = save(graph.model, folder / GRAPH_FILE)
+        try:
+            manifest = Manifest(
+                name=name or out.name,
+                classes=classes,
+                multi_label=multi_label,
+                stride=graph.stride,
+                input=spec,
+                bias=[float(b) for b in graph.bias],
+                graphs={"fp32": GRAPH_FILE},
+                files={f.name: file_entry(f) for f in files},
+                source={**source, "notes": [*source.get("notes", []), *graph.notes]},
+                tools=tool_versions(),
+                verification=verification,
+            )
+        except ValidationError as e:
+            raise ExportError(f"the manifest is not valid: {first_problem(e)}") from None
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        _share(folder)
+        _put_in_place(folder, out, overwrite)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return Bundle.load(out)
+
+
+def _share(folder: Path) -> None:
+    """Give what tempfile made private the permissions that the user's umask asks for, and flush it to disk."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~umask)
+        with file.open("rb") as f:
+            os.fsync(f.fileno())
+
+
+def _put_in_place(folder: Path, out: Path, overwrite: bool) -> None:
+    """Rename the finished folder to `out`. An old bundle steps aside first and comes back if that fails."""
+    _check_target(out, overwrite)  # again: verification took a while
+    if not out.exists():
+        folder.rename(out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=out.parent))
+    out.rename(aside / "old")
+    try:
+        folder.rename(out)
+    except BaseException:
+        (aside / "old").rename(out)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the installed packages that take part in an export."""
+    found = {}
+    for package in _TOOLS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,362 @@
+"""Exporting a PyTorch classifier: module -> ONNX -> response graph -> verified bundle."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from infercam.engine.bundle import Bundle, InputSpec, Triple
+from infercam.engine.common.errors import ExportError, MissingExtra
+from infercam.engine.common.validation import first_problem
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+    from torch import nn
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+INPUT, OUTPUT = "image", "scores"
+OPSET = 18  # what PyTorch's exporter writes natively
+
+
+def from_torch(
+    module: nn.Module,
+    out: str | Path,
+    *,
+    classes: Sequence[str],
+    example_size: tuple[int, int] = (224, 224),
+    mean: Triple = IMAGENET_MEAN,
+    std: Triple = IMAGENET_STD,
+    scale: float = 1 / 255,
+    colour: str = "RGB",
+    multi_label: bool | None = None,
+    name: str | None = None,
+    source: Mapping[str, Any] | None = None,
+    keep_classes: Sequence[int] | None = None,
+    images: Sequence[np.ndarray] = (),
+    tolerance: float = 1e-4,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a bundle from any module that ends in global average pooling and a linear layer.
+
+    `module` maps N×3×H×W float32 to N×C scores; a sigmoid or softmax that ends it is left out of the bundle,
+    whose scores are the logits before it.
+    It is run in evaluation mode without gradients, and every submodule's training flag is put back.
+    The network's input is `(pixel * scale - mean) / std` with 0..255 pixels in `colour` order.
+
+    classes: the C names, or those of `keep_classes` where only some outputs are wanted.
+    example_size: (height, width) to trace at; the bundle takes any size where the module does.
+    multi_label: scores are read through a sigmoid (else a softmax); default: unless the module ends in softmax.
+    images: (H, W, 3) uint8 RGB pictures to verify on, besides the built-in ones.
+    source: where the weights come from, recorded in the manifest as it is.
+
+    Raises ExportError where the module cannot be traced, has no such head, or does not agree with its
+    response graph within `tolerance`; MissingExtra without torch or onnx.
+    """
+    from infercam.export.requirements import require_onnx
+
+    require_onnx()
+    from infercam.export.graph.surgery import response_graph
+    from infercam.export.writing.bundle_writer import write_bundle
+
+    spec = _input_spec(colour=colour, scale=scale, mean=mean, std=std)
+    with evaluation_mode(module):
+        check_outputs(module, classes, example_size, keep_classes)
+        model = to_onnx(module, example_size)
+        graph = response_graph(model, keep_classes=keep_classes)
+        return write_bundle(
+            Path(out),
+            graph,
+            classes=classes,
+            input_spec=spec,
+            multi_label=graph.multi_label if multi_label is None else multi_label,
+            source={"kind": "torch", "module": type(module).__qualname__, **(source or {})},
+            source_scores=scorer(module, keep_classes),
+            images=images,
+            tolerance=tolerance,
+            name=name,
+            overwrite=overwrite,
+        )
+
+
+def _input_spec(**fields: Any) -> InputSpec:
+    """The preprocessing as a bundle states it; raises ExportError for values that it cannot have."""
+    try:
+        return InputSpec.model_validate(fields)
+    except ValidationError as e:
+        raise ExportError(first_problem(e, "input")) from None
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Clear every submodule's training flag, without gradients; put the flags back afterwards.
+
+    The flags are set directly: some published classifiers override `train()` with side effects.
+    """
+    torch = import_torch()
+    before = [(m, m.training) for m in module.modules()]
+    try:
+        for m, _ in before:
+            m.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for m, flag in before:
+            m.training = flag
+
+
+def check_outputs(
+    module: nn.Module,
+    classes: Sequence[str],
+    size: tuple[int, int],
+    keep_classes: Sequence[int] | None = None,
+) -> None:
+    """Run the module once and raise ExportError unless it gives float32 N×C scores for those classes."""
+    torch = import_torch()
+    example = example_input(module, size)
+    try:
+        scores = module(example)
+    except Exception as e:
+        raise ExportError(
+            f"the module cannot run a {tuple(example.shape)} input: {type(e).__name__}: {first_line(e)}"
+        ) from e
+    if not isinstance(scores, torch.Tensor):
+        raise ExportError(
+            f"the module returns a {type(scores).__name__}, not a tensor of scores; "
+            "wrap it in a module whose forward returns the N×C scores alone"
+        )
+    if scores.ndim != 2 or scores.shape[0] != example.shape[0]:
+        raise ExportError(f"the module gives {tuple(scores.shape)} for a batch of 2, not (2, classes) scores")
+    outputs = scores.shape[1]
+    if keep_classes is not None:
+        bad = [i for i in keep_classes if not 0 <= i < outputs]
+        if bad:
+            raise ExportError(f"keep_classes names output {bad[0]}, but the module has {outputs}")
+        outputs = len(keep_classes)
+    if outputs != len(classes):
+        raise ExportError(f"the module scores {outputs} classes but {len(classes)} names are given")
+
+
+def to_onnx(module: nn.Module, example_size: tuple[int, int]) -> onnx.ModelProto:
+    """Trace a module (in evaluation mode) to ONNX with free batch, height and width.
+
+    PyTorch's torch.export-based exporter is tried first, its older tracing exporter second. A graph whose
+    sizes are fixed is better than none: it is returned if neither gives free ones.
+
+    Raises ExportError with both exporters' reasons where neither can do it.
+    """
+    example = example_input(module, example_size)
+    traced = _with_global_pooling(module)
+    fixed: onnx.ModelProto | None = None
+    reasons: list[str] = []
+    for title, export in (("torch.export", _export_dynamo), ("tracing", _export_traced)):
+        try:
+            with _quiet():
+                model = export(traced, example)
+        except MissingExtra:
+            raise
+        except Exception as e:  # the exporters raise whatever the module's own code and theirs raise
+            reasons.append(f"{title}: {type(e).__name__}: {first_line(e)}")
+            continue
+        if _has_free_sizes(model):
+            return model
+        fixed = fixed or model
+    if fixed is not None:
+        return fixed
+    raise ExportError(f"PyTorch cannot export this module to ONNX ({'; '.join(reasons)})")
+
+
+def scorer(
+    module: nn.Module, keep_classes: Sequence[int] | None = None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The module as a function of arrays: N×3×H×W float32 -> logits N×C float32 (of `keep_classes`, in order).
+
+    It raises verify.SourceLimit for a shape that the module cannot run.
+    """
+    torch = import_torch()
+    from infercam.export.writing.verify import SourceLimit
+
+    device = _device(module)
+    columns = None if keep_classes is None else list(keep_classes)
+
+    def scores(batch: np.ndarray) -> np.ndarray:
+        activation = _final_activation()
+        try:
+            with torch.no_grad(), activation:
+                output = module(torch.from_numpy(batch).to(device))
+        except RuntimeError as e:
+            raise SourceLimit(first_line(e)) from None
+        result: np.ndarray = activation.logits(output).float().cpu().numpy()
+        return result if columns is None else result[:, columns]
+
+    return scores
+
+
+def example_input(module: nn.Module, size: tuple[int, int]) -> torch.Tensor:
+    """A random 2×3×H×W input on the module's device; raises ExportError unless its weights are float32.
+
+    The batch is 2 because torch.export takes a size of 1 for a constant.
+    """
+    torch = import_torch()
+    dtypes = {p.dtype for p in module.parameters() if p.dtype.is_floating_point}
+    if dtypes - {torch.float32}:
+        wrong = next(iter(dtypes - {torch.float32}))
+        raise ExportError(f"the module's weights are {wrong}; call module.float() before exporting")
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 3, *size, generator=generator).to(_device(module))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the exporters' notes (deprecation, tracing, absent torchvision): the result is verified anyway."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _export_dynamo(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+    import torch
+
+    try:
+        import onnxscript  # noqa: F401 - the exporter needs it, and says so in a long traceback
+    except ImportError:
+        raise MissingExtra("onnxscript", "export", "exporting from PyTorch") from None
+    free = {0: torch.export.Dim("N"), 2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
+    program = torch.onnx.export(
+        module,
+        (example,),
+        dynamo=True,
+        dynamic_shapes=(free,),
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        opset_version=OPSET,
+        verbose=False,
+    )
+    if program is None:  # pragma: no cover - only when told to write a file
+        raise ExportError("PyTorch's exporter returned nothing")
+    return program.model_proto
+
+
+def _export_traced(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+    import onnx
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "traced.onnx"
+        torch.onnx.export(
+            module,
+            (example,),
+            file,
+            dynamo=False,
+            dynamic_axes={INPUT: {0: "N", 2: "H", 3: "W"}, OUTPUT: {0: "N"}},
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=OPSET,
+        )
+        return onnx.load(file)
+
+
+def _with_global_pooling(module: nn.Module) -> nn.Module:
+    """Wrap a module so that `avg_pool2d` over the whole map, as psa writes it, is traced as a mean.
+
+    `F.avg_pool2d(x, kernel_size=(x.size(2), x.size(3)))` has a kernel that depends on the input, which ONNX
+    cannot say: one exporter would freeze the size, the other refuses.
+    """
+    import torch
+    import torch.nn.functional as F
+    from torch.overrides import TorchFunctionMode
+
+    class GlobalPooling(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            if func is F.avg_pool2d and args:
+                kernel = args[1] if len(args) > 1 else kwargs.get("kernel_size")
+                if _is_whole_map(args[0], kernel):
+                    return args[0].mean((2, 3), keepdim=True)
+            return func(*args, **kwargs)
+
+    class Traced(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+            self.training = False
+
+        def forward(self, image: torch.Tensor) -> Any:
+            with GlobalPooling():
+                return self.module(image)
+
+    return Traced()
+
+
+def _final_activation() -> Any:
+    """A mode that remembers the last sigmoid or softmax, so that scores can be had from before it."""
+    from torch.overrides import TorchFunctionMode
+
+    class FinalActivation(TorchFunctionMode):
+        before: Any = None
+        after: Any = None
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if getattr(func, "__name__", "") in ("sigmoid", "softmax", "log_softmax") and args:
+                self.before, self.after = args[0], result
+            return result
+
+        def logits(self, output: torch.Tensor) -> torch.Tensor:
+            return self.before if output is self.after else output
+
+    return FinalActivation()
+
+
+def _is_whole_map(x: torch.Tensor, kernel: Any) -> bool:
+    """Whether a pooling kernel was computed from the size of `x`, not a constant that happens to equal it."""
+    if not isinstance(kernel, (tuple, list)) or len(kernel) != 2 or x.ndim != 4:
+        return False
+    if all(type(k) is int for k in kernel):
+        return False
+    return bool(kernel[0] == x.shape[2]) and bool(kernel[1] == x.shape[3])
+
+
+def _has_free_sizes(model: onnx.ModelProto) -> bool:
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    return len(dims) == 4 and all(not dims[i].HasField("dim_value") for i in (0, 2, 3))
+
+
+def _device(module: nn.Module) -> torch.device:
+    import torch
+
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def import_torch() -> Any:
+    """The torch module; raises MissingExtra if it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtra("torch", "train", "exporting from PyTorch") from None
+    return torch
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, at most 200 characters, for a message of one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else "no details"

@@ -1,0 +1,189 @@
+"""From an ONNX file to a bundle: loading it safely, surgery, verification against the file itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import ModelProto, helper
+from pydantic import ValidationError
+
+from infercam.engine.bundle import Bundle, InputSpec, Triple, sha256_file
+from infercam.engine.common.errors import BundleError, ExportError, shown
+from infercam.engine.common.validation import first_problem
+from infercam.engine.data.class_names import default_classes
+from infercam.engine.onnx_files import external_locations
+from infercam.export.graph.index import Graph
+from infercam.export.graph.surgery import ResponseGraph, prepare, response_graph
+from infercam.export.runtime import RunError, Session
+from infercam.export.writing.bundle_writer import write_bundle
+from infercam.export.writing.slim import simplify
+from infercam.export.writing.verify import SourceLimit
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+
+def export_onnx(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    scale: float = 1 / 255,
+    colour: Literal["RGB", "BGR"] = "RGB",
+    input_name: str | None = None,
+    output: str | None = None,
+    keep_classes: Sequence[int] | None = None,
+    multi_label: bool | None = None,
+    images: Sequence[np.ndarray] = (),
+    tolerance: float = 1e-4,
+    slim: bool = True,
+    name: str | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Turn an ONNX classifier that ends in global average pooling and a linear layer into a bundle.
+
+    The classifier must take what the engine will give it: `(pixel * scale - mean) / std`, pixels 0..255 (for
+    a model that normalises by itself: mean 0, std 1, and its own scale). `classes` defaults to names in the
+    model's metadata, else the 20 of VOC if it has 20 outputs, else class_0, …; `multi_label` to False only if the
+    model closes with a softmax. `images` are (H, W, 3) uint8 RGB arrays to verify on besides generated ones.
+
+    Raises ExportError: one line saying what is wrong with the file and which node prevents the surgery.
+    """
+    file = Path(path)
+    spec = _spec(mean, std, scale, colour)
+    model = load_model(file)
+    try:
+        graph = response_graph(model, keep_classes=keep_classes, output=output, input_name=input_name)
+    except ExportError as e:
+        raise ExportError(f"{file}: {e}") from None
+    if slim:
+        graph = simplify(graph)
+    metadata = {p.key: p.value for p in model.metadata_props}
+    names, origin = (list(classes), "given") if classes else default_classes(graph.classes, metadata)
+    source: dict[str, Any] = {
+        "kind": "onnx",
+        "file": file.name,
+        "sha256": sha256_file(file),
+        "logits": graph.logits,
+        "classes_from": origin,
+    }
+    if model.producer_name:
+        source["producer"] = f"{model.producer_name} {model.producer_version}".strip()
+    return write_bundle(
+        Path(out),
+        graph,
+        classes=names,
+        input_spec=spec,
+        multi_label=graph.multi_label if multi_label is None else multi_label,
+        source=source,
+        source_scores=onnx_scores(model, graph, keep_classes),
+        images=images,
+        tolerance=tolerance,
+        name=name or file.stem,
+        overwrite=overwrite,
+    )
+
+
+def _spec(
+    mean: Sequence[float], std: Sequence[float], scale: float, colour: Literal["RGB", "BGR"]
+) -> InputSpec:
+    for what, values in (("mean", mean), ("std", std)):
+        if len(values) != 3 or not np.isfinite(values).all():
+            raise ExportError(f"{what} must be three numbers, one per channel, not {list(values)}")
+    try:
+        return InputSpec(mean=tuple(mean), std=tuple(std), scale=scale, colour=colour)
+    except ValidationError as e:
+        raise ExportError(first_problem(e, "input")) from None
+
+
+def load_model(file: Path) -> ModelProto:
+    """Read an ONNX file, weights in its own folder included; raises ExportError.
+
+    Weights may lie in files beside the model (over 2 GB they must); a path that leads out of its folder is refused.
+    """
+    if not file.is_file():
+        raise ExportError(f"{file}: no such file")
+    try:
+        model = onnx.load(str(file), load_external_data=False)
+    except Exception as e:  # protobuf's DecodeError is not importable in every version
+        raise ExportError(f"{file}: is not an ONNX model ({' '.join(str(e).split())[:100]})") from None
+    if not model.graph.node and not model.ir_version:
+        raise ExportError(f"{file}: is not an ONNX model")
+    locations = _locations(file)
+    for location in locations:
+        _check_location(file, location)
+    if locations:
+        try:
+            onnx.load_external_data_for_model(model, str(file.parent))
+        except Exception as e:
+            raise ExportError(
+                f"{file}: its external weights cannot be read: {' '.join(str(e).split())[:200]}"
+            ) from None
+    return model
+
+
+def _locations(file: Path) -> list[str]:
+    """Where the file's tensors keep their data, wherever in the model they are."""
+    try:
+        return external_locations(file)
+    except BundleError as e:
+        raise ExportError(str(e)) from None
+
+
+def _check_location(file: Path, location: str) -> None:
+    folder = file.parent.resolve()
+    target = (folder / location).resolve()
+    if not location or "\0" in location or not target.is_relative_to(folder):
+        raise ExportError(
+            f"{file}: has weights outside the model's folder ({shown(location) or 'no path'}); "
+            "put the file beside the model and re-save it"
+        )
+    if not target.is_file():
+        raise ExportError(f"{file}: has weights in '{shown(location)}', which is missing")
+
+
+def onnx_scores(
+    model: ModelProto, graph: ResponseGraph, keep_classes: Sequence[int] | None = None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The classifier's own logits, run untouched in ONNX Runtime, at the shapes it was declared for."""
+    original = prepare(model)
+    shape = Graph(original).shape(graph.input_name) or (None,) * 4
+    if graph.channels_last:
+        shape = (shape[0], shape[3], shape[1], shape[2])
+    fixed = [d if isinstance(d, int) and d > 0 else None for d in shape]
+    del original.graph.output[:]
+    original.graph.output.append(helper.make_empty_tensor_value_info(graph.logits))
+    try:
+        session = Session(original)
+    except RunError as e:
+        raise ExportError(f"ONNX Runtime cannot run the classifier: {e}") from None
+
+    def scores(x: np.ndarray) -> np.ndarray:
+        if any(f is not None and f != d for f, d in zip(fixed[2:], x.shape[2:], strict=True)):
+            raise SourceLimit(f"the source takes {fixed[2]}x{fixed[3]} only")
+        step = fixed[0] or len(x)
+        rows = [
+            _run_batch(session, x[i : i + step], step, graph.channels_last) for i in range(0, len(x), step)
+        ]
+        found = np.concatenate(rows)
+        return found if keep_classes is None else found[:, list(keep_classes)]
+
+    return scores
+
+
+def _run_batch(session: Session, x: np.ndarray, size: int, channels_last: bool) -> np.ndarray:
+    """Logits of up to `size` pictures by a session that takes exactly `size`."""
+    n = len(x)
+    x = np.concatenate([x, np.repeat(x[-1:], size - n, axis=0)]) if n < size else x
+    try:
+        out = session.run(np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if channels_last else x)[0]
+    except RunError as e:
+        raise SourceLimit(f"the source fails: {e}") from None
+    return out.reshape(size, -1)[:n]

@@ -1,0 +1,203 @@
+"""Checking a response graph against the classifier it came from, before anything is written.
+
+On random input and on pictures, of several sizes and batches:
+    mean over h, w of response, plus bias  =  scores          (method.md §1)
+    scores                                 =  the source's logits
+and two different pictures must give different maps. Differences are relative to the larger magnitude of
+the two arrays compared, so a tolerance means the same for logits of 0.01 and of 100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from infercam.engine.bundle import InputSpec, Verification
+from infercam.engine.common.errors import ExportError
+from infercam.export.fidelity import (
+    relative_error as relative_error,  # also for those who import it from here
+)
+from infercam.export.graph.surgery import ResponseGraph
+from infercam.export.runtime import RunError, Session
+
+Scores = Callable[[np.ndarray], np.ndarray]
+
+MAX_IMAGES = 8
+_LONGEST_SIDE = 320
+_DISTINCT = 1e-5
+
+
+class SourceLimit(Exception):
+    """The source cannot run this shape (a fixed size or batch): nothing to compare with."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One input: what it is called in the manifest, and the array (N, 3, H, W), normalised."""
+
+    name: str
+    array: np.ndarray
+
+
+def verify(
+    graph: ResponseGraph,
+    source_scores: Scores,
+    spec: InputSpec,
+    *,
+    images: Sequence[np.ndarray] = (),
+    tolerance: float = 1e-4,
+) -> Verification:
+    """Run every check; returns what the manifest records.
+
+    `images` are (H, W, 3) uint8 RGB; at most MAX_IMAGES of them are used, shrunk to 320 pixels. Raises
+    ExportError saying which check failed, on which input and by how much.
+    """
+    try:
+        session = Session(graph.model)
+    except RunError as e:
+        raise ExportError(f"verification: ONNX Runtime cannot load the response graph: {e}") from None
+    inputs: list[str] = []
+    score_error = source_error = 0.0
+    compared = 0
+    for trial in trials(graph, spec, images):
+        scores, response = _run(session, trial, graph.classes)
+        score_error = max(score_error, _check_mean(trial, scores, response, graph.bias, tolerance))
+        try:
+            theirs = np.asarray(source_scores(trial.array), np.float32)
+        except SourceLimit as e:
+            inputs.append(f"{trial.name} (not compared: {e})")
+            continue
+        source_error = max(source_error, _check_source(trial, scores, theirs, tolerance))
+        inputs.append(trial.name)
+        compared += 1
+    if not compared:
+        raise ExportError("verification: the source ran on none of the inputs, so nothing was compared")
+    _check_distinct(session, graph, spec)
+    return Verification(
+        inputs=inputs, tolerance=tolerance, max_score_error=score_error, max_source_error=source_error
+    )
+
+
+def trials(graph: ResponseGraph, spec: InputSpec, images: Sequence[np.ndarray] = ()) -> Iterator[Trial]:
+    """Random arrays, generated textures and the given images, as far as the graph's free dimensions go."""
+    rng = np.random.default_rng(0)
+    batches = (1, 2, 3) if graph.dynamic_batch else (1, 1, 1)
+    for n, (h, w) in zip(batches, _sizes(graph), strict=True):
+        array = rng.standard_normal((n, 3, h, w), dtype=np.float32)
+        yield Trial(f"random {n}x3x{h}x{w}", array)
+    for n, (h, w) in zip(reversed(batches), _sizes(graph), strict=True):
+        array = np.concatenate([normalise(texture(h, w, seed), spec) for seed in range(n)])
+        yield Trial(f"textures {n}x3x{h}x{w}", array)
+    for i, image in enumerate(images[:MAX_IMAGES]):
+        array = normalise(_fit(image, graph), spec)
+        yield Trial(f"image {i + 1}: {'x'.join(map(str, array.shape))}", array)
+
+
+def _sizes(graph: ResponseGraph) -> list[tuple[int, int]]:
+    if graph.height is not None and graph.width is not None:
+        return [(graph.height, graph.width)] * 3
+    h, w = graph.smallest
+    step = graph.stride  # maps of other sizes than those that were probed, and pictures that are no multiple
+    return [(h, w), (h + 4 * step + 1, w + 3 * step + step // 2), (h + step - 1, w + 5 * step)]
+
+
+def texture(height: int, width: int, seed: int) -> np.ndarray:
+    """A generated uint8 RGB picture: gratings, discs and a little noise, different for every seed."""
+    rng = np.random.default_rng(1000 + seed)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    picture = np.empty((height, width, 3))
+    for c in range(3):
+        fy, fx, phase = [*rng.uniform(-0.4, 0.4, 2), rng.uniform(0, 6.3)]
+        picture[..., c] = 128 + 70 * np.sin(fy * y + fx * x + phase)
+    for _ in range(4):
+        cy, cx, r = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(0.1, 0.3) * min(height, width)
+        picture[(y - cy) ** 2 + (x - cx) ** 2 < r * r] = rng.uniform(0, 255, 3)
+    picture += rng.normal(0, 8, picture.shape)
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def normalise(image: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """`(pixel * scale - mean) / std` of an (H, W, 3) uint8 RGB picture, as float32 (1, 3, H, W)."""
+    pixels = image[..., ::-1] if spec.colour == "BGR" else image
+    scaled = (pixels.astype(np.float64) * spec.scale - np.array(spec.mean)) / np.array(spec.std)
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None].astype(np.float32))
+
+
+def _fit(image: np.ndarray, graph: ResponseGraph) -> np.ndarray:
+    """Shrink to a cheap size (never below the smallest one that runs), or to the only size that runs."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ExportError(
+            f"verification images must be (H, W, 3) uint8, not {image.shape} {image.dtype.name}"
+        )
+    if graph.height is not None and graph.width is not None:
+        size = (graph.width, graph.height)
+    else:
+        ratio = min(1.0, _LONGEST_SIDE / max(image.shape[:2]))
+        low_h, low_w = graph.smallest
+        size = (max(low_w, round(image.shape[1] * ratio)), max(low_h, round(image.shape[0] * ratio)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+
+# --- the checks --------------------------------------------------------------------------------------------
+
+
+def _run(session: Session, trial: Trial, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        scores, response = session.run(trial.array)
+    except RunError as e:
+        raise ExportError(f"verification: the response graph fails on {trial.name}: {e}") from None
+    n = len(trial.array)
+    if scores.shape != (n, classes) or response.ndim != 4 or response.shape[:2] != (n, classes):
+        raise ExportError(
+            f"verification: {trial.name} gives scores {scores.shape} and a response {response.shape} "
+            f"for {classes} classes"
+        )
+    if not (np.isfinite(scores).all() and np.isfinite(response).all()):
+        raise ExportError(f"verification: {trial.name} gives scores or a response that are not finite")
+    return scores, response
+
+
+def _check_mean(
+    trial: Trial, scores: np.ndarray, response: np.ndarray, bias: np.ndarray, tolerance: float
+) -> float:
+    mean = response.astype(np.float64).mean(axis=(2, 3)) + bias
+    error = relative_error(mean, scores)
+    if not error <= tolerance:
+        raise ExportError(
+            f"verification: mean of the response plus bias differs from the scores by {error:.2g} (relative; "
+            f"at most {tolerance:g}) on {trial.name}"
+        )
+    return error
+
+
+def _check_source(trial: Trial, scores: np.ndarray, theirs: np.ndarray, tolerance: float) -> float:
+    if theirs.shape != scores.shape:
+        raise ExportError(
+            f"verification: the source gives scores {theirs.shape}, the response graph {scores.shape}, "
+            f"on {trial.name}"
+        )
+    error = relative_error(scores, theirs)
+    if not error <= tolerance:
+        raise ExportError(
+            f"verification: the scores differ from the source's by {error:.2g} (relative; at most "
+            f"{tolerance:g}) on {trial.name}"
+        )
+    return error
+
+
+def _check_distinct(session: Session, graph: ResponseGraph, spec: InputSpec) -> None:
+    """A dead network (all weights zero, an input that is ignored) would pass every other check."""
+    h, w = graph.smallest if graph.height is None else (graph.height, graph.width or graph.height)
+    maps = [
+        _run(session, Trial(f"texture {seed}", normalise(texture(h, w, seed), spec)), graph.classes)[1]
+        for seed in (0, 1)
+    ]
+    difference = relative_error(maps[0], maps[1])
+    if difference < _DISTINCT:
+        raise ExportError(
+            f"verification: two different pictures give the same response (relative difference "
+            f"{difference:.2g}): the classifier ignores its input, or its weights are empty"
+        )

@@ -1,0 +1,202 @@
+"""Profiles: from the scheduler's batches to at most so many ranges."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infercam.engine.api import Engine
+from infercam.engine.bundle import Bundle
+from infercam.engine.common.errors import InputError
+from infercam.engine.data.sources import folder_source
+from infercam.engine.method.geometry import split_boxes
+from infercam.engine.method.recipe import RECIPES
+from infercam.engine.method.scheduler import Limits
+from infercam.engine.method.task import Respond
+from infercam.engine.runners.plan import pick_profile
+from infercam.export.plan.profiles import (
+    ImageSize,
+    Reach,
+    Recorder,
+    _least_spread,
+    choose_profiles,
+    coverage,
+    measure_shapes,
+    record,
+    smallest_that_runs,
+    smallest_view,
+)
+from tests.engine import tiny
+
+LIMITS = Limits(batch_pixels=60_000, batch_views=16, memory=1 << 40, images=16)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny.build(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+def sizes(count: int = 20, classes: int | None = None) -> list[ImageSize]:
+    rng = np.random.default_rng(3)
+    return [ImageSize(f"i{n}", *map(int, rng.integers(30, 90, 2)), classes) for n in range(count)]
+
+
+# -- the batches -----------------------------------------------------------------------------------------------
+def test_baseline_batches_are_the_images_at_every_scale(bundle):
+    shapes = measure_shapes(bundle, [ImageSize("a", 40, 60)], "released", "baseline", LIMITS)
+    assert shapes == Counter({(2, 40, 60): 1, (2, 20, 30): 1, (2, 60, 90): 1, (2, 80, 120): 1})
+
+
+def test_images_of_one_size_share_batches_within_the_limits(bundle):
+    same = [ImageSize(f"i{n}", 40, 60) for n in range(30)]
+    shapes = measure_shapes(bundle, same, "released", "baseline", LIMITS)
+    assert sum(n * s[0] for s, n in shapes.items()) == 30 * 8
+    assert max(s[0] for s in shapes) == 16
+    assert all(s[0] * s[1] * s[2] <= 60_000 for s in shapes)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("mode", ["baseline", "split", "erase", "both"])
+def test_every_recipe_and_mode_comes_to_an_end(bundle, name, mode):
+    shapes = measure_shapes(bundle, sizes(6), name, mode, LIMITS)
+    assert shapes == measure_shapes(bundle, sizes(6), name, mode, LIMITS)  # drawn the same every time
+    largest = max(RECIPES[name].views.scales)
+    assert max(s[1] for s in shapes) == max(round(s.height * largest) for s in sizes(6))
+
+
+def test_a_fixed_batch_and_size(tmp_path):
+    fixed = tiny.build(tmp_path / "fixed", fixed=(48, 64), batch=False)
+    shapes = measure_shapes(fixed, sizes(4), "released", "both", LIMITS)
+    assert set(shapes) == {(1, 48, 64)}
+    (profile,) = choose_profiles(shapes, fixed.manifest)
+    assert profile.smallest == profile.best == profile.largest == (1, 48, 64)
+
+
+def test_no_images_is_one_line(bundle):
+    with pytest.raises(InputError, match="no images"):
+        measure_shapes(bundle, [], "released")
+
+
+def test_a_replay_forms_the_very_batches_of_the_cpu_engine(bundle, tmp_path, monkeypatch):
+    """Same limits and one worker: what is replayed from a recording is what the engine did."""
+    source = folder_source(tiny.write_dataset(tmp_path, 3) / "images")
+    seen: Counter = Counter()
+    submit = Recorder.submit
+
+    def counting(self, work):
+        if isinstance(work, Respond):
+            seen[len(work.views), *work.views[0].shape] += 1
+        submit(self, work)
+
+    monkeypatch.setattr(Recorder, "submit", counting)
+    found, recording = record(bundle, source, "released", classes_of=lambda item: [0])
+    assert [(s.height, s.width, s.classes) for s in found] == [(40, 52, 1), (41, 53, 1), (42, 52, 1)]
+    alone = Limits(batch_pixels=100_000, batch_views=16, memory=1 << 40, images=1)
+    replayed = measure_shapes(bundle, found, "released", "both", alone, recording)
+    views = {
+        s: sum(n * shape[0] for shape, n in seen.items() if shape[1:] == s) for s in {x[1:] for x in seen}
+    }
+    again = {s: sum(n * x[0] for x, n in replayed.items() if x[1:] == s) for s in {x[1:] for x in replayed}}
+    assert again == views
+
+
+def test_predicted_classes_are_recorded_too(bundle, tmp_path):
+    source = folder_source(tiny.write_dataset(tmp_path, 1) / "images")
+    found, recording = record(bundle, source, "fast")
+    with Engine.load(bundle) as engine:
+        assert found[0].classes == max(1, len(engine.predict(Path(source[0].path))) or 1)
+    assert recording
+
+
+# -- the profiles ----------------------------------------------------------------------------------------------
+batches = st.dictionaries(
+    st.tuples(st.integers(1, 20), st.integers(1, 400), st.integers(1, 400)), st.integers(1, 30), min_size=1
+).map(Counter)
+
+
+@given(batches, st.integers(1, 6))
+def test_profiles_are_few_and_take_every_view_seen(shapes, count):
+    manifest = Bundle.load(BUNDLE).manifest
+    profiles = choose_profiles(shapes, manifest, count)
+    assert 1 <= len(profiles) <= count
+    for _, height, width in shapes:
+        assert pick_profile(profiles, (1, height, width)) is not None
+    if count > 1:
+        assert sum(coverage(profiles, shapes)) == pytest.approx(1)
+    for p in profiles:
+        assert all(a <= b <= c for a, b, c in zip(p.smallest, p.best, p.largest, strict=True))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _remember(bundle):
+    global BUNDLE
+    BUNDLE = bundle.path
+
+
+def test_the_last_profile_takes_sizes_turned_by_90_degrees(bundle):
+    profiles = choose_profiles(Counter({(4, 40, 60): 3, (2, 80, 120): 2}), bundle.manifest, 3)
+    assert pick_profile(profiles, (1, 120, 40)) is not None
+    n, h, w = profiles[-1].largest
+    assert n * h * w <= 2 * 80 * 120 or n == 1  # its largest is no larger than what was seen
+
+
+def test_the_last_profile_reaches_what_the_sample_has_not(bundle):
+    shapes = Counter({(4, 40, 60): 3, (2, 80, 120): 2})
+    profiles = choose_profiles(shapes, bundle.manifest, 3, Reach(smallest=5, largest=900))
+    assert profiles[:-1] == choose_profiles(shapes, bundle.manifest, 3)[:-1]
+    for side in (5, 30, 500, 900):
+        assert pick_profile(profiles, (1, side, 40)) is not None
+    assert profiles[-1].largest[0] == 1  # one view of 900x900 is more than any batch seen
+
+
+@pytest.mark.parametrize(("name", "side"), [("released", 5), ("fast", 5), ("corrected", 5)])
+def test_the_smallest_view_is_that_of_a_tile_at_the_edge(name, side):
+    assert smallest_view(RECIPES[name]) == side
+    placed = split_boxes(300, 400, [(0, 0)], RECIPES[name].model_copy(update={"split": "released"}))
+    shortest = min(min(p.box.height, p.box.width) for p in placed)
+    assert round(shortest * 0.5) == side
+
+
+def test_the_smallest_size_is_tried_on_the_network():
+    def picky(x):
+        if x.shape[2] < 17:
+            raise RuntimeError("window larger than the input")
+        return x
+
+    assert smallest_that_runs(picky, 5, 64) == 20
+    assert smallest_that_runs(picky, 5, 16) == 16
+    assert smallest_that_runs(lambda x: x, 5, 64) == 5
+
+
+def test_groups_follow_the_sizes_and_are_tuned_to_the_pixels(bundle):
+    shapes = Counter({(8, 20, 20): 10, (8, 22, 20): 10, (2, 200, 200): 5, (2, 210, 200): 50})
+    small, large, _ = choose_profiles(shapes, bundle.manifest, 3)
+    assert small.best[1] in (20, 22) and small.largest[1] < 30
+    assert large.best == (2, 210, 200) and large.smallest[1] > 100
+    assert small.largest[0] == 8 and large.largest[0] == 2
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0.01, 5)), min_size=1, max_size=7), st.integers(1, 4))
+def test_the_partition_is_the_best_there_is(points, count):
+    points = sorted(points)
+    x, w = (np.array(v) for v in zip(*points, strict=True))
+    count = min(count, len(x))
+    runs = _least_spread(x, w, count)
+    assert [r[0] for r in runs[1:]] == [r[1] for r in runs[:-1]] and runs[0][0] == 0 and runs[-1][1] == len(x)
+
+    def spread(runs) -> float:
+        return sum(
+            float((w[a:b] * (x[a:b] - np.average(x[a:b], weights=w[a:b])) ** 2).sum()) for a, b in runs
+        )
+
+    ways = (
+        list(zip((0, *cuts), (*cuts, len(x)), strict=True))
+        for cuts in combinations(range(1, len(x)), count - 1)
+    )
+    assert spread(runs) == pytest.approx(min(map(spread, ways)), abs=1e-6)

@@ -1,0 +1,349 @@
+"""Verification and writing: a wrong graph is caught and nothing is written; a bundle appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from infercam.engine.bundle import Bundle, InputSpec
+from infercam.engine.common.errors import ExportError
+from infercam.export.graph.surgery import response_graph
+from infercam.export.runtime import save
+from infercam.export.writing import bundle_writer
+from infercam.export.writing.bundle_writer import write_bundle
+from infercam.export.writing.onnx_source import onnx_scores
+from infercam.export.writing.slim import simplify
+from infercam.export.writing.verify import SourceLimit, normalise, relative_error, texture, trials, verify
+
+SPEC = InputSpec()
+
+
+@pytest.fixture
+def model(toys):
+    t = toys.Toy()
+    y = t.node("Flatten", t.node("GlobalAveragePool", t.features()))
+    return t.model(t.node("Gemm", y, t.const(t.array(toys.C, toys.K)), t.random(toys.C), transB=1))
+
+
+@pytest.fixture
+def graph(model):
+    return response_graph(model)
+
+
+@pytest.fixture
+def scores(model, graph):
+    return onnx_scores(model, graph)
+
+
+def edited(graph, name, change):
+    """The graph with one weight changed."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph.model)
+    for i, t in enumerate(copy.graph.initializer):
+        if t.name == name:
+            copy.graph.initializer[i].CopyFrom(
+                numpy_helper.from_array(change(numpy_helper.to_array(t)), name)
+            )
+            return replace(graph, model=copy)
+    raise AssertionError(name)
+
+
+def names(n):
+    return [f"c{i}" for i in range(n)]
+
+
+def write(out, graph, scores, **options):
+    options = {
+        "classes": names(graph.classes),
+        "input_spec": SPEC,
+        "multi_label": True,
+        "source": {},
+    } | options
+    return write_bundle(out, graph, source_scores=scores, **options)
+
+
+# --- the checks ------------------------------------------------------------------------------------------
+
+
+def test_a_right_graph_passes_and_the_record_says_on_what(graph, scores):
+    image = texture(400, 700, 5)
+    found = verify(graph, scores, SPEC, images=[image, image[:50, :60]])
+    assert found.max_score_error < 1e-5 and found.max_source_error < 1e-5
+    assert found.tolerance == 1e-4
+    shapes = [i.split()[-1] for i in found.inputs]
+    assert len({s.split("x", 1)[1] for s in shapes}) >= 4  # several sizes
+    assert {s.split("x")[0] for s in shapes} == {"1", "2", "3"}  # and batches
+    assert found.inputs[-2:] == ["image 1: 1x3x183x320", "image 2: 1x3x64x64"]
+
+
+def test_wrong_weight_is_caught(graph, scores):
+    wrong = edited(graph, "response.weight", lambda w: w * np.float32(1.01))
+    with pytest.raises(
+        ExportError, match=r"differ from the source's by 0\.0\d+ .*at most 0\.0001.*on random"
+    ):
+        verify(wrong, scores, SPEC)
+
+
+def test_recorded_bias_that_is_not_the_graphs_is_caught(graph, scores):
+    with pytest.raises(ExportError, match="mean of the response plus bias differs from the scores"):
+        verify(replace(graph, bias=graph.bias + 0.01), scores, SPEC)
+
+
+def test_the_tolerance_is_relative_and_honoured(graph, scores):
+    wrong = edited(graph, "response.weight", lambda w: w * np.float32(1.001))
+    with pytest.raises(ExportError):
+        verify(wrong, scores, SPEC)
+    assert 1e-5 < verify(wrong, scores, SPEC, tolerance=1e-2).max_source_error < 1e-2
+
+
+def test_scores_that_are_not_finite_are_caught(graph, scores):
+    wrong = edited(graph, "response.weight", lambda w: w * np.float32(np.nan))
+    with pytest.raises(ExportError, match="not finite"):
+        verify(wrong, scores, SPEC)
+    with pytest.raises(ExportError, match="source"):
+        verify(graph, lambda x: scores(x) * np.nan, SPEC)
+
+
+def test_a_dead_network_is_caught(toys):
+    t = toys.Toy()
+    f = t.node("Relu", t.node("Mul", t.features(), t.const(np.float32(0))))
+    y = t.node("Flatten", t.node("GlobalAveragePool", f))
+    model = t.model(t.node("Gemm", y, t.random(toys.C, toys.K), t.random(toys.C), transB=1))
+    graph = response_graph(model)
+    with pytest.raises(ExportError, match="same response"):
+        verify(graph, onnx_scores(model, graph), SPEC)
+
+
+def test_source_of_another_number_of_classes_is_caught(graph, scores):
+    with pytest.raises(ExportError, match=r"source gives scores \(1, 4\)"):
+        verify(graph, lambda x: scores(x)[:, :4], SPEC)
+
+
+def test_inputs_that_the_source_cannot_run_are_recorded_as_not_compared(graph, scores):
+    def limited(x):
+        if x.shape[2:] != (64, 64):
+            raise SourceLimit("the source takes 64x64 only")
+        return scores(x)
+
+    found = verify(graph, limited, SPEC)
+    assert sum("not compared: the source takes 64x64 only" in i for i in found.inputs) == 4
+
+    def never(x):
+        raise SourceLimit("broken")
+
+    with pytest.raises(ExportError, match="none of the inputs"):
+        verify(graph, never, SPEC)
+
+
+def test_a_fixed_source_is_compared_at_its_size_only(toys):
+    """The graph is free in size, its source is not: each is run where it can be."""
+    t = toys.Toy(shape=(2, 3, 40, 48))
+    y = t.node("Reshape", t.node("GlobalAveragePool", t.features()), t.const(np.array([2, toys.K])))
+    model = t.model(t.node("Gemm", y, t.random(toys.C, toys.K), transB=1))
+    graph = response_graph(model)
+    assert graph.height is None and graph.dynamic_batch
+    found = verify(graph, onnx_scores(model, graph), SPEC)
+    compared = [i for i in found.inputs if "not compared" not in i]
+    assert len(compared) == 2 and all(i.endswith("x3x40x48") for i in compared)
+    assert any(i.startswith("textures 3x") for i in compared)  # a batch of 3 through a source of 2
+
+
+def test_fixed_graphs_are_verified_at_their_size(graph):
+    fixed = replace(graph, height=48, width=80, dynamic_batch=False)
+    shapes = {t.array.shape for t in trials(fixed, SPEC, [texture(300, 200, 0)])}
+    assert shapes == {(1, 3, 48, 80)}
+
+
+def test_relative_error():
+    assert relative_error(np.array([100.0]), np.array([101.0])) == pytest.approx(1 / 101)
+    assert relative_error(np.zeros(3), np.zeros(3)) == 0
+    assert relative_error(np.array([1e-9]), np.array([0.0])) == 1
+
+
+def test_normalise_follows_the_manifest():
+    image = np.zeros((2, 3, 3), np.uint8)
+    image[..., 0], image[..., 1], image[..., 2] = 255, 51, 0
+    rgb = normalise(image, InputSpec(scale=1 / 255, mean=(0.5, 0.2, 0.0), std=(0.5, 1, 2)))
+    np.testing.assert_allclose(rgb[0, :, 0, 0], [1, 0, 0], atol=1e-7)
+    bgr = normalise(image, InputSpec(colour="BGR", scale=1, mean=(0, 50, 250), std=(1, 1, 5)))
+    np.testing.assert_allclose(bgr[0, :, 0, 0], [0, 1, 1], atol=1e-6)
+    assert rgb.dtype == np.float32 and rgb.shape == (1, 3, 2, 3)
+
+
+def test_images_of_a_wrong_kind_are_refused(graph, scores):
+    with pytest.raises(ExportError, match="uint8"):
+        verify(graph, scores, SPEC, images=[np.zeros((10, 10, 3), np.float32)])
+
+
+# --- simplification ------------------------------------------------------------------------------------------
+
+
+def test_simplify_keeps_results_and_interface(graph, toys):
+    slim = simplify(graph)
+    x = toys.picture(2, 70, 50)
+    for ours, theirs in zip(
+        toys.run(graph.model, x, "scores", "response"),
+        toys.run(slim.model, x, "scores", "response"),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert not slim.notes
+
+
+@pytest.mark.parametrize("damage", ["raise", "exit", "results", "nothing", "outputs"])
+def test_simplification_that_goes_wrong_is_dropped_with_a_note(graph, monkeypatch, damage):
+    import onnxslim
+
+    def slim(model):
+        if damage == "raise":
+            raise RuntimeError("boom")
+        if damage == "exit":
+            raise SystemExit(1)
+        if damage == "results":
+            return edited(replace(graph, model=model), "response.weight", lambda w: w * 2).model
+        if damage == "outputs":
+            del model.graph.output[1]
+            return model
+        return None
+
+    monkeypatch.setattr(onnxslim, "slim", slim)
+    kept = simplify(graph)
+    assert kept.model is graph.model
+    assert len(kept.notes) == 1 and kept.notes[0].startswith("not simplified")
+
+
+# --- writing -------------------------------------------------------------------------------------------------
+
+
+def test_write_bundle_round_trip(tmp_path, graph, scores):
+    spec = InputSpec(mean=(1, 2, 3), colour="BGR")
+    bundle = write(tmp_path / "b", graph, scores, input_spec=spec, source={"kind": "test"}, multi_label=False)
+    again = Bundle.load(tmp_path / "b")
+    m = again.manifest
+    assert (m.name, m.classes, m.multi_label, m.stride) == ("b", names(5), False, 4)
+    assert m.input.mean == (1, 2, 3) and m.input.colour == "BGR" and m.input.name == "image"
+    assert m.input.height is None and m.input.dynamic_batch
+    np.testing.assert_array_equal(np.array(m.bias, np.float32), graph.bias)
+    assert m.source["kind"] == "test" and "onnxruntime" in m.tools
+    assert m.verification is not None and m.verification.max_source_error < 1e-5
+    assert again.graph().read_bytes() == bundle.graph().read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b"]
+
+
+def test_the_graphs_own_input_wins_over_the_spec(tmp_path, model, toys):
+    fixed = replace(response_graph(model), height=64, width=64)
+    bundle = write(tmp_path / "b", fixed, onnx_scores(model, fixed), input_spec=InputSpec(name="other"))
+    assert (bundle.manifest.input.name, bundle.manifest.input.height) == ("image", 64)
+
+
+def test_a_failed_check_writes_nothing(tmp_path, graph, scores):
+    wrong = edited(graph, "response.weight", lambda w: -w)
+    with pytest.raises(ExportError, match="verification"):
+        write(tmp_path / "deep" / "b", wrong, scores)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (["a"], "1 class names for a classifier of 5"),
+        (["a", "b", "a", "c", "d"], "repeat: a"),
+        (["a", " ", "b", "c", "d"], "empty"),
+    ],
+)
+def test_class_names_that_do_not_fit(tmp_path, graph, scores, classes, words):
+    with pytest.raises(ExportError, match=words):
+        write(tmp_path / "b", graph, scores, classes=classes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_bundle_is_ever_replaced(tmp_path, graph, scores):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "holiday.jpg").write_bytes(b"precious")
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "link").symlink_to(folder)
+    for name in ("photos", "file", "link"):
+        for overwrite in (False, True):
+            with pytest.raises(ExportError, match="choose another path"):
+                write(tmp_path / name, graph, scores, overwrite=overwrite)
+    assert (folder / "holiday.jpg").read_bytes() == b"precious"
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty", graph, scores)
+    assert Bundle.load(tmp_path / "empty").manifest.name == "empty"
+
+
+def test_an_existing_bundle_is_replaced_only_when_asked(tmp_path, graph, scores):
+    out = tmp_path / "b"
+    write(out, graph, scores, name="first")
+    with pytest.raises(ExportError, match="--overwrite"):
+        write(out, graph, scores, name="second")
+    assert Bundle.load(out).manifest.name == "first"
+    write(out, graph, scores, name="second", overwrite=True)
+    assert Bundle.load(out).manifest.name == "second"
+    (out / "response.onnx").write_bytes(b"damaged")
+    write(out, graph, scores, name="third", overwrite=True)  # a damaged bundle may be replaced as well
+    assert Bundle.load(out).manifest.name == "third"
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("step", ["save", "rename"])
+def test_interruption_leaves_the_old_bundle_and_no_rest(tmp_path, graph, scores, monkeypatch, step):
+    out = tmp_path / "b"
+    write(out, graph, scores, name="first")
+    before = (out / "manifest.json").read_bytes()
+    if step == "save":
+
+        def full(*_args, **_options):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(bundle_writer, "save", full)
+        expected = pytest.raises(ExportError, match="No space left")
+    else:
+        plain = Path.rename
+
+        def rename(self, target):
+            if self.name.startswith(".tmp-") and Path(target) == out:
+                raise KeyboardInterrupt
+            return plain(self, target)
+
+        monkeypatch.setattr(Path, "rename", rename)
+        expected = pytest.raises(KeyboardInterrupt)
+    with expected:
+        write(out, graph, scores, name="second", overwrite=True)
+    assert (out / "manifest.json").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_unwritable_place_is_one_line(tmp_path, graph, scores):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="cannot write the bundle") as caught:
+        write(tmp_path / "file" / "b", graph, scores)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_too_large_for_one_file_lie_beside_it(tmp_path, graph, scores, monkeypatch):
+    """What happens above 2 GB, at a limit of 100 bytes."""
+    monkeypatch.setattr(bundle_writer, "save", lambda model, file: save(model, file, limit=100, inline=64))
+    bundle = write(tmp_path / "b", graph, scores)
+    assert set(bundle.manifest.files) == {"response.onnx", "response.onnx.data"}
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(bundle.graph()), providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).standard_normal((1, 3, 64, 64), dtype=np.float32)
+    np.testing.assert_allclose(session.run(["scores"], {"image": x})[0], scores(x), rtol=1e-4, atol=1e-5)
+    (tmp_path / "b" / "response.onnx.data").write_bytes(b"changed")
+    with pytest.raises(Exception, match=r"response\.onnx\.data"):
+        Bundle.load(tmp_path / "b")
+
+
+def test_the_manifest_is_plain_json_with_the_schema(tmp_path, graph, scores):
+    write(tmp_path / "b", graph, scores)
+    raw = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert raw["schema_version"] == 1 and raw["graphs"] == {"fp32": "response.onnx"}

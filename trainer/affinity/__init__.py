@@ -1,0 +1,1 @@
+"""AffinityNet, and pseudo labels by its random walk."""

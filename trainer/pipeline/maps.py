@@ -1,0 +1,60 @@
+"""The pipeline's own call of the engine: what `infercam run` does, from settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infercam.engine.api import Engine
+from infercam.engine.common.errors import InputError
+from infercam.engine.common.progress import JobProgress
+from infercam.engine.common.progress import stderr as console
+from infercam.engine.common.signals import caught_signals
+from infercam.engine.data.labels import load_labels
+from infercam.engine.inputs import SourceSettings
+from infercam.engine.method.recipe import Recipe
+from infercam.engine.run.run import Run, Summary
+from infercam.engine.store.failures import FAILURES
+from infercam.trainer.pipeline.pipeline import Figures
+
+if TYPE_CHECKING:
+    from infercam.trainer.pipeline.config import Data, Maps
+
+
+def make_maps(bundle: Path, data: Data, out: Path, recipe: Recipe, table: Maps) -> Figures:
+    """Maps of every photo into the store `out`, going on with what is there; `failed`, where some failed.
+
+    Raises SystemExit where a signal stopped it, InputError where not one photo could be done, and what
+    Engine and Run raise.
+    """
+    wanted = SourceSettings(
+        images=data.images, voc=data.voc, split=data.split, list_file=data.list, root=data.root
+    )
+    source = wanted.open()
+    source = source[: data.limit] if data.limit else source
+    with (
+        Engine.load(bundle, table.backend, table.threads) as engine,
+        caught_signals() as caught,
+        JobProgress("maps", len(source)) as bar,
+    ):
+        lookup = load_labels(data.labels, engine.manifest.classes, voc_root=data.voc or data.root)
+        shown = 0
+
+        def watch(summary: Summary, _: Any) -> None:
+            nonlocal shown
+            finished = summary.done + summary.kept + summary.failed
+            bar.advance(finished - shown, f"{summary.failed} failed" if summary.failed else "")
+            shown = finished
+            if caught:
+                job.stop.set()
+
+        mode: Any = table.mode
+        job = Run(engine, source, lookup, out, recipe=recipe, mode=mode, watch=watch)
+        job()
+    if caught:
+        console.print("maps: stopped; run the same command again to go on")
+        raise SystemExit(128 + caught[0])
+    failed = job.summary.failed
+    if failed == len(source):
+        raise InputError(f"none of the {failed} photos could be done; the reasons are in {out / FAILURES}")
+    return {"failed": float(failed)} if failed else {}

@@ -1,0 +1,1 @@
+"""Saliency maps without ground truth."""

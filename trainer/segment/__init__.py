@@ -1,0 +1,1 @@
+"""DeepLab on pseudo labels, with saliency in the loss (eq. 4)."""
