@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import cache
 from importlib.metadata import entry_points, version
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -36,12 +39,18 @@ def root(show: bool = typer.Option(False, "--version", callback=_version, is_eag
 register(app)
 
 
-def main() -> None:
-    """Console entry: every InfercamError becomes one line on stderr and exit code 1."""
+@cache
+def command() -> Callable[[], Any]:
+    """`infercam` with the commands of every room that is installed; built once in a process."""
     for point in sorted(entry_points(group="infercam.commands"), key=lambda p: p.name):
         point.load()(app)
+    return typer.main.get_command(app)
+
+
+def main() -> None:
+    """Console entry: every InfercamError becomes one line on stderr and exit code 1."""
     try:
-        app()
+        command()()
     except InfercamError as e:
         stderr.print(f"[red]error:[/red] {escape(str(e))}", soft_wrap=True, highlight=False)
         sys.exit(1)

@@ -13,11 +13,6 @@ import pytest
 def infercam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable:
     """The command line with the trainer's commands, in this process: `infercam(*arguments)` gives code and err."""
     from infercam.engine import cli
-    from infercam.trainer.commands import register
-
-    # As installed, whatever an older installation's metadata says.
-    point = SimpleNamespace(name="trainer", load=lambda: register)
-    monkeypatch.setattr(cli, "entry_points", lambda group: [point])
 
     def run(*arguments: object) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", ["infercam", *map(str, arguments)])
