@@ -103,6 +103,14 @@ def test_bounds_are_typers() -> None:
 
 def test_help_says_all() -> None:
     text = " ".join(run("--help").output.replace("│", " ").split())
-    for word in ("--folder", "--list", "--split", "[default: val]", "--epochs", "passes (default: 8)", "Do it."):
+    for word in (
+        "--folder",
+        "--list",
+        "--split",
+        "[default: val]",
+        "--epochs",
+        "passes (default: 8)",
+        "Do it.",
+    ):
         assert word in text, word
     assert "hidden" not in text

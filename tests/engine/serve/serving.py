@@ -14,6 +14,7 @@ import httpx
 
 from infercam.engine.backends.cpu import CpuBackend
 from infercam.engine.bundle import Bundle
+from infercam.engine.method.scheduler import Limits
 from infercam.engine.method.task import Work
 from infercam.engine.serve.app import build
 from infercam.engine.serve.bounds import Bounds
@@ -82,6 +83,11 @@ class Gate(CpuBackend):
         self.open.set()
         self.fault: Callable[[Work], Exception | None] = lambda work: None
         self.deadly: BaseException | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """Batches as a GPU takes them."""
+        return Limits(batch_pixels=100_000, batch_views=16, images=self.threads + 2)
 
     def collect(self) -> list[Any]:
         if self.deadly is not None:

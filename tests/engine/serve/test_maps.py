@@ -21,9 +21,6 @@ from infercam.engine.store.formats.npz import NpzCodec, quantise
 from tests.engine import tiny
 from tests.engine.serve.serving import Served, png
 
-LEVEL = 1
-"""A value may be rounded the other way: maps agree to 1e-6 before."""
-
 
 def decoded(text: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
@@ -31,7 +28,7 @@ def decoded(text: str) -> np.ndarray:
 
 def close(levels: np.ndarray, maps: np.ndarray) -> None:
     assert levels.shape == maps.shape
-    np.testing.assert_allclose(levels.astype(int), quantise(maps, "uint8"), atol=LEVEL)
+    np.testing.assert_array_equal(levels.astype(int), quantise(maps, "uint8"))
 
 
 def refused(answer: httpx.Response, status: int, *words: str) -> None:
@@ -111,7 +108,7 @@ def test_steps(server: Served, tiny_engine: Engine, picture: np.ndarray) -> None
         part = united[:, y0:y1, x0:x1]
         np.maximum(part, last, out=part)
     maps = tiny_engine.maps(picture, [3, 1], "released")
-    np.testing.assert_allclose(united.astype(int), np.rint(maps * 255), atol=LEVEL)
+    np.testing.assert_array_equal(united.astype(int), np.rint(maps * 255))
 
 
 def test_mixed_requests_at_once_get_the_maps_that_they_get_alone(server: Served, tiny_engine: Engine) -> None:
