@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from infercam.benchmarks.common import write_result
-from infercam.trainer.affinity.random_walk import STRIDE, pairs_inside, search_offsets, walk
+from infercam.trainer.affinity.random_walk import pairs_inside, search_offsets, walk
 from infercam.trainer.affinity.random_walk_ref import transition_ref
+from infercam.trainer.affinity.settings import STRIDE
 
 console = Console(stderr=True, highlight=False)
 STEPS = 8

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from infercam.engine.commands.eval import _write_json
+from infercam.engine.common.atomic import write_json
 from infercam.engine.common.errors import StoreError
 from infercam.engine.common.progress import counting_bar
 from infercam.engine.store import convert as conversion
@@ -35,7 +35,8 @@ def convert(
     with counting_bar() as bar:
         task = bar.add_task("converting", total=len(source))
         summary = conversion.convert(source, dst, fmt, dtype, progress=lambda: bar.advance(task))
-    _write_json(json_file, summary.to_json())
+    if json_file is not None:
+        write_json(json_file, summary.to_json())
     errors = Console(stderr=True, highlight=False)
     for _, reason in summary.failures:
         errors.print(reason, soft_wrap=True, markup=False)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from infercam.engine.common.errors import StoreError, shown
 
 if sys.platform != "win32":
     import fcntl
@@ -37,6 +40,20 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_text(file: Path, text: str) -> None:
+    """The whole text, or nothing; raises StoreError, one line."""
+    try:
+        with atomic_write(file, "w") as f:
+            f.write(text)
+    except OSError as e:
+        raise StoreError(f"{shown(file)}: cannot be written: {e.strerror or e}") from None
+
+
+def write_json(file: Path, content: Any) -> None:
+    """As `write_text`, indented; NaN and infinities are refused (ValueError)."""
+    write_text(file, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def remove_abandoned(temporary: Path) -> bool:

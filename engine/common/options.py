@@ -5,7 +5,7 @@
             training: Annotated[dict[str, Any], Changes(StageConfig)]) -> None: ...
 
 A parameter of a pydantic model's type stands for all its fields, in their order: the field's name, default and
-description are the option's, `ge` and `le` its bounds. `option()` makes a field whose option has another name.
+description are the option's, `ge` and `le` of a whole number its bounds. `option()` makes a field whose option has another name.
 Options of two parameters that have the same name are one option, which both get. The model is built from what was
 given, so its own validation speaks (InputError, naming the option). Choices (`Literal`) are checked there too; a
 field that is a tuple of numbers is written with commas.
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+import json
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -152,6 +153,9 @@ def _is_numbers(kind: Any) -> bool:
 
 
 def _bounds(field: FieldInfo) -> dict[str, Any]:
+    """Of whole numbers: typer shows them in the help. What else is out of range the model refuses."""
+    if _bare(field.annotation) is not int:
+        return {}
     return {
         bound: getattr(rule, attribute)
         for rule in field.metadata
@@ -160,15 +164,37 @@ def _bounds(field: FieldInfo) -> dict[str, Any]:
     }
 
 
+def numbers(name: str, text: str) -> list[float]:
+    """`1,0.5` as numbers; raises InputError, which names the option."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{name} {text}: write numbers separated by commas") from None
+
+
+def settings_text(given: Sequence[str] | None, name: str = "--set") -> dict[str, Any]:
+    """`NAME=JSON` as often as it is written; what is no JSON is text. Raises InputError."""
+    out: dict[str, Any] = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"{name} {text}: write NAME=VALUE")
+        try:
+            out[key] = json.loads(value)
+        except ValueError:
+            out[key] = value
+    return out
+
+
 def _value(name: str, field: FieldInfo, given: Any) -> Any:
     """What the model is given: `1,0.5` as numbers, everything else as it came."""
     if given is None or not _is_numbers(_bare(field.annotation)) or not isinstance(given, str):
         return given
-    try:
-        return tuple(float(part) for part in given.split(","))
-    except ValueError:
-        option_name = _option_names(name, field)[-1]
-        raise InputError(f"{option_name} {given}: write numbers separated by commas") from None
+    name, parts = _option_names(name, field)[-1], get_args(_bare(field.annotation))
+    found = tuple(numbers(name, given))
+    if Ellipsis not in parts and len(found) != len(parts):
+        raise InputError(f"{name} {given}: write {len(parts)} numbers separated by commas")
+    return found
 
 
 def _text(default: Any) -> str:

@@ -15,12 +15,12 @@ from infercam.engine.common.errors import InfercamError, InputError
 from infercam.engine.method.reference import normalise
 from infercam.export.checkpoints import fit, read_checkpoint
 from infercam.trainer.affinity.loss import pair_distance
-from infercam.trainer.affinity.random_walk import RADIUS, search_offsets
+from infercam.trainer.affinity.random_walk import search_offsets
+from infercam.trainer.affinity.settings import RADIUS, STRIDE
 from infercam.trainer.loop.checkpoint import is_checkpoint, load_checkpoint, load_network
 from infercam.trainer.networks.backbones import Backbone, ResNet38Backbone, build_backbone
 
 STAGE = "affinity"
-STRIDE = 8
 # The level that each new layer reads and how many channels it makes of it, by psa's names: conv4, conv5, conv6.
 HEADS = {"f8_3": ("c3", 64), "f8_4": ("c4", 128), "f8_5": ("c5", 256)}
 EMBEDDING = sum(channels for _, channels in HEADS.values())
@@ -59,10 +59,12 @@ class AffinityNet(nn.Module):
         """Affinity of every cell to each of its forward neighbours: N×3×H×W (H and W multiples of 8) ->
         N×P×H/8×W/8 float32 in (0, 1]; 0 where the neighbour is outside the grid."""
         distance = pair_distance(self(x), self.offsets)
-        return torch.exp(-distance) * self._inside(*distance.shape[-2:], distance.device)
+        return torch.exp(-distance) * self._inside(distance)
 
-    def _inside(self, height: int, width: int, device: torch.device) -> Tensor:
-        """P×h×w: whether the neighbour is on the grid."""
+    def _inside(self, distance: Tensor) -> Tensor:
+        """P×h×w for N×P×h×w: whether the neighbour is on the grid."""
+        height, width = distance.shape[-2:]
+        device = distance.device
         dy, dx = torch.tensor(self.offsets, device=device).T[:, :, None, None]
         y = torch.arange(height, device=device)[:, None] + dy
         x = torch.arange(width, device=device)[None] + dx
@@ -85,7 +87,7 @@ class AffinityNet(nn.Module):
             layer = cast(nn.Conv2d, self.get_submodule(name))
             layer.weight /= levels[level].square().mean().sqrt().clamp(min=1e-6)
         distance = pair_distance(self(x), self.offsets)
-        inside = self._inside(*distance.shape[-2:], distance.device).expand_as(distance)
+        inside = self._inside(distance).expand_as(distance)
         self.f9.weight /= distance[inside].mean().clamp(min=1e-6)
 
     def facts(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Only labels that can occur are passed: time grows with their number (0.3 s for 2
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,17 @@ class CrfConfig(BaseModel):
     bilateral_sxy: float = Field(default=80, gt=0, description="reach of the bilateral kernel, pixels")
     bilateral_srgb: float = Field(default=13, gt=0, description="its reach in colour, 0..255")
     bilateral_compat: float = Field(default=10, ge=0)
+
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def with_crf(config: Settings, wanted: bool | None) -> Settings:
+    """Settings whose dense CRF is switched on (constants: its own, else psa's), off, or as it was (None)."""
+    if wanted is None:
+        return config
+    had: CrfConfig | None = getattr(config, "crf", None)
+    return config.model_copy(update={"crf": (had or CrfConfig()) if wanted else None})
 
 
 def refine(

@@ -52,7 +52,7 @@ class _PairDistance(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (embedding,) = ctx.saved_tensors
         _, channels, height, width = embedding.shape
         out = torch.zeros_like(embedding)
@@ -70,7 +70,7 @@ def pair_distance(embedding: Tensor, offsets: Offsets) -> Tensor:
     outside the grid. The affinity of the pair is exp(-distance)."""
     if embedding.dtype in (torch.float16, torch.bfloat16):
         embedding = embedding.float()
-    out: Tensor = _PairDistance.apply(embedding, tuple(offsets))
+    out: Tensor = _PairDistance.apply(embedding, tuple(offsets))  # type: ignore[no-untyped-call]
     return out
 
 
@@ -124,7 +124,8 @@ def affinity_loss(distance: Tensor, groups: Tensor) -> dict[str, Tensor]:
         "foreground": _mean(alike, groups == FOREGROUND),
         "negative": _mean(unlike, groups == NEGATIVE),
     }
-    loss = sum(share * part for share, part in zip(SHARES.values(), parts.values(), strict=True))
+    first, *others = (share * part for share, part in zip(SHARES.values(), parts.values(), strict=True))
+    loss = sum(others, first)
     return {"loss": loss, **parts}
 
 

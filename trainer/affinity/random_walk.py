@@ -27,9 +27,8 @@ from torch.nn import functional as F
 
 from infercam.engine.common.errors import InputError
 from infercam.trainer.affinity.labels import with_background
+from infercam.trainer.affinity.settings import RADIUS, STRIDE
 
-RADIUS = 5
-STRIDE = 8
 TOLERANCE = 1e-5
 """Largest error that cutting off the series may make, in units of a map's largest value."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from infercam.trainer.affinity.random_walk import RADIUS, search_offsets
+from infercam.trainer.affinity.random_walk import search_offsets
+from infercam.trainer.affinity.settings import RADIUS
 
 
 def transition_ref(

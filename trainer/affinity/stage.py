@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from infercam.engine.bundle import InputSpec, sha256_file
-from infercam.trainer.affinity.affinitynet import STAGE, STRIDE, AffinityNet
+from infercam.trainer.affinity.affinitynet import STAGE, AffinityNet
 from infercam.trainer.affinity.loss import (
     affinity_loss,
     cell_labels,
@@ -20,8 +19,8 @@ from infercam.trainer.affinity.loss import (
     pair_distance,
     pair_groups,
 )
-from infercam.trainer.affinity.random_walk import RADIUS
-from infercam.trainer.loop.config import StageConfig, make_config, save_config
+from infercam.trainer.affinity.settings import STRIDE, AffinityConfig
+from infercam.trainer.loop.config import save_config
 from infercam.trainer.loop.dataset import StageDataset, collate, raise_if_broken
 from infercam.trainer.loop.fit import BEST, fit
 from infercam.trainer.loop.stage import StageBase
@@ -38,45 +37,7 @@ from infercam.trainer.photos.labelled import LabelledPhotos
 from infercam.trainer.photos.photos import Photos
 
 
-class AffinityConfig(StageConfig):
-    """Defaults: Ahn & Kwak's, as psa trains ResNet-38; PRESETS for the other networks."""
-
-    arch: Literal["resnet38", "resnet50", "resnet101", "mobilenetv2", "small"] = "resnet38"
-    crop: int = Field(default=448, gt=0, description="side of the training crops, a multiple of 8")
-    long_side: tuple[int, int] | None = Field(
-        default=None, description="scale pictures so that the longer side is within; null: as they are (psa)"
-    )
-    new_scale: float = Field(default=10.0, gt=0, description="rate of the new layers over that of the rest")
-    freeze_backbone: bool = Field(
-        default=False, description="train the new layers alone, quicker; otherwise all but the first"
-    )
-    jitter: float = Field(default=0.3, ge=0, lt=1, description="brightness, contrast, saturation")
-    radius: int = Field(default=RADIUS, ge=2, description="pairs are closer than this, in stride-8 cells")
-
-    @model_validator(mode="after")
-    def _check(self) -> AffinityConfig:
-        smallest = STRIDE * (2 * self.radius - 1)  # leaves one cell with all its neighbours
-        if self.crop % STRIDE or self.crop < smallest:
-            raise ValueError(f"crop must be a multiple of {STRIDE}, at least {smallest}")
-        if self.long_side and not 1 <= self.long_side[0] <= self.long_side[1]:
-            raise ValueError("long_side: write the smaller side first")
-        return self
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "mobilenetv2": {"rate": 0.01},  # no BatchNorm to hold larger steps
-}
-"""What other networks change of the defaults."""
-
-
-def affinity_config(file: Path | None = None, **changes: Any) -> AffinityConfig:
-    """Settings from a file, then `changes` (None: not given), over the preset of the arch; raises InputError."""
-    asked = make_config(AffinityConfig, file, **changes)
-    preset = {k: v for k, v in PRESETS.get(asked.arch, {}).items() if k not in asked.model_fields_set}
-    return asked.model_copy(update=preset)
-
-
-class Augment:
+class PairAugment:
     """Picture and label -> `image` 3×crop×crop, `cells` (crop/8)² uint8; picklable."""
 
     def __init__(self, config: AffinityConfig, spec: InputSpec) -> None:
@@ -103,7 +64,9 @@ class AffinityStage(StageBase):
         self.offsets = network.offsets
         self._facts = network.facts()
         self.network: nn.Module = network
-        self.dataset = StageDataset(items.ids, items, Augment(config, network.backbone.input), config.seed)
+        self.dataset = StageDataset(
+            items.ids, items, PairAugment(config, network.backbone.input), config.seed
+        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """psa's: biases at twice the rate without decay, new layers at `new_scale` times the rate."""

@@ -20,8 +20,9 @@ from infercam.engine.bundle import Bundle, sha256_file
 from infercam.engine.common.atomic import atomic_write
 from infercam.engine.common.errors import BundleError, InputError, StoreError
 from infercam.engine.store.mapstore import MapStore
+from infercam.trainer.classify.settings import ClassifyConfig
 from infercam.trainer.classify.split_unite import store_centres
-from infercam.trainer.classify.stage import ClassifyConfig, ClassifyStage, check_labels
+from infercam.trainer.classify.stage import ClassifyStage, check_labels
 from infercam.trainer.loop.checkpoint import load_checkpoint, load_network
 from infercam.trainer.loop.config import save_config
 from infercam.trainer.loop.fit import BEST, FitResult, fit
@@ -125,16 +126,17 @@ def _finish(
     )
     if not first_process():
         return result
+    hashed = sha256_file(checkpoint)
     source = {
         "command": "infercam classify",
         "settings": stage.config.model_dump(mode="json"),
         "images": len(stage.photos),
         "weights": weights,
-        "checkpoint_sha256": sha256_file(checkpoint),
+        "checkpoint_sha256": hashed,
         "validation_map": result.mean_ap,
         "validation_ap": ap,
     }
-    exported = _exported(bundle, source["checkpoint_sha256"])
+    exported = _exported(bundle, hashed)
     if not exported:
         export_bundle(stage, built, bundle, source)
     if exported and (out / RESULT).exists():  # its seconds are of the run that trained

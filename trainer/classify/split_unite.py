@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -23,11 +22,8 @@ from infercam.engine.method.geometry import Box, split_boxes
 from infercam.engine.method.host_ops import centre_of_mass
 from infercam.engine.method.recipe import RECIPES
 from infercam.engine.store.mapstore import MapStore
+from infercam.trainer.classify.settings import Split
 from infercam.trainer.photos.photos import Photos
-
-Split = Literal["released", "paper"]
-"""What becomes of an image of three or more classes: one tile, the whole image (`released`), or each class's
-own four (`paper`). One and two classes are cut alike."""
 
 Centre = tuple[int, int]
 Centres = dict[str, list[Centre]]
@@ -47,7 +43,7 @@ def tiles(height: int, width: int, centres: Sequence[Centre], split: Split = "re
 def map_centres(maps: NDArray[np.float32], height: int, width: int) -> list[Centre]:
     """Centres of mass of maps (K×h×w, any size, not negative), enlarged to H×W as the engine does."""
     up = (cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in maps)
-    return [centre_of_mass(m) for m in up]  # type: ignore[arg-type]
+    return [centre_of_mass(m) for m in up]
 
 
 def middle(height: int, width: int, count: int) -> list[Centre]:

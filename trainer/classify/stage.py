@@ -10,29 +10,27 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from infercam.engine.bundle import InputSpec
 from infercam.engine.common.errors import InputError, shown
 from infercam.engine.common.progress import stderr as console
 from infercam.trainer.classify.average_precision import average_precision
+from infercam.trainer.classify.settings import ClassifyConfig, Split
 from infercam.trainer.classify.split_unite import (
     Centres,
-    Split,
     load_centres,
     map_centres,
     middle,
     save_centres,
     tiles,
 )
-from infercam.trainer.loop.config import StageConfig, make_config
 from infercam.trainer.loop.dataset import StageDataset
 from infercam.trainer.loop.fit import LAST
 from infercam.trainer.loop.stage import StageBase
@@ -48,73 +46,6 @@ from infercam.trainer.photos.photos import Photos
 from infercam.trainer.photos.whole_images import gathered, my_share, shape_batches
 
 CENTRES = "centres"
-
-
-class ClassifyConfig(StageConfig):
-    """psa's constants for ResNet-38; see PRESETS for the other networks."""
-
-    epochs: int = Field(default=15, ge=1)
-    batch: int = Field(default=16, ge=1, description="images a step, on each device")
-    arch: Literal["resnet38", "resnet50", "mobilenetv2", "small"] = "resnet38"
-    output_stride: int | None = Field(default=None, ge=8, le=32, description="None: as published")
-    head_scale: float = Field(default=10.0, gt=0, description="rate of the linear layer over the others'")
-    freeze_early: bool = Field(default=True, description="leave the first layers of ResNet-38 as they are")
-    long_side: tuple[int, int] = Field(
-        default=(448, 768), description="longer side of a training picture before the crop, pixels"
-    )
-    crop: int = Field(default=448, ge=32, description="side of the square crop; what is short is padded")
-    jitter: float = Field(default=0.3, ge=0, lt=1, description="of brightness, contrast and saturation")
-    side: int = Field(
-        default=448, ge=32, description="longer side of whole pictures: validation, and maps for centres"
-    )
-    augment: Literal["plain", "split-unite"] = "plain"
-    tile_share: float = Field(
-        default=0.8,
-        ge=0,
-        le=1,
-        description="training pictures that are tiles: 0.8 is four to one whole image",
-    )
-    split: Split = Field(default="released", description="tiles of an image of three or more classes")
-    keep: Literal["last", "best"] = Field(
-        default="last", description="the epoch that is exported: last, or best by the validation's mAP"
-    )
-    refresh: int = Field(default=3, ge=1, description="epochs between two looks at the classifier's own maps")
-
-    @model_validator(mode="after")
-    def _check(self) -> ClassifyConfig:
-        if not 32 <= self.long_side[0] <= self.long_side[1]:
-            raise ValueError("long_side: write the smaller side first, and no less than 32")
-        return self
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "resnet38": {},
-    "resnet50": {"weight_decay": 1e-4, "long_side": (320, 640), "crop": 512},  # irn's
-    "mobilenetv2": {"rate": 0.01},  # no BatchNorm to hold larger steps
-    "small": {
-        "epochs": 12,
-        "batch": 32,
-        "rate": 0.1,
-        "head_scale": 1.0,
-        "weight_decay": 1e-4,
-        "warmup": 100,
-        "long_side": (120, 330),
-        "crop": 208,
-        "side": 240,
-    },
-}
-"""A network's usual settings, where they are not the defaults."""
-
-
-def usual_config(file: Path | None = None, **changes: Any) -> ClassifyConfig:
-    """Settings of a file and of `changes` (None: not given); what neither gives is as usual for the network.
-
-    Raises InputError for an unknown name or a value out of range.
-    """
-    given = make_config(ClassifyConfig, file, **changes)
-    return make_config(
-        ClassifyConfig, None, **{**PRESETS[given.arch], **given.model_dump(exclude_unset=True)}
-    )
 
 
 class ClassifyStage(StageBase):
@@ -142,7 +73,9 @@ class ClassifyStage(StageBase):
         self._fixed = fixed_centres
         self.loader = LoadPicture(photos, len(self.classes), config.augment == "split-unite", config.split)
         self.loader.centres = fixed_centres or {}
-        self.dataset = StageDataset(photos.ids, self.loader, Augment(config, built.input), config.seed)
+        self.dataset = StageDataset(
+            photos.ids, self.loader, ClassifyAugment(config, built.input), config.seed
+        )
         if (
             config.freeze_early and config.arch == "resnet38" and not built.scratch
         ):  # psa's habit; irn trains all of ResNet-50
@@ -247,7 +180,7 @@ class LoadPicture:
         return image, extra
 
 
-class Augment:
+class ClassifyAugment:
     """A training picture from a photo: a tile or all of it, resized, cropped, mirrored, jittered."""
 
     def __init__(self, config: ClassifyConfig, spec: InputSpec) -> None:

@@ -12,7 +12,9 @@ COMMANDS: tuple[str, ...] = (
     "labels",
     "pipeline",
     "saliency",
+    "saliency_compare",
     "segment",
+    "segment_test",
     "walk",
 )
 

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from infercam.trainer.pipeline.pipeline import Outcome
+    from infercam.trainer.pipeline.pipeline import StepOutcome
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +49,7 @@ def pipeline_command(
     console.print(table(pipeline.run(until, redo)))
 
 
-def table(outcomes: list[Outcome]) -> Table:
+def table(outcomes: list[StepOutcome]) -> Table:
     """A line for every step: its figures and seconds."""
     from rich.table import Table
 

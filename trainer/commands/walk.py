@@ -1,73 +1,45 @@
-"""`infercam walk`: options; the work is in pseudo_labels.py."""
+"""`infercam walk`: options; the work is in affinity/pseudo_labels.py."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from infercam.trainer.commands.labels import (
-    ClassesOption,
+from infercam.engine.common.options import Changes, options
+from infercam.engine.inputs import SourceSettings
+from infercam.trainer.affinity.settings import WalkConfig
+from infercam.trainer.commands.shared import (
+    AcceleratorOption,
     ConfigOption,
+    CrfOption,
     FormatOption,
+    MapClassesOption,
     MapsArgument,
-    WorkersOption,
-    pool_size,
+    PoolOption,
+    ThreadsOption,
     report,
-    with_crf,
 )
-from infercam.trainer.commands.source_options import (
-    CocoOption,
-    ImagesOption,
-    LimitOption,
-    ListOption,
-    RootOption,
-    SplitOption,
-    VocOption,
-    open_photos,
-)
-from infercam.trainer.commands.training_options import AcceleratorOption, ThreadsOption
 
 
 def register(app: typer.Typer) -> None:
-    app.command("walk")(walk)
+    app.command("walk")(options(walk))
 
 
 def walk(
     maps: MapsArgument,
     affinity: Annotated[Path, typer.Option(help="Checkpoint of `infercam affinity`, or psa's AffinityNet.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Labels go to OUT/walk and OUT/crf.")],
-    voc: VocOption = None,
-    split: SplitOption = None,
-    images: ImagesOption = None,
-    coco: CocoOption = None,
-    list_file: ListOption = None,
-    root: RootOption = None,
-    limit: LimitOption = None,
+    source: SourceSettings,
+    changes: Annotated[dict[str, Any], Changes(WalkConfig, hide=("crf",))],
     fmt: FormatOption = None,
-    classes: ClassesOption = None,
-    beta: Annotated[float | None, typer.Option(help="Power of the affinities (default 8).")] = None,
-    log2_steps: Annotated[
-        int | None, typer.Option(min=0, max=14, help="The walk has 2^this many steps (default 8).")
-    ] = None,
-    alpha: Annotated[
-        float | None, typer.Option(help="Background score (1 - max map)^this (default 16).")
-    ] = None,
-    border: Annotated[
-        str | None, typer.Option(help="Pairs at the border: all (default), or those psa's code takes: psa.")
-    ] = None,
-    least_share: Annotated[
-        float | None,
-        typer.Option(help="Leave open (255) where the winner has less than this share of the scores."),
-    ] = None,
-    crf: Annotated[
-        bool | None, typer.Option("--crf/--no-crf", help="Also refine by a dense CRF, into OUT/crf.")
-    ] = None,
+    classes: MapClassesOption = None,
+    crf: CrfOption = None,
     config: ConfigOption = None,
     accelerator: AcceleratorOption = None,
     threads: ThreadsOption = None,
-    workers: WorkersOption = None,
+    workers: PoolOption = None,
 ) -> None:
     """Carry response maps along AffinityNet's affinities: pseudo labels into OUT/walk, after a CRF OUT/crf.
 
@@ -75,27 +47,16 @@ def walk(
     are listed in OUT/failures.jsonl; the rest goes on, and the exit code is 1.
     """
     from infercam.engine.store.open_maps import open_maps
+    from infercam.trainer.affinity.crf import with_crf
     from infercam.trainer.affinity.pseudo_labels import make_walk
-    from infercam.trainer.affinity.settings import WalkConfig
     from infercam.trainer.loop.config import make_config
+    from infercam.trainer.photos.job import pool_size
+    from infercam.trainer.photos.photos import open_photos
 
-    settings = make_config(
-        WalkConfig,
-        config,
-        beta=beta,
-        log2_steps=log2_steps,
-        alpha=alpha,
-        border=border,
-        least_share=least_share,
-    )
-    settings = with_crf(settings, crf)
-    store = open_maps(maps, fmt, classes)
-    photos = open_photos(
-        voc=voc, split=split, images=images, coco=coco, list_file=list_file, root=root, limit=limit
-    )
+    settings = with_crf(make_config(WalkConfig, config, **changes), crf)
     done = make_walk(
-        store,
-        photos,
+        open_maps(maps, fmt, classes),
+        open_photos(source),
         affinity,
         out,
         settings,

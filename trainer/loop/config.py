@@ -25,20 +25,20 @@ class StageConfig(BaseModel):
     machine: ClassVar[frozenset[str]] = frozenset({"workers", "accelerator", "threads"})
     """Settings that say where to compute, not what: a run may be resumed with others."""
 
-    seed: int = Field(default=0, ge=0)
-    epochs: int = Field(default=8, ge=1)
+    seed: int = Field(default=0, ge=0, description="of everything random")
+    epochs: int = Field(default=8, ge=1, description="passes over the photos")
     batch: int = Field(default=8, ge=1, description="images a step, on each device")
     rate: float = Field(default=0.1, gt=0, description="learning rate of the pre-trained layers")
-    weight_decay: float = Field(default=5e-4, ge=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0, description="of SGD")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of SGD")
     power: float = Field(default=0.9, ge=0, description="rate falls as (1 - step/steps)^power")
     warmup: int = Field(default=0, ge=0, description="steps over which the rate rises to its value")
     clip: float = Field(default=0.0, ge=0, description="largest gradient norm; 0: not clipped")
     save_minutes: float = Field(default=10.0, gt=0, description="also save within an epoch, this often")
     precision: Literal["auto", "32", "16-mixed", "bf16-mixed"] = Field(
-        default="auto", description="auto: 16-mixed on CUDA, 32 elsewhere"
+        default="auto", description="auto (16-mixed on CUDA, else 32), 32, 16-mixed, bf16-mixed"
     )
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto, cpu, cuda")
     devices: int = Field(default=1, ge=1, description="per machine; under torchrun, what it started")
     workers: int | None = Field(default=None, ge=0, description="processes that load images (None: auto)")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the network (None: all)")
@@ -80,7 +80,7 @@ def save_config(out: Path, stage: str, config: BaseModel, inputs: dict[str, Any]
     Raises InputError where the folder was made with other settings or inputs (naming the first that
     differs), StoreError where it cannot be written.
     """
-    machine = getattr(config, "machine", frozenset())
+    machine: frozenset[str] = getattr(config, "machine", frozenset())
     new = {"stage": stage, "config": config.model_dump(mode="json"), "inputs": inputs}
     new = json.loads(json.dumps(new))  # as it will be read back: tuples are lists
     file = out / CONFIG

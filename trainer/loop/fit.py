@@ -100,7 +100,7 @@ def make_fabric(config: StageConfig) -> Fabric:
         accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,
-        precision="32-true" if precision == "32" else precision,  # type: ignore[arg-type]
+        precision="32-true" if precision == "32" else precision,
         strategy="ddp" if many else "auto",
     )
     fabric.launch()

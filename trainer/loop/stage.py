@@ -17,12 +17,16 @@ class Stage(Protocol):
     name: str
     """Of the stage; kept in its checkpoints, which others refuse."""
     network: nn.Module
-    config: StageConfig
     dataset: StageDataset
     best_by: str
     """The key of `validate` that is better when larger; "": the last epoch is the best."""
     freeze_batchnorm: bool
     """Keep BatchNorm's statistics and parameters as they were loaded (usual for fine-tuning)."""
+
+    @property
+    def config(self) -> StageConfig:
+        """Its settings."""
+        ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """`params`, and optionally `scale` (of the rate) and `weight_decay`."""

@@ -31,6 +31,7 @@ class SummedASPP(nn.Module):
         for i, rate in enumerate(rates):
             branch = nn.Conv2d(channels, classes, 3, 1, padding=rate, dilation=rate)
             nn.init.normal_(branch.weight, std=0.01)
+            assert branch.bias is not None
             nn.init.zeros_(branch.bias)
             self.add_module(f"c{i}", branch)
 
@@ -46,7 +47,8 @@ class _Pooled(nn.Sequential):
         super().__init__(nn.AdaptiveAvgPool2d(1), *_conv(channels, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).expand(-1, -1, *x.shape[-2:])
+        pooled: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return pooled.expand(-1, -1, *x.shape[-2:])
 
 
 class _ConcatenatedASPP(nn.Module):

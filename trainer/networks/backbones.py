@@ -84,6 +84,7 @@ class ResNet38Backbone(Backbone):
 
     arch = "resnet38"
     heads = ("fc8", "fc8_20", "fc8_200", "f8_3", "f8_4", "f8_5", "f9")
+    net: resnet38.ResNet38
 
     def __init__(self, output_stride: int, width: int = WIDTH) -> None:
         super().__init__(output_stride, width)
@@ -100,14 +101,14 @@ class ResNet38Backbone(Backbone):
         for name, block in self.net.named_children():
             level = {"b4": "c2", "b5": "c3", "b6": "c4"}.get(name)
             if level:  # what the block computes first anyway
-                out[level] = F.relu(block.bn_branch2a(x))
+                out[level] = F.relu(block.get_submodule("bn_branch2a")(x))
             if name.startswith("b") and name != "bn7":
                 x = block(x)
         return {**out, "c5": F.relu(self.net.bn7(x))}
 
     def early(self) -> list[nn.Module]:
         """psa's `not_training`."""
-        return [self.net.conv1a, self.net.b2, self.net.b2_1, self.net.b2_2]
+        return [self.net.conv1a, *(self.net.get_submodule(name) for name in ("b2", "b2_1", "b2_2"))]
 
     @classmethod
     def options_of(cls, state: State) -> dict[str, Any]:
@@ -120,6 +121,7 @@ class ResNet50Backbone(Backbone):
     arch = "resnet50"
     heads = ("classifier",)
     blocks = resnet50.BLOCKS
+    net: resnet50.Backbone
 
     def __init__(
         self, output_stride: int, width: int = WIDTH, layout: resnet50.Layout = "torchvision"
@@ -174,6 +176,7 @@ class MobileNetV2Backbone(Backbone):
     heads = ("classifier",)
     ends = (2, 5, 12, 16)
     """The last block of each level; the head's 1×1 convolution comes after the last."""
+    net: mobilenetv2.MobileNetV2
 
     def __init__(self, output_stride: int, width: int = WIDTH, padding: mobilenetv2.Padding = "same") -> None:
         if width != WIDTH:
@@ -196,7 +199,7 @@ class MobileNetV2Backbone(Backbone):
         return {**out, "c5": F.relu6(self.net.head(x))}
 
     def early(self) -> list[nn.Module]:
-        return [self.net.stem, *self.net.blocks[: self.ends[0] + 1]]
+        return [self.net.stem, *list(self.net.blocks)[: self.ends[0] + 1]]
 
     @classmethod
     def named(cls, state: State, origin: str) -> dict[str, Tensor]:
@@ -217,6 +220,7 @@ class SmallBackbone(Backbone):
     heads = ("classifier",)
     ends = (2, 4, 5, 6)
     """The last convolution of each level."""
+    net: SmallNet
 
     def __init__(self, output_stride: int, width: int = WIDTH) -> None:
         if output_stride != 8:

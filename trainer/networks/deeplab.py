@@ -160,6 +160,7 @@ def start_deeplab(
         return DeepLab(backbone, classes, head, train_batchnorm=weights is None), []
     network = DeepLab(build_backbone(arch, output_stride=output_stride, **found.options), classes, head)
     whole = found.head == (head, classes)
+    assert weights is not None, "found in them"
     _fit(network, found, weights, with_head=whole)
     if whole or found.head is None:
         return network, []

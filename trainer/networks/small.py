@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +48,8 @@ def folded(net: SmallNet) -> SmallNet:
     layers: list[nn.Module] = []
     for layer in copied.features:
         if isinstance(layer, nn.BatchNorm2d):
-            layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
+            layers[-1] = fuse_conv_bn_eval(cast(nn.Conv2d, layers[-1]), layer)
         else:
             layers.append(layer)
     copied.features = nn.Sequential(*layers)
-    return copied.to(memory_format=torch.contiguous_format)
+    return copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infercam.engine.common.cores import available_cores
 from infercam.engine.common.errors import StoreError, shown
 from infercam.engine.common.progress import JobProgress
 from infercam.engine.common.signals import caught_signals
@@ -146,3 +147,10 @@ def _hold(finish: Finish) -> None:
 
 def _held(item_id: str, *given: Any) -> None:
     _FINISH[0](item_id, *given)
+
+
+def pool_size(asked: int | None, crf: object) -> int:
+    """Processes: as asked, else one a core where there is a CRF to compute."""
+    if asked is not None:
+        return asked
+    return available_cores() if crf is not None else 0

@@ -7,7 +7,8 @@ another process; a picture is decoded when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infercam.engine.common.errors import InputError, shown
+from infercam.engine.data import voc
+from infercam.engine.data.class_names import DATA_SETS, read_classes
 from infercam.engine.data.images import DEFAULT_MAX_PIXELS, image_size, read_image
 from infercam.engine.data.labels import Labels
 from infercam.engine.data.sources import Source
+from infercam.engine.inputs import SourceSettings
 
 
 class Photos:
@@ -99,3 +103,30 @@ class Photos:
         except KeyError:
             where = self._source["split"] or self._source["root"]
             raise InputError(f"{shown(item_id)}: not one of the {len(self)} images of {where}") from None
+
+
+def open_photos(
+    source: SourceSettings, labels: str | Path | None = None, classes: Sequence[str] | None = None
+) -> Photos:
+    """The photos of a source, with labels where `labels` is given.
+
+    classes: the names that labels are indices of (default: VOC's 20).
+    Raises InputError for no source or two, for a source that cannot be used, and for a bad label file.
+    """
+    names = voc.CLASSES if classes is None else list(classes)
+    return Photos(source.open(), None if labels is None else source.labels(labels, names))
+
+
+def class_names(file: Path | None, labels: str | Path | None) -> list[str]:
+    """Class names: those of a file, else those that a JSON label file names, COCO's for `coco`, else VOC's."""
+    if file is not None:
+        return read_classes(file)
+    if labels is not None and str(labels) == "coco":
+        return list(DATA_SETS["coco"])
+    if labels is not None and str(labels).endswith(".json"):
+        try:
+            found = json.loads(Path(labels).read_text(encoding="utf-8"))["classes"]
+        except (OSError, ValueError, KeyError, TypeError):  # the label reader says what is wrong with it
+            return list(voc.CLASSES)
+        return [str(name) for name in found]
+    return list(voc.CLASSES)

@@ -23,6 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from infercam.engine.common.errors import InputError
 from infercam.engine.common.validation import first_problem
+from infercam.engine.inputs import SourceSettings
 from infercam.engine.method.recipe import MODES, recipe
 
 
@@ -56,7 +57,7 @@ class _Open(_Table):
         return dict(self.model_extra or {})
 
 
-class Data(_Table):
+class DataTable(_Table):
     """Which photos; see `infercam run` for the sources."""
 
     voc: File | None = None
@@ -71,14 +72,25 @@ class Data(_Table):
     limit: int | None = Field(default=None, ge=1)
     val_split: str | None = Field(default=None, description="of the VOC tree: what [test] scores")
 
+    def source(self) -> SourceSettings:
+        """Where the photos are."""
+        return SourceSettings(
+            images=self.images,
+            voc=self.voc,
+            split=self.split,
+            list_file=self.list,
+            root=self.root,
+            limit=self.limit,
+        )
 
-class Classify(_Open):
+
+class ClassifyTable(_Open):
     weights: File | None = None
     random: bool = False
     validate_: bool = Field(default=False, alias="validate", description="mAP on data.val_split each epoch")
 
 
-class Maps(_Table):
+class MapsTable(_Table):
     bundle: File | None = Field(default=None, description="None: of [classify]")
     recipe: str = "released"
     mode: str = "both"
@@ -87,11 +99,11 @@ class Maps(_Table):
     set: dict[str, Any] = Field(default_factory=dict, description="constants of the recipe, changed")
 
 
-class Labels(_Open):
+class LabelsTable(_Open):
     workers: int | None = Field(default=None, ge=0, description="processes; None: one a core with a CRF")
 
 
-class Affinity(_Open):
+class AffinityTable(_Open):
     weights: Weights | None = None
     random: bool = False
 
@@ -102,21 +114,21 @@ class _Inference(_Open):
     workers: int | None = Field(default=None, ge=0, description="processes; None: one a core with a CRF")
 
 
-class Walk(_Inference):
+class WalkTable(_Inference):
     crf: bool | dict[str, Any] = Field(default=True, description="refine by a dense CRF; a table changes it")
 
 
-class Test(_Inference):
+class TestTable(_Inference):
     """Everything else is of SegmentTestConfig."""
 
 
-class Saliency(_Open):
+class SaliencyTable(_Open):
     weights: Weights | None = None
     arch: str = "mobilenetv2"
     workers: int = Field(default=0, ge=0)
 
 
-class Segment(_Open):
+class SegmentTable(_Open):
     weights: Weights | None = None
     random: bool = False
     saliency: File | None = Field(default=None, description="folder of PNGs (None: of [saliency], if any)")
@@ -125,15 +137,15 @@ class Segment(_Open):
 class PipelineConfig(_Table):
     """See the module."""
 
-    data: Data
-    classify: Classify | None = None
-    maps: Maps = Field(default_factory=Maps)
-    labels: Labels | None = None
-    affinity: Affinity | None = None
-    walk: Walk | None = None
-    saliency: Saliency | None = None
-    segment: Segment | None = None
-    test: Test | None = None
+    data: DataTable
+    classify: ClassifyTable | None = None
+    maps: MapsTable = Field(default_factory=MapsTable)
+    labels: LabelsTable | None = None
+    affinity: AffinityTable | None = None
+    walk: WalkTable | None = None
+    saliency: SaliencyTable | None = None
+    segment: SegmentTable | None = None
+    test: TestTable | None = None
 
 
 NEEDS = (

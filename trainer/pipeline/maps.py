@@ -10,34 +10,29 @@ from infercam.engine.common.errors import InputError
 from infercam.engine.common.progress import JobProgress
 from infercam.engine.common.progress import stderr as console
 from infercam.engine.common.signals import caught_signals
-from infercam.engine.data.labels import load_labels
-from infercam.engine.inputs import SourceSettings
 from infercam.engine.method.recipe import Recipe
 from infercam.engine.run.run import Run, Summary
 from infercam.engine.store.failures import FAILURES
 from infercam.trainer.pipeline.pipeline import Figures
 
 if TYPE_CHECKING:
-    from infercam.trainer.pipeline.config import Data, Maps
+    from infercam.trainer.pipeline.config import DataTable, MapsTable
 
 
-def make_maps(bundle: Path, data: Data, out: Path, recipe: Recipe, table: Maps) -> Figures:
+def make_maps(bundle: Path, data: DataTable, out: Path, recipe: Recipe, table: MapsTable) -> Figures:
     """Maps of every photo into the store `out`, going on with what is there; `failed`, where some failed.
 
     Raises SystemExit where a signal stopped it, InputError where not one photo could be done, and what
     Engine and Run raise.
     """
-    wanted = SourceSettings(
-        images=data.images, voc=data.voc, split=data.split, list_file=data.list, root=data.root
-    )
+    wanted = data.source()
     source = wanted.open()
-    source = source[: data.limit] if data.limit else source
     with (
         Engine.load(bundle, table.backend, table.threads) as engine,
         caught_signals() as caught,
         JobProgress("maps", len(source)) as bar,
     ):
-        lookup = load_labels(data.labels, engine.manifest.classes, voc_root=data.voc or data.root)
+        lookup = wanted.labels(data.labels, engine.manifest.classes)
         shown = 0
 
         def watch(summary: Summary, _: Any) -> None:

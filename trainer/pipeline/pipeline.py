@@ -32,7 +32,7 @@ Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Step:
+class PipelineStep:
     """One step: what it depends on and how it is run."""
 
     name: str
@@ -47,7 +47,7 @@ class Step:
 
 
 @dataclass
-class Outcome:
+class StepOutcome:
     """A step's line in the summary."""
 
     step: str
@@ -62,7 +62,7 @@ class Outcome:
 class Pipeline:
     """Steps in order, in a folder. `plan` tells what a run would do, `run` does it."""
 
-    def __init__(self, out: Path, steps: Sequence[Step]) -> None:
+    def __init__(self, out: Path, steps: Sequence[PipelineStep]) -> None:
         self.out = Path(out)
         self.steps = list(steps)
         self.prints = fingerprints(self.steps)
@@ -77,7 +77,7 @@ class Pipeline:
         plan = self._plan(redo)
         return {name: plan[name] for name in self._until(until)}
 
-    def run(self, until: str | None = None, redo: str | None = None) -> list[Outcome]:
+    def run(self, until: str | None = None, redo: str | None = None) -> list[StepOutcome]:
         """Do what `plan` says; returns a line for every step of the pipeline, and writes summary.json.
 
         An error or a signal leaves what is done as it is: the same call goes on. Raises what steps raise.
@@ -100,7 +100,7 @@ class Pipeline:
             _write_json(self.out / SUMMARY, [asdict(o) for o in outcomes])
         return outcomes
 
-    def _described(self, step: Step) -> dict[str, Any]:
+    def _described(self, step: PipelineStep) -> dict[str, Any]:
         return {
             "settings": dict(step.settings),
             "inputs": dict(step.inputs),
@@ -136,7 +136,7 @@ class Pipeline:
             raise InputError(f"no step {name!r} in this pipeline; there are: {', '.join(self.prints)}")
         return name
 
-    def _wanted(self, step: Step, again: bool) -> str:
+    def _wanted(self, step: PipelineStep, again: bool) -> str:
         was = self._state.get(step.name)
         if was is None or not (self.out / step.name).is_dir():
             return "do"
@@ -145,7 +145,7 @@ class Pipeline:
             return "do again"
         return "keep" if was["done"] else "go on"
 
-    def _do(self, step: Step, what: str) -> None:
+    def _do(self, step: PipelineStep, what: str) -> None:
         folder = self.out / step.name
         was = self._state.get(step.name)
         if what == "do again" and was is not None:
@@ -163,7 +163,7 @@ class Pipeline:
         finally:
             self._record(step, done, figures, before + time.monotonic() - started)
 
-    def _record(self, step: Step, done: bool, figures: Figures, seconds: float) -> None:
+    def _record(self, step: PipelineStep, done: bool, figures: Figures, seconds: float) -> None:
         self._state[step.name] = {
             "fingerprint": self.prints[step.name],
             "done": done,
@@ -172,10 +172,10 @@ class Pipeline:
         }
         _write_json(self.out / STATE, self._state)
 
-    def _outcome(self, step: Step, status: str) -> Outcome:
+    def _outcome(self, step: PipelineStep, status: str) -> StepOutcome:
         was = self._state.get(step.name, {})
         mine = was.get("fingerprint") == self.prints[step.name] and status != "left"
-        return Outcome(
+        return StepOutcome(
             step.name,
             status,
             was["figures"] if mine else {},
@@ -184,7 +184,7 @@ class Pipeline:
         )
 
 
-def fingerprints(steps: Sequence[Step]) -> dict[str, str]:
+def fingerprints(steps: Sequence[PipelineStep]) -> dict[str, str]:
     """Step -> hash of its settings, inputs and the fingerprints of what it builds on.
 
     Raises ValueError where a step builds on one that does not come before it.

@@ -76,7 +76,7 @@ def saliency_map(image: Pixels, features: Map | None = None, config: SaliencyCon
     config = config or SaliencyConfig()
     height, width = image.shape[:2]
     scale = min(1.0, config.side / max(height, width))
-    small = cv2.resize(
+    small: Any = cv2.resize(
         image, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA
     )
     colours = lab(small)
@@ -89,7 +89,7 @@ def saliency_map(image: Pixels, features: Map | None = None, config: SaliencyCon
         far = _cosine_distances(_pooled(features, index, count))
         distance = config.colour_weight * distance + config.feature_weight * far
     found = robust_background(distance, index, config, config.reach or reach)
-    rough = cv2.resize(found[index].astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    rough: Any = cv2.resize(found[index].astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     fine = _to_edges(rough, image, round(config.edge_radius * max(height, width)))
     if not fine.any():
         return fine
@@ -134,7 +134,7 @@ def _solve(distance: Matrix, pairs: NDArray, background: Matrix, foreground: Mat
     weights[pairs[:, 0], pairs[:, 1]] = np.exp(-(between**2) / (2 * smooth**2)) + 0.1
     weights += weights.T
     laplacian = np.diag(weights.sum(1)) - weights
-    return np.linalg.solve(laplacian + np.diag(background + foreground + 1e-6), foreground)
+    return np.linalg.solve(laplacian + np.diag(background + foreground + 1e-6), foreground).astype(np.float64)
 
 
 def stretched(values: NDArray) -> NDArray:
@@ -276,7 +276,7 @@ def read_saliency(file: Path, size: tuple[int, int]) -> Pixels:
     as saliency networks often write a fixed size. Raises InputError, naming the file, where it cannot be read.
     """
     image = read_image(file)
-    plane = image[:, :, 0]
+    plane: Any = image[:, :, 0]
     if not (np.array_equal(plane, image[:, :, 1]) and np.array_equal(plane, image[:, :, 2])):
         raise InputError(f"{shown(file)}: has colours; a saliency map is grey, 0 background to 255 salient")
     if plane.shape != size:

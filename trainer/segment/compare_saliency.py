@@ -27,8 +27,10 @@ from infercam.engine.evaluation.scores import EvalResult
 from infercam.engine.store.failures import FAILURES
 from infercam.trainer.photos.photos import Photos
 from infercam.trainer.segment.data import SaliencyFolder
-from infercam.trainer.segment.predict import SegmentTestConfig, segment_photos
-from infercam.trainer.segment.stage import SegmentConfig, Validation, train_segment
+from infercam.trainer.segment.predict import segment_photos
+from infercam.trainer.segment.settings import SegmentConfig, SegmentTestConfig
+from infercam.trainer.segment.stage import train_segment
+from infercam.trainer.segment.validation import Validation
 
 MODES = ("none", "background", "refine")
 REPORT = "comparison.json"
@@ -36,7 +38,7 @@ LABELS = "labels"
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One run. Shares in 0..1."""
 
     mode: str
@@ -65,7 +67,7 @@ def compare_saliency(
     weights: Path | None = None,
     random: bool = False,
     resamples: int = 1000,
-) -> list[Row]:
+) -> list[ComparisonRow]:
     """Train and score every mode with every seed; what an earlier call finished is kept.
 
     test: how the validation photos are labelled (default: one scale, not mirrored, no CRF).
@@ -123,12 +125,12 @@ def _scored(
 
 def _row(
     mode: str, seed: int, found: EvalResult, first: EvalResult | None, resamples: int, seconds: float
-) -> Row:
+) -> ComparisonRow:
     if first is None:
-        return Row(mode, seed, found.all.miou, seconds=seconds)
+        return ComparisonRow(mode, seed, found.all.miou, seconds=seconds)
     gain = compare(first, found, resamples)["all"]
     between = (gain.interval.low, gain.interval.high)
-    return Row(mode, seed, found.all.miou, gain.difference, between, seconds)
+    return ComparisonRow(mode, seed, found.all.miou, gain.difference, between, seconds)
 
 
 def _seconds(run: Path, seconds: float) -> float:
@@ -142,7 +144,12 @@ def _seconds(run: Path, seconds: float) -> float:
 
 
 def _report(
-    out: Path, rows: list[Row], config: SegmentConfig, test: SegmentTestConfig, trained: int, validated: int
+    out: Path,
+    rows: list[ComparisonRow],
+    config: SegmentConfig,
+    test: SegmentTestConfig,
+    trained: int,
+    validated: int,
 ) -> None:
     content: dict[str, Any] = {
         "rows": [asdict(row) for row in rows],
@@ -160,7 +167,7 @@ def _report(
         raise StoreError(f"{out / REPORT}: cannot be written: {e.strerror}") from None
 
 
-def mean_miou(rows: Sequence[Row], mode: str) -> float | None:
+def mean_miou(rows: Sequence[ComparisonRow], mode: str) -> float | None:
     """Over the seeds; None without a run of that mode."""
     found = [row.miou for row in rows if row.mode == mode]
     return float(np.mean(found)) if found else None

@@ -26,7 +26,7 @@ from infercam.trainer.saliency.saliency import read_saliency, saliency_file
 from infercam.trainer.segment.saliency_loss import THRESHOLD
 
 if TYPE_CHECKING:
-    from infercam.trainer.segment.stage import SegmentConfig
+    from infercam.trainer.segment.settings import SegmentConfig
 
 SaliencyMode = Literal["none", "background", "refine"]
 Pixels = NDArray[np.uint8]
@@ -93,7 +93,7 @@ def cut(label: Pixels, saliency: Pixels) -> Pixels:
     return np.where(saliency <= THRESHOLD * 255, np.uint8(0), label)
 
 
-class Augment:
+class SegmentAugment:
     """Picture and planes -> `image` 3×crop×crop float32, `label` and the other planes crop×crop uint8."""
 
     fill = {"label": IGNORE, "saliency": 0, "inside": 0}  # noqa: RUF012

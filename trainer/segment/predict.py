@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from infercam.engine.bundle import sha256_file
 from infercam.engine.common.atomic import atomic_write
@@ -29,23 +28,11 @@ from infercam.trainer.networks.deeplab import DeepLab, full_scores, load_deeplab
 from infercam.trainer.photos.augment import resize, to_tensor
 from infercam.trainer.photos.job import JobSummary, run_job
 from infercam.trainer.photos.photos import Photos
+from infercam.trainer.segment.settings import SegmentTestConfig
 
 SUBMISSION = Path("results") / "VOC2012" / "Segmentation"
 COMPETITION = "comp6_test_cls"
 """comp5: trained on VOC's own photos only; comp6: on others too, as ImageNet weights are."""
-
-
-class SegmentTestConfig(BaseModel):
-    """Defaults: the scales of deeplab-pytorch, whose scores are averaged here, and psa's CRF where asked for."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    scales: tuple[float, ...] = Field(default=(0.5, 0.75, 1.0, 1.25, 1.5), min_length=1)
-    mirror: bool = True
-    least_peak: float = Field(
-        default=0.05, ge=0, lt=1, description="classes below this everywhere are out (the CRF's time)"
-    )
-    crf: CrfConfig | None = None
 
 
 def class_probabilities(

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infercam.engine.evaluation.histogram import IGNORE
+from infercam.trainer.segment.settings import ALPHA
 
-ALPHA = 0.08
 THRESHOLD = 0.5
 
 

@@ -2,95 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from infercam.engine.bundle import InputSpec, sha256_file
 from infercam.engine.common.errors import InputError
 from infercam.engine.common.progress import stderr as console
-from infercam.trainer.loop.config import StageConfig, make_config, save_config
+from infercam.trainer.loop.config import save_config
 from infercam.trainer.loop.dataset import StageDataset
 from infercam.trainer.loop.fit import BEST, FitResult, fit
 from infercam.trainer.loop.stage import StageBase
 from infercam.trainer.networks.deeplab import STAGE, DeepLab, full_scores, start_deeplab
 from infercam.trainer.photos.augment import to_tensor
-from infercam.trainer.photos.label_png import read_label
 from infercam.trainer.photos.labelled import LabelledPhotos
 from infercam.trainer.photos.photos import Photos
 from infercam.trainer.photos.whole_images import gathered, my_share
 from infercam.trainer.segment.confusion import confusion, mean_iou
-from infercam.trainer.segment.data import Augment, SaliencyFolder, SegmentItems
-from infercam.trainer.segment.saliency_loss import ALPHA, segmentation_loss
-
-
-class SegmentConfig(StageConfig):
-    """Defaults: deeplab-pytorch's for DeepLab v2 over ResNet-101 on VOC; PRESETS for the other networks."""
-
-    arch: Literal["resnet101", "resnet50", "mobilenetv2", "resnet38", "small"] = "resnet101"
-    head: Literal["v2", "v3"] = Field(default="v2", description="ASPP: v2 summed, v3 concatenated")
-    output_stride: Literal[8, 16] = 8
-    epochs: int = Field(default=20, ge=1)
-    batch: int = Field(default=10, ge=1, description="photos a step, on each device")
-    rate: float = Field(default=2.5e-4, gt=0, description="of the backbone")
-    head_scale: float = Field(default=10.0, gt=0, description="rate of the head over the backbone's")
-    crop: int = Field(default=321, ge=33, description="side of the training crops, pixels (321 or 513)")
-    scale: tuple[float, float] = Field(default=(0.5, 1.5), description="range of the random scale")
-    saliency_mode: Literal["none", "background", "refine"] = "none"
-    missing_saliency: Literal["error", "cross-entropy"] = "error"
-    alpha: float = Field(default=ALPHA, ge=0, description="weight of the saliency term in eq. 4")
-
-    @model_validator(mode="after")
-    def _check(self) -> SegmentConfig:
-        if not 0.1 <= self.scale[0] <= self.scale[1] <= 10:
-            raise ValueError("scale: write the smaller factor first, both within 0.1 and 10")
-        return self
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # no BatchNorm to hold larger steps
-    "mobilenetv2": {"rate": 2e-3, "head_scale": 1.0, "clip": 5.0, "output_stride": 16},
-    "small": {"rate": 1e-2, "output_stride": 8},
-}
-"""What other networks change of the defaults."""
-
-
-def segment_config(file: Path | None = None, **changes: Any) -> SegmentConfig:
-    """Settings from a file, then `changes` (None: not given), over the preset of the arch; raises InputError."""
-    asked = make_config(SegmentConfig, file, **changes)
-    given = asked.model_dump(exclude_unset=True)
-    return make_config(SegmentConfig, None, **{**PRESETS.get(asked.arch, {}), **given})
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Photos with ground truth to validate on after each epoch."""
-
-    photos: Photos
-    mask: Callable[[str], Path | None]
-
-    def check(self) -> None:
-        """Raises InputError, with their number and the first, where photos have no mask."""
-        files = {i: self.mask(i) for i in self.photos.ids}
-        missing = [i for i, file in files.items() if file is None or not file.is_file()]
-        if missing:
-            raise InputError(
-                f"{len(missing)} of {len(files)} validation photos have no ground truth "
-                f"(first: {files[missing[0]] or missing[0]})"
-            )
-
-    def truth(self, item_id: str, classes: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """H×W uint8; raises InputError as read_label."""
-        file = self.mask(item_id)
-        assert file is not None
-        return read_label(file, classes, size)
+from infercam.trainer.segment.data import SaliencyFolder, SegmentAugment, SegmentItems
+from infercam.trainer.segment.saliency_loss import segmentation_loss
+from infercam.trainer.segment.settings import SegmentConfig
+from infercam.trainer.segment.validation import Validation
 
 
 class SegmentStage(StageBase):
@@ -111,7 +48,9 @@ class SegmentStage(StageBase):
         self._facts, self._groups = network.facts(), network.parameter_groups(config.head_scale)
         self.network: nn.Module = network
         self.best_by = "mIoU" if validation else ""
-        self.dataset = StageDataset(items.labelled.ids, items, Augment(config, network.input), config.seed)
+        self.dataset = StageDataset(
+            items.labelled.ids, items, SegmentAugment(config, network.input), config.seed
+        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return self._groups

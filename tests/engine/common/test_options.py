@@ -37,6 +37,7 @@ class Training(BaseModel):
     mirror: bool = True
     head: Literal["v2", "v3"] = "v2"
     scales: tuple[float, ...] = (1.0, 0.5)
+    crop: tuple[int, int] = (3, 4)
     hidden: int = 3
 
 
@@ -88,6 +89,7 @@ def test_only_what_is_given_is_a_change() -> None:
     [
         (["--folder", "f", "--list", "l"], "give --folder or --list, not both"),
         (["--scales", "1,x"], "--scales 1,x: write numbers separated by commas"),
+        (["--crop", "3"], "--crop 3: write 2 numbers separated by commas"),
     ],
 )
 def test_what_the_model_refuses_is_one_line(arguments: list[str], says: str) -> None:
@@ -96,9 +98,10 @@ def test_what_the_model_refuses_is_one_line(arguments: list[str], says: str) -> 
     assert str(ran.exception) == says
 
 
-def test_bounds_are_typers() -> None:
+def test_bounds_of_whole_numbers_are_typers_and_the_others_the_models() -> None:
     assert run("o", "--limit", "0").exit_code == 2
     assert run("o", "--epochs", "0").exit_code == 2
+    assert run("o", "--rate", "-1").exit_code == 0 and seen["changes"] == {"rate": -1.0}
 
 
 def test_help_says_all() -> None:

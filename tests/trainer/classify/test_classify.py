@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +23,19 @@ from hypothesis import strategies as st
 from infercam.engine.common.errors import InputError
 from infercam.engine.demo.ablation import DEMO_SEED
 from infercam.engine.demo.scenes import CLASS_NAMES, SIZE, scene
+from infercam.engine.inputs import SourceSettings
 from infercam.trainer.classify.average_precision import average_precision
 from infercam.trainer.classify.classify import classify
 from infercam.trainer.classify.scene_tree import TRAIN_SEED, VALIDATION_SEED, scene_tree
+from infercam.trainer.classify.settings import ClassifyConfig, usual_config
 from infercam.trainer.classify.split_unite import middle
-from infercam.trainer.classify.stage import Augment, ClassifyConfig, ClassifyStage, LoadPicture, usual_config
-from infercam.trainer.commands.classify import classify_command
-from infercam.trainer.commands.source_options import class_names, open_photos
+from infercam.trainer.classify.stage import ClassifyAugment, ClassifyStage, LoadPicture
 from infercam.trainer.loop.checkpoint import load_checkpoint
 from infercam.trainer.loop.errors import TrainingError
 from infercam.trainer.loop.fit import BEST, fit
 from infercam.trainer.networks.classifiers import build_classifier
 from infercam.trainer.networks.small import SmallNet, folded
-from infercam.trainer.photos.photos import Photos
+from infercam.trainer.photos.photos import Photos, class_names, open_photos
 from infercam.trainer.photos.whole_images import shape_at, shape_batches
 
 
@@ -53,7 +54,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tree: Path) -> Photos:
-    return open_photos(voc=tree, split="train", labels=tree / "labels.json", classes=CLASS_NAMES)
+    return open_photos(
+        SourceSettings(voc=tree, split="train"), labels=tree / "labels.json", classes=CLASS_NAMES
+    )
 
 
 def settings(**changes: object) -> ClassifyConfig:
@@ -152,7 +155,9 @@ def test_a_training_picture_is_the_crop_and_the_labels(photos: Photos) -> None:
     load = LoadPicture(photos, len(CLASS_NAMES), True, "released")
     image, extra = load(photos.ids[0])
     assert np.flatnonzero(extra["labels"]).tolist() == photos.labels(photos.ids[0])
-    made = Augment(config, build_classifier("small", 8, None).input)(np.random.default_rng(0), image, extra)
+    made = ClassifyAugment(config, build_classifier("small", 8, None).input)(
+        np.random.default_rng(0), image, extra
+    )
     assert made["image"].shape == (3, 64, 64) and made["image"].dtype == torch.float32
     assert torch.equal(made["labels"], torch.from_numpy(extra["labels"]))
 
@@ -168,7 +173,7 @@ def test_tiles_are_taken_as_often_as_asked(photos: Photos, monkeypatch: pytest.M
     monkeypatch.setattr("infercam.trainer.classify.stage.random_long_side", record)
     for tiled, share, expected in ((True, 0.8, 0.8), (True, 0.0, 0.0), (False, 0.8, 0.0)):
         load = LoadPicture(photos, len(CLASS_NAMES), tiled, "paper")
-        augment = Augment(settings(tile_share=share), build_classifier("small", 8, None).input)
+        augment = ClassifyAugment(settings(tile_share=share), build_classifier("small", 8, None).input)
         image, extra = load(photos.ids[0])
         seen.clear()
         for i in range(200):
@@ -185,7 +190,9 @@ def test_whole_photos_come_in_batches_of_one_shape(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / f"{name}.png"), rng.integers(0, 256, (*size, 3), np.uint8))
     found = {}
     spec = build_classifier("small", 8, None).input
-    for names, images in shape_batches(open_photos(images=tmp_path), list(sizes), 60, 3, spec):
+    for names, images in shape_batches(
+        open_photos(SourceSettings(images=tmp_path)), list(sizes), 60, 3, spec
+    ):
         assert len(names) == len(images) <= 3
         assert all(tuple(images.shape[2:]) == shape_at(sizes[n], 60) for n in names)
         found |= dict.fromkeys(names)
@@ -297,7 +304,9 @@ def test_bad_input_is_one_line(photos: Photos, tree: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match="give pre-trained weights"):
         classify(photos, tmp_path, settings(arch="mobilenetv2"), CLASS_NAMES)
     unlabelled = open_photos(
-        voc=tree, split="train", labels=_labels(tmp_path, {"scene_00000": ["lion"]}), classes=CLASS_NAMES
+        SourceSettings(voc=tree, split="train"),
+        labels=_labels(tmp_path, {"scene_00000": ["lion"]}),
+        classes=CLASS_NAMES,
     )
     with pytest.raises(InputError, match=r"scene_00001: no labels .*\(and 22 more of 24 images\)"):
         classify(unlabelled, tmp_path, settings(), CLASS_NAMES)
@@ -313,7 +322,9 @@ def test_bad_input_is_one_line(photos: Photos, tree: Path, tmp_path: Path) -> No
 def test_an_unreadable_photo_is_named(tree: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(tree, tmp_path / "tree")
     (copied / "JPEGImages" / "scene_00003.jpg").write_bytes(b"not a picture")
-    broken = open_photos(voc=copied, split="train", labels=copied / "labels.json", classes=CLASS_NAMES)
+    broken = open_photos(
+        SourceSettings(voc=copied, split="train"), labels=copied / "labels.json", classes=CLASS_NAMES
+    )
     with pytest.raises(InputError, match=r"scene_00003\.jpg: not a picture"):
         fit(stage(broken, tmp_path / "run", settings(epochs=1)), tmp_path / "run")
 
@@ -344,15 +355,20 @@ def command(*words: object) -> list[str]:
     return [str(Path(sys.executable).with_name("infercam")), "classify", *map(str, words)]
 
 
-def test_options_that_do_not_go_together(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="give one source"):
-        classify_command(tmp_path)
-    with pytest.raises(InputError, match="--demo draws its own"):
-        classify_command(tmp_path, demo=True, labels="l.json")
-    with pytest.raises(InputError, match="LOW,HIGH"):
-        classify_command(tmp_path, demo=True, long_side="12")
-    with pytest.raises(InputError, match="NAME=VALUE"):
-        classify_command(tmp_path, demo=True, change=["side"])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "give one source"),
+        (["--demo", "--labels", "l.json"], "--demo draws its own"),
+        (["--demo", "--long-side", "12"], "--long-side 12: write 2 numbers separated by commas"),
+        (["--demo", "--set", "side"], "NAME=VALUE"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    tmp_path: Path, infercam: Callable, words: list[str], says: str
+) -> None:
+    done = infercam("classify", "-o", tmp_path / "out", *words)
+    assert done.code == 1 and says in done.err and done.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

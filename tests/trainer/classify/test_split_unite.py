@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from infercam.engine.common.errors import InputError
 from infercam.engine.data.voc import CLASSES
+from infercam.engine.inputs import SourceSettings
 from infercam.engine.method.geometry import Box
 from infercam.engine.method.host_ops import centre_of_mass
 from infercam.engine.method.reference import resize_bilinear
@@ -26,7 +27,7 @@ from infercam.trainer.classify.split_unite import (
     store_centres,
     tiles,
 )
-from infercam.trainer.commands.source_options import open_photos
+from infercam.trainer.photos.photos import open_photos
 
 
 def test_one_class_gives_four_tiles_that_overlap_by_the_buffer() -> None:
@@ -106,7 +107,7 @@ def stored(tmp_path: Path) -> Path:
 
 
 def test_centres_from_a_store_are_in_the_labels_order(stored: Path) -> None:
-    photos = open_photos(images=stored / "images", labels=stored / "labels.json")
+    photos = open_photos(SourceSettings(images=stored / "images"), labels=stored / "labels.json")
     assert store_centres(MapStore.open(stored / "maps"), photos) == {"a": [(2, 25), (12, 25)], "b": [(2, 25)]}
 
 
@@ -115,11 +116,18 @@ def test_a_store_of_other_images_sizes_or_labels_is_named(stored: Path) -> None:
     rng = np.random.default_rng(0)
     cv2.imwrite(str(stored / "images" / "c.png"), rng.integers(0, 256, (40, 50, 3), np.uint8))
     with pytest.raises(InputError, match=r"no maps of 1 of 3 images \(c"):
-        store_centres(store, open_photos(images=stored / "images", labels=stored / "labels.json"))
+        store_centres(
+            store, open_photos(SourceSettings(images=stored / "images"), labels=stored / "labels.json")
+        )
     (stored / "images" / "c.png").unlink()
     (stored / "labels.json").write_text(json.dumps({"a": [7, 12], "b": [3]}))
     with pytest.raises(InputError, match=r"a: .* no map of some of its labels"):
-        store_centres(store, open_photos(images=stored / "images", labels=stored / "labels.json"))
+        store_centres(
+            store, open_photos(SourceSettings(images=stored / "images"), labels=stored / "labels.json")
+        )
     cv2.imwrite(str(stored / "images" / "b.png"), rng.integers(0, 256, (41, 50, 3), np.uint8))
     with pytest.raises(InputError, match=r"b: its maps are \(40, 50\), the image is \(41, 50\)"):
-        store_centres(store, open_photos(images=stored / "images", labels=stored / "labels.json").only(["b"]))
+        store_centres(
+            store,
+            open_photos(SourceSettings(images=stored / "images"), labels=stored / "labels.json").only(["b"]),
+        )

@@ -15,13 +15,15 @@ from PIL import Image
 
 from infercam.engine.common.errors import InputError
 from infercam.engine.evaluation.label_png import write_label
+from infercam.engine.inputs import SourceSettings
 from infercam.trainer.affinity.affinitynet import AffinityNet, load_affinity
 from infercam.trainer.affinity.loss import pair_accuracy, pair_distance, pair_groups
-from infercam.trainer.affinity.stage import AffinityConfig, AffinityStage, affinity_config, train_affinity
-from infercam.trainer.commands.source_options import open_photos
+from infercam.trainer.affinity.settings import AffinityConfig, affinity_config
+from infercam.trainer.affinity.stage import AffinityStage, train_affinity
 from infercam.trainer.loop.fit import BEST, LAST
 from infercam.trainer.networks.backbones import build_backbone
 from infercam.trainer.photos.labelled import LabelledPhotos
+from infercam.trainer.photos.photos import open_photos
 
 IDS = ("a", "b", "c/d", "e")
 SIZE = (96, 104)
@@ -137,7 +139,7 @@ def test_bad_input_is_one_line(scenes: Path, backbone_file: Path, tmp_path: Path
 def test_a_killed_run_goes_on_to_the_same_weights(
     scenes: Path, backbone_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    photos = open_photos(images=scenes / "photos")
+    photos = open_photos(SourceSettings(images=scenes / "photos"))
     config = AffinityConfig(arch="resnet50", crop=80, batch=2, rate=0.01, epochs=2, threads=1)
 
     def train(name: str) -> dict[str, torch.Tensor]:
@@ -180,7 +182,7 @@ def stage_of(scenes: Path, **changes: object) -> AffinityStage:
         build_backbone("resnet50", output_stride=8, width=16), freeze_backbone=config.freeze_backbone
     )
     return AffinityStage(
-        net, config, LabelledPhotos(open_photos(images=scenes / "photos"), scenes / "labels")
+        net, config, LabelledPhotos(open_photos(SourceSettings(images=scenes / "photos")), scenes / "labels")
     )
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from infercam.engine.common.errors import InputError
-from infercam.trainer.commands.source_options import open_photos
+from infercam.engine.inputs import SourceSettings
+from infercam.trainer.photos.photos import open_photos
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_ids_images_and_labels(tree: Path) -> None:
-    photos = open_photos(images=tree / "images", labels=tree / "labels.json")
+    photos = open_photos(SourceSettings(images=tree / "images"), labels=tree / "labels.json")
     assert photos.ids == ["a", "b/two", "c"] and len(photos) == 3 and "b/two" in photos
     image = photos.image("b/two")
     assert image.dtype == np.uint8 and image.shape == (5, 7, 3) and photos.size("b/two") == (5, 7)
@@ -39,32 +40,34 @@ def test_ids_images_and_labels(tree: Path) -> None:
 
 def test_other_classes_limit_and_part(tree: Path) -> None:
     photos = open_photos(
-        images=tree / "images", labels=tree / "labels.json", classes=["dog", "cat", "person"]
+        SourceSettings(images=tree / "images"), labels=tree / "labels.json", classes=["dog", "cat", "person"]
     )
     assert photos.labels("a") == [0, 1]
-    assert open_photos(images=tree / "images", limit=2).ids == ["a", "b/two"]
+    assert open_photos(SourceSettings(images=tree / "images", limit=2)).ids == ["a", "b/two"]
     part = photos.only(["c", "a"])
     assert part.ids == ["a", "c"] and part.describe()["source"]["count"] == 2 and len(photos) == 3
 
 
 def test_can_be_sent_to_another_process(tree: Path) -> None:
-    photos = pickle.loads(pickle.dumps(open_photos(images=tree / "images", labels=tree / "labels.json")))
+    photos = pickle.loads(
+        pickle.dumps(open_photos(SourceSettings(images=tree / "images"), labels=tree / "labels.json"))
+    )
     assert photos.labels("b/two") == [14] and photos.image("c").shape == (9, 3, 3)
 
 
 def test_one_line_errors(tree: Path) -> None:
     with pytest.raises(InputError, match="one source of images"):
-        open_photos()
+        open_photos(SourceSettings())
     with pytest.raises(InputError, match="one source of images"):
-        open_photos(images=tree / "images", voc=tree, split="train")
-    photos = open_photos(images=tree / "images")
+        open_photos(SourceSettings(images=tree / "images", voc=tree, split="train"))
+    photos = open_photos(SourceSettings(images=tree / "images"))
     with pytest.raises(InputError, match="--labels"):
         photos.labels("a")
     with pytest.raises(InputError, match=r"zebra.*not one of the 3 images"):
         photos.image("zebra")
     with pytest.raises(InputError, match="not one of"):
         photos.only(["zebra"])
-    labelled = open_photos(images=tree / "images", labels=tree / "labels.json")
+    labelled = open_photos(SourceSettings(images=tree / "images"), labels=tree / "labels.json")
     with pytest.raises(InputError, match=r"c: .*empty"):
         labelled.labels("c")
     (tree / "images" / "a.png").write_bytes(b"")

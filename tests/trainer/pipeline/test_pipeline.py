@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infercam.engine.common.errors import InputError, StoreError
-from infercam.trainer.pipeline.pipeline import Pipeline, Step, fingerprints
+from infercam.trainer.pipeline.pipeline import Pipeline, PipelineStep, fingerprints
 
 
 class Log:
@@ -19,10 +19,10 @@ class Log:
         self.settings = settings
         self.fail = ""
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[PipelineStep]:
         needs = {"a": (), "b": ("a",), "c": ("b",), "d": ("a",)}
         return [
-            Step(name, self.work(name), {"x": self.settings.get(name, 0)}, {"file": "h"}, on)
+            PipelineStep(name, self.work(name), {"x": self.settings.get(name, 0)}, {"file": "h"}, on)
             for name, on in needs.items()
         ]
 
@@ -147,15 +147,15 @@ def test_seconds_add_up_over_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_fingerprints_cover_settings_inputs_and_what_comes_before() -> None:
     def chain(x: int, file: str) -> dict[str, str]:
-        first = Step("a", lambda _: {}, {"x": x}, {"file": file})
-        return fingerprints([first, Step("b", lambda _: {}, needs=("a",))])
+        first = PipelineStep("a", lambda _: {}, {"x": x}, {"file": file})
+        return fingerprints([first, PipelineStep("b", lambda _: {}, needs=("a",))])
 
     base = chain(0, "h")
     assert chain(0, "h") == base
     for other in (chain(1, "h"), chain(0, "g")):
         assert other["a"] != base["a"] and other["b"] != base["b"]
     with pytest.raises(ValueError, match="before"):
-        fingerprints([Step("b", lambda _: {}, needs=("a",))])
+        fingerprints([PipelineStep("b", lambda _: {}, needs=("a",))])
 
 
 def test_damaged_state_is_one_line(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from infercam.trainer.affinity.stage import AffinityStage
 from infercam.trainer.commands.pipeline import table
 from infercam.trainer.networks.small import LAYERS, SmallNet
 from infercam.trainer.pipeline.config import read_pipeline
-from infercam.trainer.pipeline.pipeline import Outcome, Pipeline
+from infercam.trainer.pipeline.pipeline import Pipeline, StepOutcome
 from infercam.trainer.pipeline.steps import make_steps
 
 CHANCE = 100 / (len(CLASS_NAMES) + 1)
@@ -112,17 +112,17 @@ def changed(root: Path, name: str, *pairs: tuple[str, str]) -> Path:
     return root / name
 
 
-def run(settings: Path, out: Path, **options: str) -> dict[str, Outcome]:
+def run(settings: Path, out: Path, **options: str) -> dict[str, StepOutcome]:
     pipeline = Pipeline(out, make_steps(read_pipeline(settings), out))
     return {o.step: o for o in pipeline.run(**options)}
 
 
 @pytest.fixture(scope="module")
-def whole(root: Path) -> dict[str, Outcome]:
+def whole(root: Path) -> dict[str, StepOutcome]:
     return run(root / "settings.toml", root / "out")
 
 
-def test_every_step_is_better_than_chance(whole: dict[str, Outcome], root: Path) -> None:
+def test_every_step_is_better_than_chance(whole: dict[str, StepOutcome], root: Path) -> None:
     assert list(whole) == ["maps", "labels", "affinity", "walk", "segment", "test"]
     assert {o.status for o in whole.values()} == {"done"}
     assert whole["maps"].figures["best mIoU"] > 2.5 * CHANCE
@@ -138,7 +138,7 @@ def test_every_step_is_better_than_chance(whole: dict[str, Outcome], root: Path)
     assert table(list(whole.values())).row_count == 6
 
 
-def test_a_second_run_does_nothing(whole: dict[str, Outcome], root: Path) -> None:
+def test_a_second_run_does_nothing(whole: dict[str, StepOutcome], root: Path) -> None:
     def files() -> dict[str, int]:
         steps = [root / "out" / name for name in whole]
         return {str(f): f.stat().st_mtime_ns for step in steps for f in step.rglob("*")}
@@ -153,7 +153,7 @@ def test_a_second_run_does_nothing(whole: dict[str, Outcome], root: Path) -> Non
     }
 
 
-def test_a_change_redoes_what_it_concerns(whole: dict[str, Outcome], root: Path) -> None:
+def test_a_change_redoes_what_it_concerns(whole: dict[str, StepOutcome], root: Path) -> None:
     def plan(*pairs: tuple[str, str]) -> list[str]:
         settings = changed(root, "other.toml", *pairs)
         steps = Pipeline(root / "out", make_steps(read_pipeline(settings), root / "out")).plan()
@@ -178,7 +178,7 @@ class Killed(BaseException):
 
 
 def test_killed_in_the_middle_it_goes_on_to_the_same_figures(
-    whole: dict[str, Outcome], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: dict[str, StepOutcome], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
     loss = AffinityStage.loss
@@ -259,7 +259,7 @@ def command(*words: object) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_command_survives_kill_9(whole: dict[str, Outcome], root: Path, tmp_path: Path) -> None:
+def test_the_command_survives_kill_9(whole: dict[str, StepOutcome], root: Path, tmp_path: Path) -> None:
     words = [root / "settings.toml", "-o", tmp_path, "--until", "walk"]
     running = subprocess.Popen(command(*words), stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "affinity" / "last.ckpt").exists():

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from infercam.engine.common.errors import InputError
+from infercam.engine.inputs import SourceSettings
 from infercam.trainer.saliency.saliency import (
     SaliencyConfig,
     SaliencyWriter,
@@ -201,10 +202,10 @@ def test_processes_make_the_same(infercam, photos, tmp_path):
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is not here")
 def test_real_photos_with_features(tmp_path):
     """Better than chance on photos that were not looked at; a floor, not a figure."""
-    from infercam.trainer.commands.source_options import open_photos
+    from infercam.trainer.photos.photos import open_photos
 
     pytest.importorskip("torch")
-    photos = open_photos(voc=SHARED / "voc", split="train")
+    photos = open_photos(SourceSettings(voc=SHARED / "voc", split="train"))
     ids = photos.ids[3:60:16]
     weights = SHARED / "models" / "mobilenetv2_imagenet_folded_fp16.safetensors"
     writer = SaliencyWriter(photos, tmp_path, SaliencyConfig(), weights)

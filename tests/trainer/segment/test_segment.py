@@ -16,18 +16,21 @@ from PIL import Image
 
 from infercam.engine.common.errors import InputError
 from infercam.engine.evaluation.label_png import read_mask, write_label
+from infercam.engine.inputs import SourceSettings
 from tests.shared import SHARED
 
 torch = pytest.importorskip("torch")
 
-from infercam.trainer.commands.source_options import open_photos
 from infercam.trainer.networks.deeplab import load_deeplab, start_deeplab
 from infercam.trainer.photos.labelled import LabelledPhotos
+from infercam.trainer.photos.photos import open_photos
 from infercam.trainer.saliency.saliency import write_saliency
 from infercam.trainer.segment.confusion import class_iou, confusion, mean_iou
-from infercam.trainer.segment.data import Augment, SaliencyFolder, SegmentItems, cut
+from infercam.trainer.segment.data import SaliencyFolder, SegmentAugment, SegmentItems, cut
 from infercam.trainer.segment.predict import class_probabilities
-from infercam.trainer.segment.stage import SegmentStage, Validation, segment_config, train_segment
+from infercam.trainer.segment.settings import segment_config
+from infercam.trainer.segment.stage import SegmentStage, train_segment
+from infercam.trainer.segment.validation import Validation
 
 SMALL = [
     "--arch",
@@ -71,7 +74,9 @@ def write_scene(root: Path, height: int = 56, width: int = 72, count: int = 3) -
 
 
 def validation_of(root: Path) -> Validation:
-    return Validation(open_photos(images=root / "photos"), lambda i: root / "masks" / f"{i}.png")
+    return Validation(
+        open_photos(SourceSettings(images=root / "photos")), lambda i: root / "masks" / f"{i}.png"
+    )
 
 
 # -- figures ---------------------------------------------------------------------------------------------------
@@ -100,7 +105,7 @@ def test_cut_only_makes_background(label, saliency):
 
 
 def items_of(scene: Path, mode: str, **options) -> SegmentItems:
-    photos = open_photos(images=scene / "photos")
+    photos = open_photos(SourceSettings(images=scene / "photos"))
     folder = None if mode == "none" else SaliencyFolder(scene / "saliency", photos.ids, **options)
     return SegmentItems(LabelledPhotos(photos, scene / "masks", 2), mode, folder)
 
@@ -135,7 +140,7 @@ def test_planes_stay_together_and_padding_is_outside(scene):
     config = segment_config(arch="small", crop=97, scale=(0.7, 1.4))
     network, _ = start_deeplab("small", None, classes=3, random=True)
     image, planes = items_of(scene, "refine")("p1")
-    augment = pickle.loads(pickle.dumps(Augment(config, network.input)))
+    augment = pickle.loads(pickle.dumps(SegmentAugment(config, network.input)))
     for seed in range(6):
         found = augment(np.random.default_rng(seed), image, planes)
         assert found["image"].shape == (3, 97, 97) and found["label"].shape == (97, 97)
@@ -152,7 +157,7 @@ def test_loss_falls_in_every_mode(scene, tmp_path, mode):
         arch="small", crop=73, scale=(1, 1), epochs=8, batch=3, rate=0.03, head_scale=3, saliency_mode=mode
     )
     maps = None if mode == "none" else scene / "saliency"
-    photos = open_photos(images=scene / "photos")
+    photos = open_photos(SourceSettings(images=scene / "photos"))
     done = train_segment(
         photos, scene / "masks", tmp_path / "run", config, classes=2, random=True, saliency=maps
     )
@@ -292,7 +297,7 @@ def test_small_network_fits_four_photos(tmp_path):
     config = segment_config(
         arch="small", crop=137, scale=(1, 1), rate=0.03, head_scale=3, epochs=150, batch=4, threads=1
     )
-    photos = open_photos(images=scene / "photos")
+    photos = open_photos(SourceSettings(images=scene / "photos"))
     done = train_segment(
         photos,
         scene / "masks",
@@ -313,7 +318,7 @@ def test_mobilenetv2_fits_four_photos(tmp_path):
     scene = write_scene(tmp_path, 145, 145, count=4)
     config = segment_config(arch="mobilenetv2", crop=145, scale=(1, 1), epochs=120, batch=4)
     done = train_segment(
-        open_photos(images=scene / "photos"),
+        open_photos(SourceSettings(images=scene / "photos")),
         scene / "masks",
         tmp_path / "run",
         config,
