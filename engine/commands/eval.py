@@ -1,16 +1,17 @@
-"""`infercam eval`: options, progress, tables. The work is in evaluation/."""
+"""`infercam eval`: options and progress. The work is in evaluation/."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from infercam.engine.common.atomic import write_json
 from infercam.engine.common.errors import InputError
+from infercam.engine.common.options import options
 from infercam.engine.common.progress import counting_bar
 from infercam.engine.data.class_names import read_classes
 from infercam.engine.evaluation.evaluate import (
@@ -27,36 +28,39 @@ from infercam.engine.evaluation.tables import print_labels, print_maps
 from infercam.engine.inputs import GroundTruthSettings
 from infercam.engine.store.open_maps import open_maps
 
-_OUT = typer.Argument(help="A map store, or a folder of label PNGs.", show_default=False)
-_VOC = typer.Option(None, help="A VOC tree (the folder with JPEGImages, or one above it).")
-_SPLIT = typer.Option(None, help="A split of the VOC or COCO tree, for example val or val2014.")
-_COCO = typer.Option(None, help="A COCO tree (annotations/instances_SPLIT.json): masks painted from it.")
-_GT = typer.Option(None, help="Folder of <id>.png masks instead of the tree's own; alone: all of its masks.")
-_FORMAT = typer.Option(None, "--format", help="psa or irn: read these pickled maps (restricted unpickler).")
-_CLASSES = typer.Option(
-    None, help="Class names, for folders of other tools: a file, voc or coco (default voc)."
-)
-_JSON = typer.Option(None, "--json", help="Write every figure to this file.")
-
 
 def register(app: typer.Typer) -> None:
     app.command("eval")(eval_command)
 
 
+@options
 def eval_command(
-    out: Path = _OUT,
-    voc: Path | None = _VOC,
-    split: str | None = _SPLIT,
-    coco: Path | None = _COCO,
-    gt: Path | None = _GT,
-    format: str | None = _FORMAT,
-    classes: Path | None = _CLASSES,
-    json_file: Path | None = _JSON,
-    plot: Path | None = typer.Option(None, help="Draw curves and classes to this .png, .pdf or .svg."),
-    min_images: int = typer.Option(7, min=1, help="Also average only classes in at least so many images."),
-    bootstrap: int = typer.Option(1000, min=0, help="Resamples of the images for the intervals; 0: none."),
-    missing: str = typer.Option("error", help="Images without maps: error, skip, or zero activation."),
-    workers: int = typer.Option(0, min=0, help="Processes; 0: one per core, or one for a short list."),
+    out: Annotated[Path, typer.Argument(help="A map store, or a folder of label PNGs.", show_default=False)],
+    ground_truth: GroundTruthSettings,
+    format: Annotated[
+        str | None,
+        typer.Option("--format", help="psa or irn: read these pickled maps (restricted unpickler)."),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Class names, for folders of other tools: a file, voc or coco (default voc)."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw curves and classes to this .png, .pdf or .svg.")
+    ] = None,
+    min_images: Annotated[
+        int, typer.Option(min=1, help="Also average only classes in at least so many images.")
+    ] = 7,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Resamples of the images for the intervals; 0: none.")
+    ] = 1000,
+    missing: Annotated[
+        str, typer.Option(help="Images without maps: error, skip, or zero activation.")
+    ] = "error",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes; 0: one per core, or one for a short list.")
+    ] = 0,
 ) -> None:
     """Score maps or labels against ground truth: mIoU, per class, by classes per image.
 
@@ -67,8 +71,8 @@ def eval_command(
         raise InputError(f"--missing is one of {', '.join(MISSING)}, not {missing!r}")
     if plot is not None:
         check_plot(plot)
-    truth = GroundTruthSettings(voc=voc, coco=coco, split=split, gt=gt).open()
-    options: dict[str, Any] = {
+    truth = ground_truth.open()
+    how: dict[str, Any] = {
         "missing": missing,
         "min_images": min_images,
         "workers": workers or None,
@@ -80,13 +84,13 @@ def eval_command(
         labels = LabelFolder.open(out)
         names = None if classes is None else read_classes(classes)
         with _counting(truth) as progress:
-            scored = evaluate_labels(labels, truth, classes=names, progress=progress, **options)
+            scored = evaluate_labels(labels, truth, classes=names, progress=progress, **how)
         _resample(scored.scores, bootstrap)
         print_labels(scored, json_file)
         return
     store = open_maps(out, format, classes)
     with _counting(truth) as progress:
-        result = evaluate_store(store, truth, progress=progress, **options)
+        result = evaluate_store(store, truth, progress=progress, **how)
     _resample(result, bootstrap)
     if json_file is not None:
         write_json(json_file, result.to_json())
