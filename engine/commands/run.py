@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from infercam.engine.common.json_file import write_json
+from infercam.engine.common.atomic import write_json
 from infercam.engine.common.options import options
 from infercam.engine.common.progress import counting_bar
 from infercam.engine.common.signals import caught_signals

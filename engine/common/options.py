@@ -5,10 +5,11 @@
             training: Annotated[dict[str, Any], Changes(StageConfig)]) -> None: ...
 
 A parameter of a pydantic model's type stands for all its fields, in their order: the field's name, default and
-description are the option's, `ge` and `le` of a whole number its bounds. `option()` makes a field whose option has another name.
-Options of two parameters that have the same name are one option, which both get. The model is built from what was
-given, so its own validation speaks (InputError, naming the option). Choices (`Literal`) are checked there too; a
-field that is a tuple of numbers is written with commas.
+description are the option's, `ge` and `le` of a whole number its bounds. `option()` makes a field whose option has
+another name, or bounds that are no whole numbers. Options of two parameters that have the same name are one option,
+which both get. The model is built from what was given, so its own validation speaks (InputError, naming the option).
+Choices (`Literal`) are checked there too; a field that is a tuple of numbers is written with
+commas.
 """
 
 from __future__ import annotations
@@ -153,8 +154,9 @@ def _is_numbers(kind: Any) -> bool:
 
 
 def _bounds(field: FieldInfo) -> dict[str, Any]:
-    """Of whole numbers: typer shows them in the help. What else is out of range the model refuses."""
-    if _bare(field.annotation) is not int:
+    """Of whole numbers and of `option()`: the help shows them. What else is out of range the model refuses."""
+    asked = isinstance(field.json_schema_extra, dict) and "option" in field.json_schema_extra
+    if _bare(field.annotation) is not int and not asked:
         return {}
     return {
         bound: getattr(rule, attribute)

@@ -9,7 +9,6 @@ with open_run(Path("bundle"), "maps", SourceSettings(images="photos"), RunSettin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from infercam.engine.api import Engine
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import InputError, StoreError
-from infercam.engine.common.options import option
+from infercam.engine.common.options import numbers, option, settings_text
 from infercam.engine.inputs import SourceSettings
 from infercam.engine.method.recipe import MODES, Recipe, recipe
 from infercam.engine.run.run import LabelLookup, Run, Summary, Watcher
@@ -74,20 +73,13 @@ class RecipeSettings(BaseModel):
             name: getattr(self, name)
             for name in ("mirror", "threshold", "stop_share", "iterations", "accumulate")
         }
-        out["scales"] = self.scales and _numbers("--scales", self.scales)
+        out["scales"] = self.scales and numbers("--scales", self.scales)
         if self.buffer is not None:
-            pixels = _numbers("--buffer", self.buffer)
+            pixels = numbers("--buffer", self.buffer)
             if len(pixels) > 2:
                 raise InputError(f"--buffer {self.buffer}: write one number, or two: for one class, for two")
             out |= {"buffer_one": pixels[0], "buffer_two": pixels[-1]}
-        for text in self.change or ():
-            name, equals, value = text.partition("=")
-            if not equals:
-                raise InputError(f"--set {text}: write NAME=VALUE")
-            try:
-                out[name] = json.loads(value)
-            except ValueError:
-                out[name] = value
+        out |= settings_text(self.change)
         return {k: v for k, v in out.items() if v is not None}
 
 
@@ -256,10 +248,3 @@ def _on_cluster(
         )
         say(f"cluster: {pool.workers} workers of {pool.cpus} cores and {pool.gpus:g} GPUs")
         yield ClusterRun(pool, spec, source, labels, out, say=say, **how)
-
-
-def _numbers(name: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"{name} {text}: write numbers separated by commas") from None
