@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from infercam.engine.data.sources import Source
     from infercam.engine.evaluation.ground_truth import GroundTruth
 
-Place = Annotated[str, BeforeValidator(lambda given: None if given is None else os.fspath(given))]
+FolderOrUri = Annotated[str, BeforeValidator(lambda given: None if given is None else os.fspath(given))]
 """A folder's path, or a URI (s3://…)."""
 
 
@@ -29,12 +29,12 @@ class SourceSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    images: Place | None = option(None, "Folder of images, or its URI (s3://…).")
+    images: FolderOrUri | None = option(None, "Folder of images, or its URI (s3://…).")
     voc: Path | None = option(None, "VOC tree; with --split.")
     coco: Path | None = option(None, "COCO tree; with --split.")
     split: str | None = option(None, "Split of the tree: train, val, …, train2014, …")
     list_file: Path | None = option(None, "List of paths or ids, or psa's.", "--list")
-    root: Place | None = option(None, "Folder, or URI of one, that --list is relative to.")
+    root: FolderOrUri | None = option(None, "Folder, or URI of one, that --list is relative to.")
     limit: int | None = option(None, "Only the first so many images.", ge=1)
 
     def open(self) -> Source:

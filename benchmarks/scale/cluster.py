@@ -32,9 +32,9 @@ from infercam.engine.common.cores import available_cores
 from infercam.engine.data.labels import load_labels
 from infercam.engine.data.sources import Item, Source, folder_source, voc_source
 from infercam.engine.method.recipe import recipe as named_recipe
-from infercam.engine.run.ray_pool import Pool, PoolOptions, started
+from infercam.engine.run.ray_pool import PoolOptions, WorkerPool, started
 from infercam.engine.run.ray_run import ClusterRun
-from infercam.engine.run.ray_worker import EngineSpec, Outcome, Row, Task, Worker, as_columns
+from infercam.engine.run.ray_worker import EngineSpec, ImageOutcome, ImageRow, Worker, WorkerTask, as_columns
 from infercam.engine.run.run import Predicted, Summary
 from infercam.engine.store.failures import read_failures
 from infercam.engine.store.image_index import ImageIndex
@@ -196,7 +196,7 @@ class _Bench:
         console.print(f"an image that kills its worker: {row}")
         return row
 
-    def _run(self, pool: Pool, out: str, worker: type[Worker]) -> Summary:
+    def _run(self, pool: WorkerPool, out: str, worker: type[Worker]) -> Summary:
         spec = EngineSpec(self.bundle, "auto", pool.cpus)
         labels = load_labels(self.labels, Bundle.load(self.bundle).manifest.classes)
         chosen = named_recipe(self.recipe)
@@ -236,7 +236,7 @@ class _Bench:
 
 
 class _Poisoned(Worker):
-    def do(self, row: Row) -> Outcome:
+    def do(self, row: ImageRow) -> ImageOutcome:
         if row.id == POISON:
             os._exit(9)
         return super().do(row)
@@ -245,12 +245,12 @@ class _Poisoned(Worker):
 class _Idle(Worker):
     """Takes rows and says they are done."""
 
-    def __init__(self, task: Task, in_flight: int) -> None:
+    def __init__(self, task: WorkerTask, in_flight: int) -> None:
         pass
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         pairs = zip(rows["at"].tolist(), rows["fingerprint"].tolist(), strict=True)
-        return as_columns([Outcome(at, print_, 30_000, "", False, 4, 8) for at, print_ in pairs])
+        return as_columns([ImageOutcome(at, print_, 30_000, "", False, 4, 8) for at, print_ in pairs])
 
 
 def _named(name: str) -> Item:

@@ -17,7 +17,7 @@ from infercam.engine.common.progress import counting_bar
 
 if TYPE_CHECKING:
     from infercam.engine.data.sources import Item
-    from infercam.engine.report.build import Summary
+    from infercam.engine.report.build import PageSummary
 
 console = Console(stderr=True, highlight=False, markup=False)
 
@@ -74,7 +74,7 @@ def report(
     PAGE_files. Run it again after a stop to go on.
     """
     from infercam.engine.inputs import SourceSettings
-    from infercam.engine.report.build import Options, build_report
+    from infercam.engine.report.build import PageOptions, build_report
     from infercam.engine.report.runs import open_runs
 
     source = SourceSettings(images=images, voc=voc, split=split, list_file=list_file, root=root).open()
@@ -85,7 +85,7 @@ def report(
         check_folder(gt)
         items = [replace(item, mask=gt / f"{check_id(item.id)}.png") for item in items]
     runs = open_runs(maps, format, classes)
-    options = Options(
+    options = PageOptions(
         title=title,
         embed=None if single_file else embed,
         max_images=max_images,
@@ -101,7 +101,7 @@ def report(
     _report(summary, out)
 
 
-def _report(summary: Summary, out: Path) -> None:
+def _report(summary: PageSummary, out: Path) -> None:
     for note in summary.notes:
         console.print(f"note: {note}", soft_wrap=True)
     for line in summary.errors[:20]:

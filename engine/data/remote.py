@@ -21,8 +21,8 @@ from infercam.engine.common.errors import MissingExtra, StoreError, shown
 _WHOLE_OBJECTS = ("s3", "gcs", "abfs")
 
 
-class RemotePlace:
-    """A folder of a pyarrow file system; see places.Place. Travels to other processes."""
+class RemoteStorage:
+    """A folder of a pyarrow file system; see storage.Storage. Travels to other processes."""
 
     remote = True
 
@@ -32,7 +32,7 @@ class RemotePlace:
         self._uri = uri.rstrip("/")
 
     @classmethod
-    def open(cls, uri: str) -> RemotePlace:
+    def open(cls, uri: str) -> RemoteStorage:
         """Raises StoreError for a URI that pyarrow does not know or cannot use, MissingExtra without pyarrow."""
         uri = re.sub(r"^([^:/]+):/(?!/)", r"\1://", uri)  # pathlib folds the two slashes
         try:

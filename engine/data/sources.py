@@ -28,7 +28,7 @@ from infercam.engine.data.images import (
     read_image,
     without_suffix,
 )
-from infercam.engine.data.storage import Place, is_uri, open_place
+from infercam.engine.data.storage import Storage, is_uri, open_storage
 
 _SUFFIX = "|".join(s[1:] for s in sorted(SUFFIXES))
 # Two columns only where the first ends like a picture, so that names with spaces need no quoting.
@@ -57,7 +57,7 @@ class Source(Sequence[Item]):
         *,
         split: str | None = None,
         notes: Sequence[str] = (),
-        place: Place | None = None,
+        place: Storage | None = None,
     ) -> None:
         self.kind = kind
         self.root = root
@@ -94,7 +94,7 @@ class Source(Sequence[Item]):
         return {"kind": self.kind, "root": root, "split": split, "count": len(self)}
 
 
-def read_pixels(place: Place | None, path: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> RGB:
+def read_pixels(place: Storage | None, path: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> RGB:
     """The picture of an item of a source that is at `place`; as images.read_image. Raises InputError."""
     if place is None:
         return read_image(path, max_pixels)
@@ -114,7 +114,7 @@ def folder_source(root: str | os.PathLike[str], recursive: bool = True) -> Sourc
     Raises InputError for a folder that is missing, unreadable, or holds no picture, and where two files
     differ only in suffix: both would have one id, so labels and output could not tell them apart.
     """
-    place = open_place(root) if is_uri(root) else None
+    place = open_storage(root) if is_uri(root) else None
     top = Path(root)
     if place is None:
         check_folder(top)
@@ -149,7 +149,7 @@ def list_source(file: str | os.PathLike[str], root: str | os.PathLike[str] | Non
     Raises InputError, with the line's number, where a path leaves the root or two files share an id.
     """
     if root is not None and is_uri(root):
-        return _remote_list(Path(file), open_place(root))
+        return _remote_list(Path(file), open_storage(root))
     listing = Path(file)
     lines = [(n, line) for n, raw in enumerate(read_text(listing).split("\n"), 1) if (line := _content(raw))]
     if not lines:
@@ -161,10 +161,10 @@ def list_source(file: str | os.PathLike[str], root: str | os.PathLike[str] | Non
     entries = _unique(lines, listing, base)
     repeats = len(lines) - len(entries)
     notes = [f"{shown(listing)}: {repeats} repeated lines left out"] if repeats else []
-    return Source("list", base, entries, _Locator(base), split=str(listing), notes=notes)
+    return Source("list", base, entries, _ListedItem(base), split=str(listing), notes=notes)
 
 
-def _remote_list(listing: Path, place: Place) -> Source:
+def _remote_list(listing: Path, place: Storage) -> Source:
     lines = [(n, line) for n, raw in enumerate(read_text(listing).split("\n"), 1) if (line := _content(raw))]
     if not lines:
         raise InputError(f"{shown(listing)}: names no images")
@@ -214,7 +214,7 @@ def voc_source(root: str | os.PathLike[str], split: str) -> Source:
     )
 
 
-def _listed(place: Place) -> Iterator[str]:
+def _listed(place: Storage) -> Iterator[str]:
     """Names of the files of a remote folder and below, without hidden ones."""
     try:
         for name, _ in place.files():
@@ -261,7 +261,7 @@ def _folder_id(name: str) -> str:
     return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02x}", item_id)
 
 
-def _refuse_shared_ids(top: Path | Place, names: list[str]) -> None:
+def _refuse_shared_ids(top: Path | Storage, names: list[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(_folder_id(name), name)
@@ -342,7 +342,7 @@ def _unique(lines: list[tuple[int, str]], listing: Path, base: Path) -> list[str
     return [line for _, line in first.values()]
 
 
-class _Locator:
+class _ListedItem:
     """From a line of a list to its item; only bare ids touch the disk, to find their suffix."""
 
     def __init__(self, base: Path) -> None:

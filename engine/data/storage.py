@@ -17,7 +17,7 @@ from infercam.engine.common.atomic import atomic_write
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib folds two; two letters: not a drive
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """A folder. Its methods raise OSError (FileNotFoundError for a file that is not there)."""
 
     remote: bool
@@ -50,7 +50,7 @@ class Place(Protocol):
         ...
 
 
-class LocalPlace:
+class LocalStorage:
     """A folder of this machine, or of a file system mounted on it."""
 
     remote = False
@@ -91,12 +91,12 @@ def is_uri(text: str | os.PathLike[str]) -> bool:
     return _URI.match(os.fspath(text)) is not None
 
 
-def open_place(where: str | os.PathLike[str] | Place) -> Place:
+def open_storage(where: str | os.PathLike[str] | Storage) -> Storage:
     """A path or URI as a place; raises StoreError for a URI that cannot be opened, MissingExtra without pyarrow."""
     if not isinstance(where, str | os.PathLike):
         return where
     if not is_uri(where):
-        return LocalPlace(where)
-    from infercam.engine.data.remote import RemotePlace
+        return LocalStorage(where)
+    from infercam.engine.data.remote import RemoteStorage
 
-    return RemotePlace.open(os.fspath(where))
+    return RemoteStorage.open(os.fspath(where))

@@ -45,7 +45,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ModeOutcome:
     """One mode: what the run did, its figures, and its gain over the baseline (None for that itself)."""
 
     mode: Mode
@@ -81,7 +81,7 @@ class Ablation:
     ids: list[str]
     recipe: Recipe
     backend: str
-    outcomes: list[Outcome]
+    outcomes: list[ModeOutcome]
 
     def store(self, mode: Mode) -> MapStore:
         return MapStore.open(self.folder / MAPS / mode)
@@ -101,7 +101,7 @@ def ablation(
         ids = write_voc_tree(out / VOC, images, seed, progress=lambda done: progress("scenes", done, images))
     except OSError as e:
         raise StoreError(f"{out}: cannot be written: {os_reason(e)}") from None
-    outcomes: list[Outcome] = []
+    outcomes: list[ModeOutcome] = []
     for mode in MODES:
         summary = _run(engine, out, recipe, mode, progress)
         result = evaluate_store(
@@ -109,7 +109,7 @@ def ablation(
         )
         add_intervals(result, RESAMPLES)
         gain = compare(outcomes[0].result, result, RESAMPLES)["all"] if outcomes else None
-        outcomes.append(Outcome(mode, summary, result, gain))
+        outcomes.append(ModeOutcome(mode, summary, result, gain))
     return Ablation(out, ids, recipe, engine.backend.name, outcomes)
 
 

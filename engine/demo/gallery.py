@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from infercam.engine.data.images import read_image
 from infercam.engine.data.voc import image_path, mask_path
 from infercam.engine.demo import drawing
-from infercam.engine.demo.ablation import VOC, Ablation, Outcome
+from infercam.engine.demo.ablation import VOC, Ablation, ModeOutcome
 from infercam.engine.demo.drawing import Page, Pixels
 from infercam.engine.evaluation.evaluate import read_mask
 from infercam.engine.method.geometry import Box, split_boxes
@@ -65,7 +65,7 @@ def chosen(done: Ablation) -> list[str]:
     return [name for count, rows in ROWS for name in by_count.get(count, [])[:rows]]
 
 
-def _heading(outcome: Outcome) -> str:
+def _heading(outcome: ModeOutcome) -> str:
     return f"{outcome.mode} · best mIoU {100 * outcome.result.all.miou:.1f} %"
 
 
@@ -84,7 +84,7 @@ def _row(done: Ablation, name: str) -> tuple[list[int], list[Pixels]]:
     return baseline.classes, cells
 
 
-def _cell(pixels: Pixels, record: MapRecord, outcome: Outcome, boxes: Sequence[Box]) -> Pixels:
+def _cell(pixels: Pixels, record: MapRecord, outcome: ModeOutcome, boxes: Sequence[Box]) -> Pixels:
     cell = drawing.heat(pixels, record.maps, record.classes)
     drawing.contours(cell, pseudo_label(record.maps, outcome.result.all.threshold))
     if outcome.mode in ("split", "both"):

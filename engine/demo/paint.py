@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Colour = tuple[float, float, float]
 Floats = NDArray[np.float32]
 Points = NDArray[np.float64]
-Place = Sequence[float] | Points
+Position = Sequence[float] | Points
 Rng = np.random.Generator
 
 SUBPIXEL_BITS = 4  # fixed-point bits that OpenCV's polygon filler takes
@@ -143,13 +143,13 @@ def _shade(alpha: Floats, edge: float) -> Floats:
     return np.asarray(1 - edge * (1 - soft) * 0.8 + edge * np.clip(slope, -0.6, 0.6), np.float32)
 
 
-def ellipse(centre: Place, radii: Sequence[float], angle: float = 0.0, points: int = 28) -> Points:
+def ellipse(centre: Position, radii: Sequence[float], angle: float = 0.0, points: int = 28) -> Points:
     """Outline of an ellipse, turned by `angle` radians."""
     t = np.linspace(0, 2 * math.pi, points, endpoint=False)
     return rotate(np.stack([radii[0] * np.cos(t), radii[1] * np.sin(t)], axis=1), angle) + np.asarray(centre)
 
 
-def star(centre: Place, outer: float, inner: float, tips: int, angle: float = 0.0) -> Points:
+def star(centre: Position, outer: float, inner: float, tips: int, angle: float = 0.0) -> Points:
     """Outline of a star: `tips` points at radius `outer` with notches at `inner` between them."""
     t = np.linspace(0, 2 * math.pi, 2 * tips, endpoint=False) + angle
     radius = np.where(np.arange(2 * tips) % 2 == 0, outer, inner)

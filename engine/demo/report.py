@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from infercam.engine.common.atomic import atomic_write
-from infercam.engine.demo.ablation import Ablation, Outcome
+from infercam.engine.demo.ablation import Ablation, ModeOutcome
 
 
 def table(done: Ablation) -> Table:
@@ -43,7 +43,7 @@ HEADINGS = (
 )
 
 
-def _row(outcome: Outcome, baseline: Outcome) -> list[str]:
+def _row(outcome: ModeOutcome, baseline: ModeOutcome) -> list[str]:
     s, score, gain = outcome.summary, outcome.result.all, outcome.gain
     return [
         outcome.mode,
@@ -83,7 +83,7 @@ def conclusion(done: Ablation) -> str:
     )
 
 
-def _how(baseline: Outcome, other: Outcome) -> str:
+def _how(baseline: ModeOutcome, other: ModeOutcome) -> str:
     """In what the other mode's labels differ, in words."""
     more, better = other.found > baseline.found, other.right > baseline.right
     if more and better:
@@ -93,7 +93,7 @@ def _how(baseline: Outcome, other: Outcome) -> str:
     return "less of the objects, but more exactly" if better else "less of the objects, and less exactly"
 
 
-def _gain_in_words(outcome: Outcome) -> str:
+def _gain_in_words(outcome: ModeOutcome) -> str:
     assert outcome.gain is not None
     gain, interval = outcome.gain.difference, outcome.gain.interval
     return f"{outcome.mode} ({100 * gain:+.1f} points, 95 % {100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
@@ -127,7 +127,7 @@ def write_results(done: Ablation, file: Path, seed: int) -> None:
         f.write("\n")
 
 
-def _gain(outcome: Outcome) -> dict[str, Any]:
+def _gain(outcome: ModeOutcome) -> dict[str, Any]:
     assert outcome.gain is not None
     gain = outcome.gain
     return {

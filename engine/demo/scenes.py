@@ -123,7 +123,7 @@ def _draw(rng: Rng, size: tuple[int, int]) -> Scene | None:
     return Scene(_develop(rng, canvas.rgb), mask, sorted(labels), marks)
 
 
-def _hidden(mine: NDArray[np.bool_], there: Placed) -> bool:
+def _hidden(mine: NDArray[np.bool_], there: PlacedCreature) -> bool:
     """Whether too little is left of a creature, or of its mark, where the pixels `mine` are its own."""
     visible = (mine & there.whole).sum() / max(there.whole.sum(), 1)
     mark = there.mark_inside * (mine & there.mark).sum() / max(there.mark.sum(), 1)
@@ -215,7 +215,7 @@ def _spots(rng: Rng, size: tuple[int, int], count: int) -> list[Points]:
     return list(draws[int(np.argmax(gaps))])
 
 
-class Placed(NamedTuple):
+class PlacedCreature(NamedTuple):
     """Where a creature and its mark were painted (H×W masks), and the share of the mark's outline that lies
     inside the scene."""
 
@@ -224,7 +224,9 @@ class Placed(NamedTuple):
     mark_inside: float
 
 
-def _place(rng: Rng, canvas: Canvas, what: Creature, extent: float, spot: Points, owner: int) -> Placed:
+def _place(
+    rng: Rng, canvas: Canvas, what: Creature, extent: float, spot: Points, owner: int
+) -> PlacedCreature:
     """Paint a creature with its bounding box centred at `spot`; `extent` is that box's larger side over the
     square root of the canvas's area."""
     height, width = canvas.size
@@ -246,7 +248,7 @@ def _place(rng: Rng, canvas: Canvas, what: Creature, extent: float, spot: Points
         drawn = canvas.fill(outline, paint, owner=owner, light=light, edge=part.edge)
         whole |= drawn
         mark = mark | drawn if part.mark else mark & ~drawn
-    return Placed(
+    return PlacedCreature(
         whole, mark, _inside([o for p, o in zip(what.parts, outlines, strict=True) if p.mark], canvas)
     )
 

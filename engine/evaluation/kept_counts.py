@@ -26,7 +26,7 @@ _HELD = 32 << 20  # bytes in memory before they go to disk
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class CountsBlock:
     """Some images' counts, by label: rows of one label are together, in the order of the images.
 
     first: number of the block's first image; `images` and `true_images` count from there.
@@ -55,7 +55,7 @@ class KeptCounts(Sequence[ImageCounts]):
         self._recent: list[ImageCounts] = []
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(_HELD)  # noqa: SIM115 - lives as long as this does
         self._offsets: list[int] = []
-        self._last: tuple[int, Block] | None = None
+        self._last: tuple[int, CountsBlock] | None = None
         self.extend(images)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -91,7 +91,7 @@ class KeptCounts(Sequence[ImageCounts]):
         """A fingerprint of an image's ground truth: equal labels with equal pixels have equal ones."""
         return self._truths[number]
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[CountsBlock]:
         """All images in order; one block is in memory at a time."""
         for number in range(len(self._offsets)):
             yield self._read(number)
@@ -113,7 +113,7 @@ class KeptCounts(Sequence[ImageCounts]):
                 f"{tempfile.gettempdir()}: {full}; set TMPDIR to a larger disk, or leave out the bootstrap"
             ) from None
 
-    def _read(self, number: int) -> Block:
+    def _read(self, number: int) -> CountsBlock:
         end = self._offsets[number + 1] if number + 1 < len(self._offsets) else None
         self._file.seek(self._offsets[number])
         data = self._file.read(-1 if end is None else end - self._offsets[number])
@@ -121,9 +121,9 @@ class KeptCounts(Sequence[ImageCounts]):
             arrays = {name: archive[name].astype(np.int64) for name in archive.files}
         starts, steps = arrays.pop("starts"), arrays.pop("steps")
         curves = np.concatenate([starts[:, :, None], steps], axis=2).cumsum(axis=2, dtype=np.float64)
-        return Block(number * _BLOCK, curves=curves, **arrays)
+        return CountsBlock(number * _BLOCK, curves=curves, **arrays)
 
-    def _image(self, block: Block, at: int) -> ImageCounts:
+    def _image(self, block: CountsBlock, at: int) -> ImageCounts:
         rows, true = block.images == at, block.true_images == at
         return ImageCounts(
             id=self.ids[block.first + at],
@@ -136,11 +136,11 @@ class KeptCounts(Sequence[ImageCounts]):
         )
 
 
-def _packed(first: int, images: list[ImageCounts]) -> Block:
+def _packed(first: int, images: list[ImageCounts]) -> CountsBlock:
     labels, of_image, order = _by_label([image.labels for image in images])
     true_labels, true_images, true_order = _by_label([image.true_labels for image in images])
     curves = [np.stack([image.hits, image.predicted], axis=1) for image in images]
-    return Block(
+    return CountsBlock(
         first=first,
         images=of_image,
         labels=labels,

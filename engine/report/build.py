@@ -32,15 +32,15 @@ from infercam.engine.data.sources import Item
 from infercam.engine.evaluation.evaluate import Difference, GroundTruth
 from infercam.engine.report.chosen import telling
 from infercam.engine.report.html import write_page
-from infercam.engine.report.pictures import Chunk, Painter, Picture, chunk_name
-from infercam.engine.report.runs import Run, Scored, differences, score_run
+from infercam.engine.report.pictures import Chunk, PagePicture, Painter, chunk_name
+from infercam.engine.report.runs import Scored, ShownRun, differences, score_run
 
 _EMBEDDED, _BESIDE = 8, 16  # images a chunk: a click waits for one
 _INLINE = 64  # fewer images are done before new processes have started
 
 
 @dataclass(frozen=True)
-class Options:
+class PageOptions:
     """How a report is made.
 
     embed: pictures of so many images are in the page itself (None: all). max_images: so many are listed, those
@@ -59,7 +59,7 @@ class Options:
     max_pixels: int = DEFAULT_MAX_PIXELS
 
 
-class Watch(Protocol):
+class PageWatch(Protocol):
     """Told how far a build is."""
 
     def start(self, what: str, total: int) -> None: ...
@@ -75,7 +75,7 @@ class NoWatch:
 
 
 @dataclass
-class Summary:
+class PageSummary:
     """What was built: images listed and scored, bytes of the page and beside it, one line per failed image."""
 
     images: int
@@ -87,13 +87,17 @@ class Summary:
 
 
 def build_report(
-    runs: Sequence[Run], items: Sequence[Item], out: Path, options: Options, watch: Watch | None = None
-) -> Summary:
+    runs: Sequence[ShownRun],
+    items: Sequence[Item],
+    out: Path,
+    options: PageOptions,
+    watch: PageWatch | None = None,
+) -> PageSummary:
     """Write the page `out` (a .html file) of some runs on images; an item's mask is its ground truth.
 
     Scored are the images that have a mask and maps of every run. Images without maps of any run are left out.
     Raises InputError where nothing is left, or a mask does not fit; StoreError where something cannot be
-    written. Images that cannot be read stand in the page, and in `Summary.errors`, with the reason.
+    written. Images that cannot be read stand in the page, and in `PageSummary.errors`, with the reason.
     """
     watch = watch or NoWatch()
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
@@ -115,7 +119,7 @@ def build_report(
     beside = out.parent / f"{out.stem}_files"
     stamp = _stamp(runs, listed, chunks, options)
     painter = Painter(runs, beside / stamp, options.size, options.quality, options.max_pixels)
-    summary = Summary(len(listed), len(truth.pairs), notes=notes)
+    summary = PageSummary(len(listed), len(truth.pairs), notes=notes)
     classes = _paint(painter, chunks, len(listed), options, watch, summary)
     if scored:
         _true_classes(classes, listed, scored[0])
@@ -142,7 +146,7 @@ def build_report(
     return summary
 
 
-def _with_maps(runs: Sequence[Run], items: Sequence[Item], notes: list[str]) -> list[Item]:
+def _with_maps(runs: Sequence[ShownRun], items: Sequence[Item], notes: list[str]) -> list[Item]:
     listed = [item for item in items if any(item.id in run for run in runs)]
     if not listed:
         names = ", ".join(shown(run.folder.path) for run in runs)
@@ -152,7 +156,7 @@ def _with_maps(runs: Sequence[Run], items: Sequence[Item], notes: list[str]) -> 
     return listed
 
 
-def _truth(runs: Sequence[Run], listed: Sequence[Item], notes: list[str]) -> GroundTruth:
+def _truth(runs: Sequence[ShownRun], listed: Sequence[Item], notes: list[str]) -> GroundTruth:
     """What can be scored, alike for every run."""
     masked = [item for item in listed if item.mask is not None and is_file(item.mask)]
     common = [item for item in masked if all(item.id in run for run in runs)]
@@ -167,7 +171,9 @@ def _truth(runs: Sequence[Run], listed: Sequence[Item], notes: list[str]) -> Gro
     return GroundTruth([(item.id, item.mask) for item in common if item.mask], masks, "these images")
 
 
-def _score(runs: Sequence[Run], truth: GroundTruth, options: Options, watch: Watch) -> list[Scored]:
+def _score(
+    runs: Sequence[ShownRun], truth: GroundTruth, options: PageOptions, watch: PageWatch
+) -> list[Scored]:
     if not truth.pairs:
         return []
     found = []
@@ -186,11 +192,11 @@ def _score(runs: Sequence[Run], truth: GroundTruth, options: Options, watch: Wat
     return found
 
 
-def _chunks(listed: Sequence[Item], iou: NDArray[np.float64], options: Options) -> list[Chunk]:
+def _chunks(listed: Sequence[Item], iou: NDArray[np.float64], options: PageOptions) -> list[Chunk]:
     """Every image in a chunk: first those that go into the page, then the others, each part in its order."""
     inside = set(telling(iou, len(listed) if options.embed is None else options.embed))
     pictures = [
-        Picture(number, item.id, item.path, item.mask if item.mask and is_file(item.mask) else None)
+        PagePicture(number, item.id, item.path, item.mask if item.mask and is_file(item.mask) else None)
         for number, item in enumerate(listed)
     ]
     chunks: list[Chunk] = []
@@ -201,7 +207,9 @@ def _chunks(listed: Sequence[Item], iou: NDArray[np.float64], options: Options) 
     return chunks
 
 
-def _stamp(runs: Sequence[Run], listed: Sequence[Item], chunks: Sequence[Chunk], options: Options) -> str:
+def _stamp(
+    runs: Sequence[ShownRun], listed: Sequence[Item], chunks: Sequence[Chunk], options: PageOptions
+) -> str:
     """A name for everything that decides the pictures."""
     digest = hashlib.sha256()
 
@@ -231,9 +239,9 @@ def _paint(
     painter: Painter,
     chunks: Sequence[Chunk],
     images: int,
-    options: Options,
-    watch: Watch,
-    summary: Summary,
+    options: PageOptions,
+    watch: PageWatch,
+    summary: PageSummary,
 ) -> list[list[int]]:
     """Make the pictures; returns the classes of every image's maps."""
     classes: list[list[int]] = [[] for _ in range(images)]
@@ -267,7 +275,7 @@ def _tidy(beside: Path, stamp: str, keep: bool) -> None:
 # -- what page/main.js reads ------------------------------------------------------------------------------------
 
 
-def _run_json(run: Run, scored: Scored | None) -> dict[str, Any]:
+def _run_json(run: ShownRun, scored: Scored | None) -> dict[str, Any]:
     found: dict[str, Any] = {"name": shown(run.name), "kind": run.kind, "about": _about(run.settings)}
     if scored is None:
         return found

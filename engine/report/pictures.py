@@ -27,7 +27,7 @@ from infercam.engine.common.atomic import atomic_write
 from infercam.engine.common.errors import InputError, StoreError
 from infercam.engine.data.images import read_image
 from infercam.engine.evaluation.label_png import read_label
-from infercam.engine.report.runs import Planes, Run
+from infercam.engine.report.runs import Planes, ShownRun
 from infercam.engine.store.failures import one_line
 from infercam.engine.store.image_index import cannot_write
 
@@ -42,7 +42,7 @@ _PNG = [
 
 
 @dataclass(frozen=True)
-class Picture:
+class PagePicture:
     """One image of the report: its number (row of the page), files, and whether it is scored."""
 
     number: int
@@ -56,7 +56,7 @@ class Chunk:
     """Images whose pictures are in one file; inside the HTML (`embedded`) or beside it."""
 
     number: int
-    pictures: Sequence[Picture]
+    pictures: Sequence[PagePicture]
     embedded: bool
 
 
@@ -85,7 +85,7 @@ class Painter:
     size: longest side of what the page shows, pixels; quality: of the photos, WebP's 1..100.
     """
 
-    runs: Sequence[Run]
+    runs: Sequence[ShownRun]
     folder: Path
     size: int
     quality: int
@@ -102,7 +102,7 @@ class Painter:
         errors = [line for image in images for line in _errors(image)]
         return Painted(chunk, [_classes(image) for image in images], errors)
 
-    def _image(self, picture: Picture, embedded: bool) -> dict[str, Any]:
+    def _image(self, picture: PagePicture, embedded: bool) -> dict[str, Any]:
         try:
             photo = read_image(picture.photo, self.max_pixels)
         except (InputError, StoreError) as e:
@@ -123,7 +123,7 @@ class Painter:
             "runs": [self._run(run, picture.id, size, (height, width)) for run in self.runs],
         }
 
-    def _truth(self, picture: Picture, size: tuple[int, int], to: tuple[int, int]) -> Any:
+    def _truth(self, picture: PagePicture, size: tuple[int, int], to: tuple[int, int]) -> Any:
         if picture.mask is None:
             return None
         try:
@@ -132,7 +132,7 @@ class Painter:
             return {"error": one_line(e)}
         return {"png": _text(_encode(".png", _nearest(mask, *to), _PNG))}
 
-    def _run(self, run: Run, id: str, size: tuple[int, int], to: tuple[int, int]) -> Any:
+    def _run(self, run: ShownRun, id: str, size: tuple[int, int], to: tuple[int, int]) -> Any:
         if id not in run:
             return None
         try:

@@ -40,7 +40,7 @@ class Planes:
 
 
 @dataclass(frozen=True)
-class Run:
+class ShownRun:
     """One run; may be sent to other processes."""
 
     name: str
@@ -81,21 +81,21 @@ class Run:
         return Planes([found.classes[k] for k in order], maps[order])
 
 
-def open_runs(paths: Sequence[Path], fmt: str | None = None, classes: Path | None = None) -> list[Run]:
+def open_runs(paths: Sequence[Path], fmt: str | None = None, classes: Path | None = None) -> list[ShownRun]:
     """The runs at `paths`, named by their folders; `fmt` and `classes` as of `infercam eval`.
 
     Raises InputError where two runs have other classes, or one is named twice; StoreError where a path is
     neither a map store nor a folder of labels.
     """
-    runs: list[Run] = []
+    runs: list[ShownRun] = []
     for path, name in zip(paths, run_names(paths), strict=True):
         if fmt is None and holds_labels(path):
             labels = LabelFolder.open(path)
             names = labels.info.classes if labels.info else read_classes(classes) if classes else voc.CLASSES
-            runs.append(Run(name, labels, list(names)))
+            runs.append(ShownRun(name, labels, list(names)))
         else:
             store = open_maps(path, fmt, classes)
-            runs.append(Run(name, store, store.info.classes))
+            runs.append(ShownRun(name, store, store.info.classes))
         if runs[-1].classes != runs[0].classes:
             raise InputError(f"{shown(path)}: has other classes than {shown(paths[0])}; report them apart")
     return runs
@@ -124,7 +124,7 @@ class Scored:
 
 
 def score_run(
-    run: Run,
+    run: ShownRun,
     truth: GroundTruth,
     *,
     min_images: int,

@@ -36,7 +36,7 @@ class PoolOptions:
 
 
 @dataclass(frozen=True)
-class Pool:
+class WorkerPool:
     """The workers of a started cluster: how many, and what each may use."""
 
     workers: int
@@ -45,7 +45,7 @@ class Pool:
 
 
 @contextmanager
-def started(options: PoolOptions) -> Iterator[Pool]:
+def started(options: PoolOptions) -> Iterator[WorkerPool]:
     """Join the cluster, or begin one here; left, or ended, with the block.
 
     Raises MissingExtra without Ray, BackendError where the cluster cannot be reached or is too small.
@@ -165,7 +165,7 @@ def _temporary_folder() -> Path:
     )
 
 
-def _sized(options: PoolOptions, nodes: list[dict[str, float]]) -> Pool:
+def _sized(options: PoolOptions, nodes: list[dict[str, float]]) -> WorkerPool:
     """How many workers of what size, spread over nodes of different sizes."""
     total = int(sum(n.get("CPU", 0) for n in nodes))
     total_gpus = sum(n.get("GPU", 0) for n in nodes)
@@ -184,7 +184,7 @@ def _sized(options: PoolOptions, nodes: list[dict[str, float]]) -> Pool:
             f"({total} cores, {total_gpus:g} GPUs on {len(nodes)} hosts), not for {workers or 'one'}; "
             "lower --workers, --cpus-per-worker or --gpus-per-worker"
         )
-    return Pool(workers, cpus, gpus)
+    return WorkerPool(workers, cpus, gpus)
 
 
 def _room(nodes: list[dict[str, float]], cpus: int, gpus: float) -> int:

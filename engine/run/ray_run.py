@@ -23,12 +23,12 @@ from infercam.engine.common.errors import BackendError, InfercamError, InputErro
 from infercam.engine.common.prefetch import prefetch
 from infercam.engine.data.images import DEFAULT_MAX_PIXELS
 from infercam.engine.data.sources import Item, Source
-from infercam.engine.data.storage import LocalPlace, Place, open_place
+from infercam.engine.data.storage import LocalStorage, Storage, open_storage
 from infercam.engine.method.recipe import Mode, Recipe
-from infercam.engine.run.ray_pool import Pool, first_line, quieten
-from infercam.engine.run.ray_worker import EngineSpec, Outcome, Row, Task, Worker, as_columns
+from infercam.engine.run.ray_pool import WorkerPool, first_line, quieten
+from infercam.engine.run.ray_worker import EngineSpec, ImageOutcome, ImageRow, Worker, WorkerTask, as_columns
 from infercam.engine.run.run import Summary, Watcher
-from infercam.engine.run.settings import LabelLookup, Maker, Predicted
+from infercam.engine.run.settings import LabelLookup, MapSettings, Predicted
 from infercam.engine.run.shards import Shard
 from infercam.engine.store.failures import Failures
 from infercam.engine.store.mapstore import MapStore
@@ -47,7 +47,7 @@ class ClusterRun:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: WorkerPool,
         engine: EngineSpec,
         source: Source,
         labels: LabelLookup | Predicted,
@@ -72,19 +72,21 @@ class ClusterRun:
         """Set it to end without waiting for the images under way (SIGTERM, SIGINT)."""
         self._say = say
         self._worker = worker
-        self.maker, images = _ask_a_worker(pool, engine, recipe, mode)
+        self.map_settings, images = _ask_a_worker(pool, engine, recipe, mode)
         self.in_flight = images + READ_AHEAD
-        settings = self.maker.settings(labels, source)
-        self.summary = Summary(images=len(self.source), settings={**settings, "backend": self.maker.backend})
-        place, tag = open_place(out), shard.tag if shard else ""
+        settings = self.map_settings.settings(labels, source)
+        self.summary = Summary(
+            images=len(self.source), settings={**settings, "backend": self.map_settings.backend}
+        )
+        place, tag = open_storage(out), shard.tag if shard else ""
         self.store = MapStore.create_or_open(
-            place, fmt=fmt, dtype=dtype, classes=self.maker.classes, settings=settings, shard=tag
+            place, fmt=fmt, dtype=dtype, classes=self.map_settings.classes, settings=settings, shard=tag
         )
         self.failures = Failures(place, tag)
         predict = labels.threshold if isinstance(labels, Predicted) else None
-        self._task = Task(
+        self._task = WorkerTask(
             engine=engine,
-            recipe=self.maker.recipe,
+            recipe=self.map_settings.recipe,
             mode=mode,
             source=self.source.place,
             store=_absolute(self.store.place),
@@ -133,7 +135,7 @@ class ClusterRun:
                     row.id, BackendError(f"its worker died {1 + ALONE} times (a crash, or out of memory)")
                 )
 
-    def _due(self, start: int, end: int) -> Iterator[Row]:
+    def _due(self, start: int, end: int) -> Iterator[ImageRow]:
         """The images of a leg that have to be done; the others are counted here."""
         items = ((at, self.source[at]) for at in range(start, end) if not self.stop.is_set())
         for id, row in prefetch(self._look, items, LOOKERS, 4 * LOOKERS):
@@ -145,20 +147,20 @@ class ClusterRun:
                 yield row
         self.watch(self.summary, None)
 
-    def _look(self, numbered: tuple[int, Item]) -> tuple[str, Row | Exception | None]:
+    def _look(self, numbered: tuple[int, Item]) -> tuple[str, ImageRow | Exception | None]:
         """The image's row, None where its maps are there already, or why it has none. On several threads."""
         at, item = numbered
         try:
             classes = None if isinstance(self.labels, Predicted) else self.labels.lookup(item.id)
-            fingerprint = self.maker.fingerprint(self.labels, classes)
+            fingerprint = self.map_settings.fingerprint(self.labels, classes)
             if self.store.done(item.id, fingerprint):
                 return item.id, None
             path = str(item.path.absolute()) if self.source.place is None else item.path.as_posix()
-            return item.id, Row(at, item.id, path, json.dumps(classes), fingerprint)
+            return item.id, ImageRow(at, item.id, path, json.dumps(classes), fingerprint)
         except Exception as e:  # whatever it is, it fails this image and not the run
             return item.id, e
 
-    def _take(self, outcome: Outcome) -> None:
+    def _take(self, outcome: ImageOutcome) -> None:
         s, id = self.summary, self.source[outcome.at].id
         s.tiles += outcome.tiles
         self._iterations += outcome.iterations
@@ -175,7 +177,7 @@ class ClusterRun:
         s.map_bytes += outcome.size
 
     # -- Ray -----------------------------------------------------------------------------------------------
-    def _round(self, rows: Sequence[Row], *, alone: bool) -> Iterator[Outcome]:
+    def _round(self, rows: Sequence[ImageRow], *, alone: bool) -> Iterator[ImageOutcome]:
         """What becomes of the rows; none of those whose worker died. Returns early where the run is stopped."""
         blocks: queue.Queue[Any] = queue.Queue(maxsize=64)
         threading.Thread(target=self._stream, args=(rows, alone, blocks), daemon=True).start()
@@ -189,11 +191,11 @@ class ClusterRun:
                 return
             if isinstance(block, Exception):
                 raise block
-            columns = [block[name].tolist() for name in Outcome._fields]
-            yield from map(Outcome, *columns)
+            columns = [block[name].tolist() for name in ImageOutcome._fields]
+            yield from map(ImageOutcome, *columns)
             self.watch(self.summary, None)
 
-    def _stream(self, rows: Sequence[Row], alone: bool, blocks: queue.Queue[Any]) -> None:
+    def _stream(self, rows: Sequence[ImageRow], alone: bool, blocks: queue.Queue[Any]) -> None:
         """On a thread, for a signal is not to wait for the next block."""
         try:
             for block in self._dataset(rows, alone).iter_batches(batch_size=None, prefetch_batches=0):
@@ -204,7 +206,7 @@ class ClusterRun:
         except Exception as e:
             blocks.put(BackendError(f"Ray gave up: {first_line(e)}"))
 
-    def _dataset(self, rows: Sequence[Row], alone: bool) -> Any:
+    def _dataset(self, rows: Sequence[ImageRow], alone: bool) -> Any:
         import pyarrow
         import ray.data
 
@@ -247,16 +249,18 @@ class ClusterRun:
         s.mean_iterations = round(self._iterations / s.tiles, 3) if s.tiles else 0.0
 
 
-def _absolute(place: Place) -> Place:
+def _absolute(place: Storage) -> Storage:
     """As workers can find it, whose folder is another."""
-    return place if place.remote else LocalPlace(place.path.absolute())
+    return place if place.remote else LocalStorage(place.path.absolute())
 
 
 class _Told(InputError):
     """A reason that a worker has put into words."""
 
 
-def _ask_a_worker(pool: Pool, engine: EngineSpec, recipe: Recipe, mode: Mode) -> tuple[Maker, int]:
+def _ask_a_worker(
+    pool: WorkerPool, engine: EngineSpec, recipe: Recipe, mode: Mode
+) -> tuple[MapSettings, int]:
     """What a worker would make: this machine may lack its GPU. Raises what the engine raises there."""
     import ray
 
@@ -270,8 +274,8 @@ def _ask_a_worker(pool: Pool, engine: EngineSpec, recipe: Recipe, mode: Mode) ->
     return found
 
 
-def _asked(engine: EngineSpec, recipe: Recipe, mode: Mode) -> tuple[Maker, int] | InfercamError:
+def _asked(engine: EngineSpec, recipe: Recipe, mode: Mode) -> tuple[MapSettings, int] | InfercamError:
     try:
-        return engine.maker(recipe, mode)
+        return engine.map_settings(recipe, mode)
     except InfercamError as e:  # as a value: Ray would wrap it into pages
         return e

@@ -18,12 +18,12 @@ import numpy as np
 from infercam.engine.api import Engine
 from infercam.engine.common.errors import StoreError
 from infercam.engine.data.sources import read_pixels
-from infercam.engine.data.storage import Place
+from infercam.engine.data.storage import Storage
 from infercam.engine.live import LiveEngine
 from infercam.engine.method.recipe import Mode, Recipe
 from infercam.engine.method.scheduler import Stats
 from infercam.engine.run.run import record_of
-from infercam.engine.run.settings import Maker
+from infercam.engine.run.settings import MapSettings
 from infercam.engine.store.failures import one_line
 from infercam.engine.store.mapstore import MapStore, StoreInfo
 
@@ -42,21 +42,21 @@ class EngineSpec:
     def load(self) -> Engine:
         return Engine.load(self.bundle, self.backend, self.threads, self.precision)
 
-    def maker(self, recipe: Recipe, mode: Mode) -> tuple[Maker, int]:
+    def map_settings(self, recipe: Recipe, mode: Mode) -> tuple[MapSettings, int]:
         """What an engine here would make, and how many images it keeps in flight."""
         with self.load() as engine:
-            return Maker.of(engine, recipe, mode), engine.backend.limits.images
+            return MapSettings.of(engine, recipe, mode), engine.backend.limits.images
 
 
 @dataclass(frozen=True)
-class Task:
+class WorkerTask:
     """What every worker of a run is told."""
 
     engine: EngineSpec
     recipe: Recipe
     mode: Mode
-    source: Place | None
-    store: Place
+    source: Storage | None
+    store: Storage
     info: StoreInfo
     heatmaps: Path | None
     max_pixels: int
@@ -64,7 +64,7 @@ class Task:
     """Least probability of a class, where the classifier is to say them."""
 
 
-class Row(NamedTuple):
+class ImageRow(NamedTuple):
     """An image to do: its place in the list, names, classes as JSON (null: predict) and fingerprint."""
 
     at: int
@@ -74,7 +74,7 @@ class Row(NamedTuple):
     fingerprint: str
 
 
-class Outcome(NamedTuple):
+class ImageOutcome(NamedTuple):
     """What became of a row. `size`: bytes of its file, or -1 where `reason` says why there is none; `fatal`: the
     store cannot be written, so the rest would fail as well. The counters are the engine's since its last report."""
 
@@ -91,9 +91,9 @@ class Outcome(NamedTuple):
 
 
 class Worker:
-    """A callable for Ray Data's map_batches: columns of `Row` to columns of `Outcome`. Calls may overlap."""
+    """A callable for Ray Data's map_batches: columns of `ImageRow` to columns of `ImageOutcome`. Calls may overlap."""
 
-    def __init__(self, task: Task, in_flight: int) -> None:
+    def __init__(self, task: WorkerTask, in_flight: int) -> None:
         self.task = task
         self.engine = task.engine.load()
         self.live = LiveEngine(self.engine)
@@ -103,13 +103,13 @@ class Worker:
         self._counted = Stats()
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        columns = (rows[name].tolist() for name in Row._fields)
-        outcomes = list(self._hands.map(self.do, map(Row, *columns)))
+        columns = (rows[name].tolist() for name in ImageRow._fields)
+        outcomes = list(self._hands.map(self.do, map(ImageRow, *columns)))
         if not self.live.alive:
             os._exit(DEAD_ENGINE)  # every later image would fail for nothing of its own
         return as_columns([outcomes[0]._replace(**self._counts()), *outcomes[1:]])
 
-    def do(self, row: Row) -> Outcome:
+    def do(self, row: ImageRow) -> ImageOutcome:
         """One image, on a thread of its own: that waits most of the time."""
         try:
             pixels = read_pixels(self.task.source, row.path, self.task.max_pixels)
@@ -125,7 +125,7 @@ class Worker:
             size = self.store.write_file(record, row.fingerprint)
         except StoreError as e:
             return _failed(row, e, fatal=True)
-        return Outcome(
+        return ImageOutcome(
             row.at, row.fingerprint, size, "", False, len(result.iterations), sum(result.iterations)
         )
 
@@ -141,8 +141,8 @@ class Worker:
         return {name: getattr(now, name) - getattr(before, name) for name in ("pixels", "views", "batches")}
 
 
-def _failed(row: Row, error: Exception, *, fatal: bool) -> Outcome:
-    return Outcome(row.at, row.fingerprint, -1, one_line(error), fatal, 0, 0)
+def _failed(row: ImageRow, error: Exception, *, fatal: bool) -> ImageOutcome:
+    return ImageOutcome(row.at, row.fingerprint, -1, one_line(error), fatal, 0, 0)
 
 
 def as_columns(tuples: list[Any]) -> dict[str, np.ndarray]:

@@ -25,10 +25,10 @@ from infercam.engine.api import Engine, Result
 from infercam.engine.common.prefetch import prefetch
 from infercam.engine.data.images import DEFAULT_MAX_PIXELS
 from infercam.engine.data.sources import Item, Source, read_pixels
-from infercam.engine.data.storage import open_place
+from infercam.engine.data.storage import open_storage
 from infercam.engine.method.recipe import Mode, Recipe
 from infercam.engine.method.scheduler import Scheduler
-from infercam.engine.run.settings import LabelLookup, Maker, Predicted
+from infercam.engine.run.settings import LabelLookup, MapSettings, Predicted
 from infercam.engine.run.shards import Shard
 from infercam.engine.store.failures import Failures
 from infercam.engine.store.mapstore import MapRecord, MapStore
@@ -104,17 +104,19 @@ class Run:
         self.engine = engine
         self.source = shard.of(source) if shard else source
         self.labels = labels
-        self.maker = Maker.of(engine, recipe, mode)
+        self.map_settings = MapSettings.of(engine, recipe, mode)
         self.heatmaps = heatmaps
         self.max_pixels = max_pixels
         self.watch = watch or (lambda summary, scheduler: None)
         self.stop = threading.Event()
         """Set it to finish what is in flight and end (SIGTERM, SIGINT)."""
-        settings = self.maker.settings(labels, source)
-        self.summary = Summary(images=len(self.source), settings={**settings, "backend": self.maker.backend})
-        place, tag = open_place(out), shard.tag if shard else ""
+        settings = self.map_settings.settings(labels, source)
+        self.summary = Summary(
+            images=len(self.source), settings={**settings, "backend": self.map_settings.backend}
+        )
+        place, tag = open_storage(out), shard.tag if shard else ""
         self.store = MapStore.create_or_open(
-            place, fmt=fmt, dtype=dtype, classes=self.maker.classes, settings=settings, shard=tag
+            place, fmt=fmt, dtype=dtype, classes=self.map_settings.classes, settings=settings, shard=tag
         )
         self.failures = Failures(place, tag)
         self._prints: dict[str, str] = {}  # id -> fingerprint, for images in flight
@@ -124,13 +126,13 @@ class Run:
         """Do it. Raises StoreError where the store cannot be written; what is done stays done."""
         began = time.perf_counter()
         writes = _Writes(self._write, REMOTE if self.store.place.remote else 1)
-        maker = self.maker
+        made = self.map_settings
         with ExitStack() as ends:  # the last is called first
             ends.callback(lambda: self._tally(time.perf_counter() - began))
             ends.callback(self.failures.close)
             ends.callback(self.store.close)
             ends.callback(writes.close)
-            for result in self.engine.stream(self._items(), maker.recipe, maker.mode, self._turn):
+            for result in self.engine.stream(self._items(), made.recipe, made.mode, self._turn):
                 if result.error is not None:
                     self._fail(result.id, result.error)
                 else:
@@ -162,7 +164,7 @@ class Run:
         """On a reader thread."""
         try:
             given = None if isinstance(self.labels, Predicted) else self.labels.lookup(item.id)
-            fingerprint = self.maker.fingerprint(self.labels, given)
+            fingerprint = self.map_settings.fingerprint(self.labels, given)
             if self.store.done(item.id, fingerprint):
                 return _Read(item.id, fingerprint, None)
             pixels = read_pixels(self.source.place, item.path, self.max_pixels)
@@ -177,7 +179,7 @@ class Run:
     # -- writing -------------------------------------------------------------------------------------------
     def _write(self, result: Result) -> None:
         """On a writer thread."""
-        record = record_of(result, self.maker.classes, self.heatmaps)
+        record = record_of(result, self.map_settings.classes, self.heatmaps)
         size = self.store.write(record, self._prints.pop(result.id))
         with self._counting:
             self.summary.map_bytes += size

@@ -33,7 +33,7 @@ class Predicted:
 
 
 @dataclass(frozen=True)
-class Maker:
+class MapSettings:
     """What makes the maps: bundle, recipe as that bundle can run it, backend. Travels between processes."""
 
     recipe: Recipe
@@ -47,7 +47,7 @@ class Maker:
     """Why it is this backend and not a better one, in words."""
 
     @classmethod
-    def of(cls, engine: Engine, recipe: Recipe, mode: Mode) -> Maker:
+    def of(cls, engine: Engine, recipe: Recipe, mode: Mode) -> MapSettings:
         return cls(
             recipe=engine.recipe(recipe),
             mode=mode,

@@ -211,7 +211,7 @@ def open_run(
         else:
             cluster = _on_cluster(pool, bundle, settings, source, labels, out, say, how)
             job = opened.enter_context(cluster)
-        say(f"backend: {job.maker.precision} on {job.maker.choice}")
+        say(f"backend: {job.map_settings.precision} on {job.map_settings.choice}")
         yield job
 
 

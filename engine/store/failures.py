@@ -14,7 +14,7 @@ import threading
 import time
 
 from infercam.engine.common.errors import InputError, StoreError, shown
-from infercam.engine.data.storage import Place, open_place
+from infercam.engine.data.storage import Storage, open_storage
 from infercam.engine.store.image_index import cannot_write
 
 FAILURES = "failures.jsonl"
@@ -30,8 +30,8 @@ def failures_name(shard: str = "") -> str:
 class Failures:
     """The list of failed images in `folder` (or behind a URI), begun anew."""
 
-    def __init__(self, folder: str | os.PathLike[str] | Place, shard: str = "") -> None:
-        self._place = open_place(folder)
+    def __init__(self, folder: str | os.PathLike[str] | Storage, shard: str = "") -> None:
+        self._place = open_storage(folder)
         self._name = failures_name(shard)
         self.file = self._place.where(self._name)
         self._lock = threading.Lock()
@@ -74,9 +74,9 @@ class Failures:
         self._put_at = time.monotonic()
 
 
-def read_failures(folder: str | os.PathLike[str] | Place) -> dict[str, str]:
+def read_failures(folder: str | os.PathLike[str] | Storage) -> dict[str, str]:
     """id -> reason, of the latest run and all of its shards; raises StoreError where a list cannot be read."""
-    place = open_place(folder)
+    place = open_storage(folder)
     found: dict[str, str] = {}
     try:
         for name, _ in sorted(place.files("failures")):

@@ -49,7 +49,7 @@ from infercam.engine.common.atomic import TEMP_PREFIX, remove_abandoned
 from infercam.engine.common.errors import StoreError
 from infercam.engine.common.paths import is_file, regular_bytes
 from infercam.engine.common.validation import first_problem
-from infercam.engine.data.storage import LocalPlace, Place, open_place
+from infercam.engine.data.storage import LocalStorage, Storage, open_storage
 from infercam.engine.store.formats.irn import IrnCodec
 from infercam.engine.store.formats.npz import NpzCodec
 from infercam.engine.store.formats.psa import PsaCodec
@@ -85,7 +85,7 @@ class StoreInfo(BaseModel):
 class MapStore:
     """An open store; made by `create_or_open`, `open` or `open_foreign`. Safe to share among threads."""
 
-    def __init__(self, place: Place, info: StoreInfo, *, indexed: bool = True, shard: str = "") -> None:
+    def __init__(self, place: Storage, info: StoreInfo, *, indexed: bool = True, shard: str = "") -> None:
         self.place = place
         self.info = info
         self.shard = shard
@@ -102,7 +102,7 @@ class MapStore:
     @classmethod
     def create_or_open(
         cls,
-        path: str | os.PathLike[str] | Place,
+        path: str | os.PathLike[str] | Storage,
         *,
         fmt: str = "npz",
         dtype: str = "uint8",
@@ -117,7 +117,7 @@ class MapStore:
         with other `settings` records the new ones: which images are kept is decided by fingerprints.
         Raises StoreError where the store has another format, dtype or classes, or cannot be written.
         """
-        place = open_place(path)
+        place = open_storage(path)
         wanted = _wanted(place, fmt, dtype, classes, settings)
         try:
             if not place.remote:
@@ -134,13 +134,13 @@ class MapStore:
         return cls(place, wanted, shard=shard)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str] | Place, fmt: str | None = None) -> MapStore:
+    def open(cls, path: str | os.PathLike[str] | Storage, fmt: str | None = None) -> MapStore:
         """Open an existing store, also one behind a URI, for reading (writing works too).
 
         Where its files are pickles (psa, irn), `fmt` must say so. Raises StoreError where `path` is not a
         store, is of a newer schema, or is of another format than `fmt`.
         """
-        root = open_place(path)
+        root = open_storage(path)
         info = read_info(root)
         if fmt is not None and fmt != info.format:
             raise StoreError(f"{root}: holds {info.format} maps, not {fmt}; name that format")
@@ -161,7 +161,7 @@ class MapStore:
             raise StoreError(f"{root}: no such folder")
         codec = _codec(fmt)
         info = _validated(root, {"format": fmt, "dtype": codec.dtypes[0], "classes": classes})
-        return cls(LocalPlace(root), info, indexed=False)
+        return cls(LocalStorage(root), info, indexed=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         indexed = self._index is not None
@@ -292,7 +292,7 @@ class MapStore:
                 raise StoreError(f"{record.id}: class {index} ({name!r}) is not one of the store's classes")
 
 
-def _reopen(cls: type[MapStore], place: Place, info: StoreInfo, indexed: bool, shard: str) -> MapStore:
+def _reopen(cls: type[MapStore], place: Storage, info: StoreInfo, indexed: bool, shard: str) -> MapStore:
     return cls(place, info, indexed=indexed, shard=shard)
 
 
@@ -306,7 +306,7 @@ class _Index(Protocol):
     def close(self) -> None: ...
 
 
-def _index(place: Place, shard: str, suffix: str) -> _Index:
+def _index(place: Storage, shard: str, suffix: str) -> _Index:
     if place.remote:
         from infercam.engine.store.remote_index import RemoteIndex
 
@@ -314,7 +314,7 @@ def _index(place: Place, shard: str, suffix: str) -> _Index:
     return ImageIndex(place.path / part_name(shard), parts=True)
 
 
-def read_info(root: Place) -> StoreInfo:
+def read_info(root: Storage) -> StoreInfo:
     """Read and validate `root/store.json`; raises StoreError naming it."""
     file = root.where(INFO)
     try:
@@ -359,7 +359,7 @@ def _codec(fmt: str) -> Codec:
         raise StoreError(f"unknown map format {fmt!r}; choose one of {', '.join(FORMATS)}") from None
 
 
-def _wanted(root: Place, fmt: str, dtype: str, classes: list[str], settings: dict[str, Any]) -> StoreInfo:
+def _wanted(root: Storage, fmt: str, dtype: str, classes: list[str], settings: dict[str, Any]) -> StoreInfo:
     codec = _codec(fmt)
     if codec.pickled:
         dtype = codec.dtypes[0]
@@ -381,7 +381,7 @@ def _validated(where: object, raw: dict[str, Any]) -> StoreInfo:
         raise StoreError(f"{where}: {first_problem(e, INFO)}") from None
 
 
-def _compatible(root: Place, there: StoreInfo, wanted: StoreInfo) -> StoreInfo:
+def _compatible(root: Storage, there: StoreInfo, wanted: StoreInfo) -> StoreInfo:
     """What store.json says from now on: when it was created stays, settings and tools are the new run's."""
     advice = "write to another folder, or remove this one"
     for what in ("format", "dtype"):

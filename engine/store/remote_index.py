@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 
 from infercam.engine.common.errors import StoreError
-from infercam.engine.data.storage import Place
+from infercam.engine.data.storage import Storage
 from infercam.engine.store.image_index import (
     Entry,
     LoadedIndex,
@@ -33,7 +33,7 @@ class RemoteIndex(LoadedIndex):
     """As image_index.ImageIndex, on any place. Loading it lists the folder once and leaves out the images whose
     files are missing or of another size, so that no image needs a request of its own."""
 
-    def __init__(self, place: Place, shard: str, suffix: str) -> None:
+    def __init__(self, place: Storage, shard: str, suffix: str) -> None:
         super().__init__()
         self._place = place
         self._whole = part_name(shard)

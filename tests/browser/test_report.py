@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from infercam.engine.data.sources import folder_source, voc_source
-from infercam.engine.report.build import Options, build_report
+from infercam.engine.report.build import PageOptions, build_report
 from infercam.engine.report.html import write_page
-from infercam.engine.report.pictures import Chunk, Painter, Picture, chunk_json, photo_name
+from infercam.engine.report.pictures import Chunk, PagePicture, Painter, chunk_json, photo_name
 from infercam.engine.report.runs import open_runs
 from tests.browser.inputs import (
     CLASSES,
@@ -41,7 +41,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     write_labels(root / "labels", masks)
     runs = open_runs([root / "one", root / "two", root / "labels"])
     items = list(voc_source(root / "voc", "val"))
-    build_report(runs, items, root / "report.html", Options(title="A & B <i>", **QUICK))
+    build_report(runs, items, root / "report.html", PageOptions(title="A & B <i>", **QUICK))
     assert not (root / "report_files").exists()
     return {"page": root / "report.html", "masks": masks, "stores": stores, "root": root}
 
@@ -193,7 +193,7 @@ def test_names_cannot_become_markup(watched: Any, tmp_path: Path) -> None:
         open_runs([run]),
         list(folder_source(tmp_path / "photos")),
         tmp_path / "r.html",
-        Options(title=classes[0], **QUICK),
+        PageOptions(title=classes[0], **QUICK),
     )
     assert summary.errors == []
     page = opened(watched, tmp_path / "r.html")
@@ -207,7 +207,7 @@ def test_names_cannot_become_markup(watched: Any, tmp_path: Path) -> None:
 def test_without_ground_truth(watched: Any, reported: dict[str, Any], tmp_path: Path) -> None:
     root = reported["root"]
     photos = list(folder_source(root / "voc" / "JPEGImages"))
-    build_report(open_runs([root / "one"]), photos, tmp_path / "r.html", Options(**QUICK))
+    build_report(open_runs([root / "one"]), photos, tmp_path / "r.html", PageOptions(**QUICK))
     page = opened(watched, tmp_path / "r.html", "s02")
     assert not page.is_visible("#figures") and not page.is_visible("#own")
     assert "no ground truth" in page.inner_text("#about")
@@ -224,7 +224,7 @@ def test_what_lies_beside_is_loaded_when_it_is_looked_at(
     root = reported["root"]
     items = list(voc_source(root / "voc", "val"))
     out = tmp_path / "odd name #1.html"
-    build_report(open_runs([root / "one"]), items, out, Options(embed=2, **QUICK))
+    build_report(open_runs([root / "one"]), items, out, PageOptions(embed=2, **QUICK))
     page = opened(watched, out, "s04")
     slide(page, "opacity", 100)
     slide(page, "threshold", 25)
@@ -246,7 +246,7 @@ def test_a_page_without_its_folder_says_so_and_keeps_what_it_holds(
         open_runs([root / "one"]),
         list(voc_source(root / "voc", "val")),
         tmp_path / "r.html",
-        Options(embed=2, **QUICK),
+        PageOptions(embed=2, **QUICK),
     )
     (tmp_path / "r_files").rename(tmp_path / "elsewhere")
     page = browser.new_page()
@@ -294,7 +294,7 @@ def _long_report(root: Path, beside: Path, count: int) -> Path:
     write_run(root / "run", {"only": mask}, 1)
     Image.fromarray(np.full((60, 80, 3), 120, np.uint8)).save(root / "only.png")
     runs = open_runs([root / "run"])
-    Painter(runs, beside, 256, 70, 10**6)(Chunk(0, [Picture(0, "only", root / "only.png", None)], False))
+    Painter(runs, beside, 256, 70, 10**6)(Chunk(0, [PagePicture(0, "only", root / "only.png", None)], False))
     image = json.loads(chunk_json((beside / "chunks" / "0.js").read_text()))[0]
     places = [list(range(start, min(start + 16, count))) for start in range(0, count, 16)]
     for number, members in enumerate(places):

@@ -12,9 +12,9 @@ import pytest
 from infercam.engine import Engine
 from infercam.engine.common.errors import InputError, MissingExtra, StoreError
 from infercam.engine.data.labels import load_labels
-from infercam.engine.data.remote import RemotePlace
+from infercam.engine.data.remote import RemoteStorage
 from infercam.engine.data.sources import folder_source, list_source, read_pixels
-from infercam.engine.data.storage import LocalPlace, Place, is_uri, open_place
+from infercam.engine.data.storage import LocalStorage, Storage, is_uri, open_storage
 from infercam.engine.method.recipe import RECIPES
 from infercam.engine.run.run import Run, Summary
 from infercam.engine.run.shards import Shard
@@ -36,19 +36,19 @@ def uri(path: Path) -> str:
     return f"file://{path}"
 
 
-def mock() -> RemotePlace:
+def mock() -> RemoteStorage:
     """A file system in memory: neither whole objects nor a local disk."""
-    return RemotePlace.open("mock:///bucket/maps")
+    return RemoteStorage.open("mock:///bucket/maps")
 
 
-def run(engine: Engine, images: str, data: Path, out: str | Path | Place, shard: str = "") -> Summary:
+def run(engine: Engine, images: str, data: Path, out: str | Path | Storage, shard: str = "") -> Summary:
     labels = load_labels(data / "labels.json", tiny.CLASSES)
     part = Shard.parse(shard) if shard else None
     source = folder_source(images)
     return Run(engine, source, labels, out, recipe=RECIPES["released"], mode="both", shard=part)()  # type: ignore[arg-type]
 
 
-def maps_of(place: Place) -> dict[str, bytes]:
+def maps_of(place: Storage) -> dict[str, bytes]:
     return {name: place.read(name) for name, _ in place.files() if name.endswith(".npz")}
 
 
@@ -58,9 +58,9 @@ def maps_of(place: Place) -> dict[str, bytes]:
 @pytest.mark.parametrize("make", [mock, None, "sub"])
 def test_a_place_keeps_what_is_written(tmp_path: Path, make) -> None:
     if make is None:
-        place: Place = RemotePlace.open(uri(tmp_path / "new"))
+        place: Storage = RemoteStorage.open(uri(tmp_path / "new"))
     elif make == "sub":
-        place = RemotePlace(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "new", "sub:///new")
+        place = RemoteStorage(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "new", "sub:///new")
     else:
         place = make()
     assert list(place.files()) == [] and place.size("a/b.npz") is None
@@ -80,14 +80,14 @@ def test_a_place_keeps_what_is_written(tmp_path: Path, make) -> None:
 
 
 def test_local_places_answer_the_same(tmp_path: Path) -> None:
-    place = LocalPlace(tmp_path / "new")
+    place = LocalStorage(tmp_path / "new")
     place.write("a/b.npz", b"x")
     assert list(place.files()) == [("a/b.npz", 1)] and list(place.files("a")) == []
     assert place.size("\0") is None and place.path == tmp_path / "new"
 
 
 def test_a_place_travels(tmp_path: Path) -> None:
-    place = RemotePlace.open(uri(tmp_path))
+    place = RemoteStorage.open(uri(tmp_path))
     place.write("a", b"1")
     assert pickle.loads(pickle.dumps(place)).read("a") == b"1"
 
@@ -115,20 +115,20 @@ def test_what_a_uri_is(text: str, expected: bool) -> None:
 @pytest.mark.parametrize("text", ["ftp://host/x", "s3://", "nonsense:///x"])
 def test_a_bad_uri_is_one_line(text: str) -> None:
     with pytest.raises(StoreError) as caught:
-        open_place(text)
+        open_storage(text)
     assert text.split(":")[0] in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_secrets_in_a_uri_are_not_shown(tmp_path: Path) -> None:
-    place = open_place("s3://bucket/maps?region=eu-west-1&endpoint_override=localhost%3A1&scheme=http")
-    assert str(open_place("s3://key:secret@bucket/maps?region=eu-west-1")) == "s3://bucket/maps"
+    place = open_storage("s3://bucket/maps?region=eu-west-1&endpoint_override=localhost%3A1&scheme=http")
+    assert str(open_storage("s3://key:secret@bucket/maps?region=eu-west-1")) == "s3://bucket/maps"
     assert str(place) == "s3://bucket/maps" and place.where("a") == "s3://bucket/maps/a"
 
 
 def test_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtra, match=r"infercam\[cluster\]"):
-        open_place("s3://bucket/maps")
+        open_storage("s3://bucket/maps")
 
 
 # -- sources ---------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_a_list_below_a_uri(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_bad_remote_picture_is_one_line(data: Path, tmp_path: Path) -> None:
-    place = RemotePlace.open(uri(tmp_path))
+    place = RemoteStorage.open(uri(tmp_path))
     place.write("cut.png", (data / "images" / "p000.png").read_bytes()[:60])
     for name in ("cut.png", "none.png"):
         with pytest.raises(InputError, match=name) as caught:
@@ -174,9 +174,9 @@ def test_a_remote_run_leaves_the_same_store(tiny_engine: Engine, data: Path, tmp
     images = uri(data / "images")
     assert run(tiny_engine, images, data, tmp_path / "near").done == 7
     for out in (uri(tmp_path / "far"), mock()):
-        place = open_place(out)
+        place = open_storage(out)
         assert run(tiny_engine, images, data, out).done == 7
-        assert maps_of(place) == maps_of(LocalPlace(tmp_path / "near"))
+        assert maps_of(place) == maps_of(LocalStorage(tmp_path / "near"))
         assert run(tiny_engine, images, data, out).kept == 7
         store = MapStore.open(place)
         assert sorted(store.ids()) == [f"p{n:03}" for n in range(7)]
@@ -190,7 +190,7 @@ def test_remote_shards_and_going_on(tiny_engine: Engine, data: Path, tmp_path: P
     images, out = str(data / "images"), uri(tmp_path / "far")
     assert run(tiny_engine, images, data, out, "1/2").done == 4
     assert run(tiny_engine, images, data, out).done == 3
-    place = open_place(out)
+    place = open_storage(out)
     place.remove("p002.npz")
     place.write("p003.npz", b"cut")
     assert run(tiny_engine, images, data, out, "1/1").done == 2, "missing and cut files are made again"
@@ -198,7 +198,7 @@ def test_remote_shards_and_going_on(tiny_engine: Engine, data: Path, tmp_path: P
 
 
 def test_remote_failures(tiny_engine: Engine, data: Path, tmp_path: Path) -> None:
-    place = RemotePlace.open(uri(tmp_path / "images"))
+    place = RemoteStorage.open(uri(tmp_path / "images"))
     for item in folder_source(data / "images"):
         place.write(item.path.name, item.path.read_bytes())
     place.write("p000.png", b"no picture")
@@ -225,13 +225,13 @@ def test_a_corrupt_remote_map_is_named(tiny_engine: Engine, data: Path) -> None:
 # -- the index -------------------------------------------------------------------------------------------------
 
 
-def put(place: Place, index: RemoteIndex, ids: str) -> None:
+def put(place: Storage, index: RemoteIndex, ids: str) -> None:
     for id in ids:
         place.write(f"{id}.npz", b"123")
         index.append(id, "fp", 3)
 
 
-def names(place: Place) -> list[str]:
+def names(place: Storage) -> list[str]:
     return sorted(name for name, _ in place.files("index"))
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from infercam.engine import Bundle
-from infercam.engine.data.remote import RemotePlace
-from infercam.engine.data.storage import LocalPlace, open_place
+from infercam.engine.data.remote import RemoteStorage
+from infercam.engine.data.storage import LocalStorage, open_storage
 from infercam.engine.store.mapstore import MapStore
 from tests.engine import tiny
 
@@ -47,8 +47,8 @@ def s3() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Path:
     data = tiny.write_dataset(tmp_path_factory.mktemp("data"), 12, (40, 52))
-    place = open_place(f"s3://photos/train?{s3}")
-    assert isinstance(place, RemotePlace)
+    place = open_storage(f"s3://photos/train?{s3}")
+    assert isinstance(place, RemoteStorage)
     place._fs.create_dir("photos")
     for file in sorted((data / "images").iterdir()):
         place.write(f"deep/{file.name}", file.read_bytes())
@@ -108,10 +108,10 @@ def test_a_cluster_from_and_to_s3(
     found = run(tiny_bundle, data, images, out, "--cluster", "ray", "--workers", "2")
     assert (found["done"], found["kept"]) == (6, 6)
     assert maps_of(out) == near
-    place = open_place(out)
-    assert isinstance(place, RemotePlace)
+    place = open_storage(out)
+    assert isinstance(place, RemoteStorage)
     copy_files("maps/ray", str(tmp_path), place._fs, LocalFileSystem())
-    local = LocalPlace(tmp_path)
+    local = LocalStorage(tmp_path)
     assert {name for name, _ in local.files()} == {name for name, _ in place.files()}
     assert {id: MapStore.open(tmp_path).read(id).maps.tobytes() for id in near} == near
     assert run(tiny_bundle, data, images, str(tmp_path))["kept"] == 12, "the copy goes on as a local store"

@@ -19,14 +19,14 @@ from infercam.engine.common.errors import InfercamError, InputError
 from infercam.engine.data.sources import Item, voc_source
 from infercam.engine.evaluation.histogram import count_image
 from infercam.engine.report import build as building
-from infercam.engine.report.build import Options, build_report
+from infercam.engine.report.build import PageOptions, build_report
 from infercam.engine.report.chosen import telling
 from infercam.engine.report.html import scripts, styles
 from infercam.engine.report.pictures import chunk_json, reduced, script_json
 from infercam.engine.report.runs import image_iou, open_runs, run_names
 from tests.browser.inputs import CLASSES, mean_iou, write_labels, write_run, write_scenes
 
-QUICK = Options(bootstrap=10, workers=1)
+QUICK = PageOptions(bootstrap=10, workers=1)
 SIZES = {f"s{k:02}": (48 + k, 64) for k in range(20)}
 
 
@@ -119,15 +119,15 @@ def test_one_file_or_a_folder_beside_it(tree: dict[str, Any]) -> None:
     assert not (root / "out" / "r_files").exists()
     assert out.read_text().count('id="chunk-') == 3
 
-    summary = build_report(runs, items, out, Options(bootstrap=10, workers=1, embed=3))
+    summary = build_report(runs, items, out, PageOptions(bootstrap=10, workers=1, embed=3))
     (stamp,) = (root / "out" / "r_files").iterdir()
     assert len(list(stamp.glob("photos/*/*.webp"))) == 17
     assert len(list(stamp.glob("chunks/*.js"))) == 2
     assert summary.beside_bytes > 0 and data_of(out)["files"] == f"r_files/{stamp.name}/"
 
-    build_report(runs, items, out, Options(bootstrap=10, workers=1, embed=3, size=64))
+    build_report(runs, items, out, PageOptions(bootstrap=10, workers=1, embed=3, size=64))
     assert stamp not in list((root / "out" / "r_files").iterdir()), "the earlier build's pictures are gone"
-    build_report(runs, items, out, Options(bootstrap=10, workers=1, embed=None))
+    build_report(runs, items, out, PageOptions(bootstrap=10, workers=1, embed=None))
     assert not (root / "out" / "r_files").exists()
 
 
@@ -139,14 +139,18 @@ def test_several_processes_make_the_same_report(
     pages = []
     for workers in (1, 2):
         out = tree["root"] / f"w{workers}" / "r.html"
-        build_report(runs, tree["items"], out, Options(bootstrap=0, workers=workers))
+        build_report(runs, tree["items"], out, PageOptions(bootstrap=0, workers=workers))
         pages.append(re.sub(r'"created":"[^"]*"', "", out.read_text()))
     assert pages[0] == pages[1]
 
 
 def test_a_build_that_was_stopped_goes_on(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     root, items = tree["root"], tree["items"]
-    runs, out, options = open_runs([root / "a"]), root / "r.html", Options(bootstrap=0, workers=1, embed=3)
+    runs, out, options = (
+        open_runs([root / "a"]),
+        root / "r.html",
+        PageOptions(bootstrap=0, workers=1, embed=3),
+    )
     undisturbed = root / "whole" / "r.html"
     build_report(runs, items, undisturbed, options)
 
@@ -178,7 +182,7 @@ def test_a_build_that_was_stopped_goes_on(tree: dict[str, Any], monkeypatch: pyt
 
 def test_other_maps_make_other_pictures(tree: dict[str, Any]) -> None:
     root, items = tree["root"], tree["items"]
-    options = Options(bootstrap=0, workers=1, embed=0)
+    options = PageOptions(bootstrap=0, workers=1, embed=0)
     build_report(open_runs([root / "a"]), items, root / "r.html", options)
     before = {f.name for f in (root / "r_files").iterdir()}
     write_run(root / "a", {"s00": tree["masks"]["s00"]}, 77)
@@ -217,7 +221,7 @@ def test_labels_beside_maps_and_fewer_images(tree: dict[str, Any]) -> None:
     root = tree["root"]
     write_labels(root / "labels", tree["masks"])
     runs = open_runs([root / "a", root / "labels"])
-    options = Options(bootstrap=10, workers=1, max_images=6)
+    options = PageOptions(bootstrap=10, workers=1, max_images=6)
     summary = build_report(runs, tree["items"], root / "r.html", options)
     data = data_of(root / "r.html")
     assert [run["kind"] for run in data["runs"]] == ["maps", "labels"]

@@ -20,9 +20,9 @@ from infercam.engine.common.errors import BackendError, BundleError, InputError,
 from infercam.engine.data.labels import load_labels
 from infercam.engine.data.sources import folder_source
 from infercam.engine.method.recipe import RECIPES
-from infercam.engine.run.ray_pool import Pool, PoolOptions, _sized, started
+from infercam.engine.run.ray_pool import PoolOptions, WorkerPool, _sized, started
 from infercam.engine.run.ray_run import ClusterRun
-from infercam.engine.run.ray_worker import EngineSpec, Outcome, Row, Worker
+from infercam.engine.run.ray_worker import EngineSpec, ImageOutcome, ImageRow, Worker
 from infercam.engine.run.run import Predicted, Run, Summary
 from infercam.engine.store.failures import read_failures
 from infercam.engine.store.mapstore import MapStore
@@ -38,7 +38,7 @@ def needs_ray(test: Callable[..., None]) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
+def pool() -> Iterator[WorkerPool]:
     with started(PoolOptions(workers=2, cpus=1)) as pool:
         yield pool
 
@@ -58,7 +58,7 @@ def alone(tiny_bundle: Bundle, data: Path, tmp_path_factory: pytest.TempPathFact
     return out
 
 
-def cluster_run(pool: Pool, bundle: Bundle, data: Path, out: Path, **options: Any) -> ClusterRun:
+def cluster_run(pool: WorkerPool, bundle: Bundle, data: Path, out: Path, **options: Any) -> ClusterRun:
     labels = options.pop("labels", None) or load_labels(data / "labels.json", tiny.CLASSES)
     source = folder_source(data / "images")
     spec = EngineSpec(bundle.path, "cpu", 1)
@@ -75,17 +75,19 @@ def maps_of(out: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("asked", "nodes", "want"),
     [
-        (PoolOptions(), [{"CPU": 2}], Pool(1, 2, 0)),
-        (PoolOptions(workers=2), [{"CPU": 2}], Pool(2, 1, 0)),
-        (PoolOptions(), [{"CPU": 64}], Pool(16, 4, 0)),
-        (PoolOptions(cpus=8), [{"CPU": 64}], Pool(8, 8, 0)),
-        (PoolOptions(workers=3), [{"CPU": 4}, {"CPU": 4}], Pool(3, 2, 0)),
-        (PoolOptions(), [{"CPU": 16, "GPU": 8}, {"CPU": 8}], Pool(8, 2, 1)),
-        (PoolOptions(gpus=0.5), [{"CPU": 16, "GPU": 2}], Pool(4, 4, 0.5)),
-        (PoolOptions(gpus=0, workers=2), [{"CPU": 16, "GPU": 2}], Pool(2, 8, 0)),
+        (PoolOptions(), [{"CPU": 2}], WorkerPool(1, 2, 0)),
+        (PoolOptions(workers=2), [{"CPU": 2}], WorkerPool(2, 1, 0)),
+        (PoolOptions(), [{"CPU": 64}], WorkerPool(16, 4, 0)),
+        (PoolOptions(cpus=8), [{"CPU": 64}], WorkerPool(8, 8, 0)),
+        (PoolOptions(workers=3), [{"CPU": 4}, {"CPU": 4}], WorkerPool(3, 2, 0)),
+        (PoolOptions(), [{"CPU": 16, "GPU": 8}, {"CPU": 8}], WorkerPool(8, 2, 1)),
+        (PoolOptions(gpus=0.5), [{"CPU": 16, "GPU": 2}], WorkerPool(4, 4, 0.5)),
+        (PoolOptions(gpus=0, workers=2), [{"CPU": 16, "GPU": 2}], WorkerPool(2, 8, 0)),
     ],
 )
-def test_how_many_workers_of_what_size(asked: PoolOptions, nodes: list[dict[str, float]], want: Pool) -> None:
+def test_how_many_workers_of_what_size(
+    asked: PoolOptions, nodes: list[dict[str, float]], want: WorkerPool
+) -> None:
     assert _sized(asked, nodes) == want
 
 
@@ -114,7 +116,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 @needs_ray
 def test_two_workers_leave_the_store_of_one_process(
-    pool: Pool, tiny_bundle: Bundle, data: Path, tmp_path: Path, alone: Path
+    pool: WorkerPool, tiny_bundle: Bundle, data: Path, tmp_path: Path, alone: Path
 ) -> None:
     found = cluster_run(pool, tiny_bundle, data, tmp_path / "out")()
     assert (found.images, found.done, found.kept, found.failed, found.left) == (40, 40, 0, 0, 0)
@@ -129,7 +131,7 @@ def test_two_workers_leave_the_store_of_one_process(
 
 @needs_ray
 def test_it_goes_on_from_one_process_and_back(
-    pool: Pool, tiny_bundle: Bundle, tiny_engine: Engine, data: Path, tmp_path: Path, alone: Path
+    pool: WorkerPool, tiny_bundle: Bundle, tiny_engine: Engine, data: Path, tmp_path: Path, alone: Path
 ) -> None:
     labels, source = load_labels(data / "labels.json", tiny.CLASSES), folder_source(data / "images")
     options: dict[str, Any] = {"recipe": RECIPES["released"], "mode": "both"}
@@ -143,7 +145,7 @@ def test_it_goes_on_from_one_process_and_back(
 
 @needs_ray
 def test_predicted_labels(
-    pool: Pool, tiny_bundle: Bundle, tiny_engine: Engine, data: Path, tmp_path: Path
+    pool: WorkerPool, tiny_bundle: Bundle, tiny_engine: Engine, data: Path, tmp_path: Path
 ) -> None:
     labels, source = Predicted(0.4), folder_source(data / "images")
     Run(tiny_engine, source, labels, tmp_path / "one", recipe=RECIPES["released"], mode="both")()
@@ -152,7 +154,9 @@ def test_predicted_labels(
 
 
 @needs_ray
-def test_bad_images_are_listed_and_the_rest_goes_on(pool: Pool, tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_bad_images_are_listed_and_the_rest_goes_on(
+    pool: WorkerPool, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
     data = tiny.write_dataset(tmp_path / "data", 12, (30, 40))
     (data / "images" / "p001.png").write_bytes(b"no picture")
     raw = json.loads((data / "labels.json").read_text())
@@ -169,10 +173,10 @@ def test_bad_images_are_listed_and_the_rest_goes_on(pool: Pool, tiny_bundle: Bun
 
 @needs_ray
 def test_an_image_that_kills_its_worker_is_listed_and_takes_no_other_with_it(
-    pool: Pool, tiny_bundle: Bundle, data: Path, tmp_path: Path, alone: Path
+    pool: WorkerPool, tiny_bundle: Bundle, data: Path, tmp_path: Path, alone: Path
 ) -> None:
     class Poisoned(Worker):
-        def do(self, row: Row) -> Outcome:
+        def do(self, row: ImageRow) -> ImageOutcome:
             if row.id in ("p007", "p023"):
                 os._exit(9)
             return super().do(row)
@@ -190,13 +194,13 @@ def test_an_image_that_kills_its_worker_is_listed_and_takes_no_other_with_it(
 
 @needs_ray
 def test_a_worker_that_is_killed_loses_nothing(
-    pool: Pool, tiny_bundle: Bundle, data: Path, tmp_path: Path, alone: Path
+    pool: WorkerPool, tiny_bundle: Bundle, data: Path, tmp_path: Path, alone: Path
 ) -> None:
     pids = tmp_path / "pids"
     pids.mkdir()
 
     class Slow(Worker):
-        def do(self, row: Row) -> Outcome:
+        def do(self, row: ImageRow) -> ImageOutcome:
             (pids / str(os.getpid())).touch()
             time.sleep(0.2)
             return super().do(row)
@@ -217,13 +221,13 @@ def test_a_worker_that_is_killed_loses_nothing(
 
 @needs_ray
 def test_workers_that_all_die_are_an_error_of_one_line(
-    pool: Pool, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pool: WorkerPool, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infercam.engine.run.ray_run.HOPELESS", 5)
     data = tiny.write_dataset(tmp_path / "data", 6, (30, 40))
 
     class Hopeless(Worker):
-        def do(self, row: Row) -> Outcome:
+        def do(self, row: ImageRow) -> ImageOutcome:
             os._exit(9)
 
     with pytest.raises(BackendError, match="not the images' fault") as caught:
@@ -233,7 +237,7 @@ def test_workers_that_all_die_are_an_error_of_one_line(
 
 @needs_ray
 def test_a_bundle_that_a_worker_cannot_read(
-    pool: Pool, data: Path, tmp_path: Path, tiny_bundle: Bundle
+    pool: WorkerPool, data: Path, tmp_path: Path, tiny_bundle: Bundle
 ) -> None:
     spec, labels = EngineSpec(tmp_path / "none", "cpu", 1), Predicted()
     with pytest.raises(BundleError, match="no manifest"):
@@ -245,7 +249,9 @@ def test_a_bundle_that_a_worker_cannot_read(
 
 
 @needs_ray
-def test_stopping_leaves_what_is_done(pool: Pool, tiny_bundle: Bundle, data: Path, tmp_path: Path) -> None:
+def test_stopping_leaves_what_is_done(
+    pool: WorkerPool, tiny_bundle: Bundle, data: Path, tmp_path: Path
+) -> None:
     def watch(summary: Summary, _: object) -> None:
         if summary.done >= 3:
             job.stop.set()
