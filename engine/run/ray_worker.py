@@ -91,7 +91,7 @@ class ImageOutcome(NamedTuple):
 
 
 class Worker:
-    """A callable for Ray Data's map_batches: columns of `ImageRow` to columns of `ImageOutcome`. Calls may overlap."""
+    """For Ray Data's map_batches: columns of `ImageRow` to columns of `ImageOutcome`. Calls may overlap."""
 
     def __init__(self, task: WorkerTask, in_flight: int) -> None:
         self.task = task

@@ -40,32 +40,47 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from infercam.engine.common.atomic import TEMP_PREFIX, remove_abandoned
 from infercam.engine.common.errors import StoreError
 from infercam.engine.common.paths import is_file, regular_bytes
 from infercam.engine.common.validation import first_problem
 from infercam.engine.data.storage import LocalStorage, Storage, open_storage
+from infercam.engine.store.formats.added import added_codec, added_names
 from infercam.engine.store.formats.irn import IrnCodec
 from infercam.engine.store.formats.npz import NpzCodec
 from infercam.engine.store.formats.psa import PsaCodec
 from infercam.engine.store.image_index import INDEX, DiskFullError, Entry, ImageIndex, cannot_write, part_name
 from infercam.engine.store.record import Codec, Decoded, MapRecord, as_float32
 
-__all__ = ["FORMATS", "INDEX", "DiskFullError", "MapRecord", "MapStore", "StoreInfo"]
+__all__ = ["INDEX", "DiskFullError", "MapRecord", "MapStore", "StoreInfo", "codec_of", "formats"]
 
 SCHEMA_VERSION = 1
 INFO = "store.json"
 INFO_BYTES = 64 << 20  # far more than any; it is read whole
 STALE_SECONDS = 3600.0  # a temporary file older than this has lost its writer
 
-Format = Literal["npz", "psa", "irn"]
-FORMATS: tuple[str, ...] = get_args(Format)
-_CODECS: dict[str, Codec] = {"npz": NpzCodec(), "psa": PsaCodec(), "irn": IrnCodec()}
+_OWN: dict[str, Codec] = {"npz": NpzCodec(), "psa": PsaCodec(), "irn": IrnCodec()}
+
+
+def formats() -> tuple[str, ...]:
+    """The map formats by name: our own, then what other packages bring (formats/added.py)."""
+    return (*_OWN, *(name for name in added_names() if name not in _OWN))
+
+
+def codec_of(fmt: str) -> Codec:
+    """The format's codec. Raises StoreError for an unknown format, or one whose package cannot be loaded."""
+    try:
+        found = _OWN.get(fmt) or added_codec(fmt)
+    except ImportError as e:
+        raise StoreError(f"map format {fmt!r} cannot be loaded: {e}") from None
+    if found is None:
+        raise StoreError(f"unknown map format {fmt!r}; choose one of {', '.join(formats())}")
+    return found
 
 
 class StoreInfo(BaseModel):
@@ -74,12 +89,19 @@ class StoreInfo(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
-    format: Format
+    format: str = Field(description="one of formats()")
     dtype: Literal["uint8", "float16", "float32"]
     classes: list[str] = Field(min_length=1, description="names by index; background is not among them")
     created: str = Field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
     tools: dict[str, str] = Field(default_factory=dict)
     settings: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("format")
+    @classmethod
+    def _known(cls, fmt: str) -> str:
+        if fmt not in formats():
+            raise ValueError(f"{fmt!r} is not one of {', '.join(formats())}; another package may bring it")
+        return fmt
 
 
 class MapStore:
@@ -89,7 +111,7 @@ class MapStore:
         self.place = place
         self.info = info
         self.shard = shard
-        self._codec = _CODECS[info.format]
+        self._codec = codec_of(info.format)
         self._index = _index(place, shard, self._codec.suffix) if indexed else None
         # Of two threads that write one id, the later file must have the later line; others need not wait.
         self._by_id = [threading.Lock() for _ in range(64)]
@@ -144,7 +166,7 @@ class MapStore:
         info = read_info(root)
         if fmt is not None and fmt != info.format:
             raise StoreError(f"{root}: holds {info.format} maps, not {fmt}; name that format")
-        if fmt is None and _CODECS[info.format].pickled:
+        if fmt is None and codec_of(info.format).pickled:
             raise StoreError(
                 f"{root}: holds pickled {info.format} maps; say --format {info.format} to read them"
             )
@@ -159,7 +181,7 @@ class MapStore:
         root = Path(path)
         if not root.is_dir():
             raise StoreError(f"{root}: no such folder")
-        codec = _codec(fmt)
+        codec = codec_of(fmt)
         info = _validated(root, {"format": fmt, "dtype": codec.dtypes[0], "classes": classes})
         return cls(LocalStorage(root), info, indexed=False)
 
@@ -352,15 +374,8 @@ def sweep_stale(root: Path, older_than: float = STALE_SECONDS) -> int:
     return removed
 
 
-def _codec(fmt: str) -> Codec:
-    try:
-        return _CODECS[fmt]
-    except KeyError:
-        raise StoreError(f"unknown map format {fmt!r}; choose one of {', '.join(FORMATS)}") from None
-
-
 def _wanted(root: Storage, fmt: str, dtype: str, classes: list[str], settings: dict[str, Any]) -> StoreInfo:
-    codec = _codec(fmt)
+    codec = codec_of(fmt)
     if codec.pickled:
         dtype = codec.dtypes[0]
     elif dtype not in codec.dtypes:

@@ -8,13 +8,13 @@ from pathlib import Path
 from infercam.engine.common.errors import InputError, StoreError
 from infercam.engine.data import voc
 from infercam.engine.data.class_names import read_classes
-from infercam.engine.store.mapstore import FORMATS, INFO, MapStore
+from infercam.engine.store.mapstore import INFO, MapStore, formats
 
 
 def known_format(fmt: str, option: str) -> str:
     """The name of a map format; raises InputError, which lists them."""
-    if fmt not in FORMATS:
-        raise InputError(f"{option} is one of {', '.join(FORMATS)}, not {fmt!r}")
+    if fmt not in formats():
+        raise InputError(f"{option} is one of {', '.join(formats())}, not {fmt!r}")
     return fmt
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from infercam.engine.data import voc
 from infercam.engine.data.class_names import read_classes
 from infercam.engine.store import mapstore
 from infercam.engine.store.convert import convert
+from infercam.engine.store.formats.added import added_codec
 from infercam.engine.store.mapstore import MapRecord, MapStore
 from infercam.engine.store.open_maps import open_maps
 
@@ -138,7 +140,9 @@ def test_full_disk_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_irn_without_torch_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = fill(tmp_path / "a")
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "infercam.trainer.photos.irn", raising=False)
+    added_codec.cache_clear()
     with pytest.raises(MissingExtra, match="torch"):
         convert(source, tmp_path / "b", "irn")
 

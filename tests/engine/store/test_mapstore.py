@@ -12,7 +12,10 @@ import sys
 import threading
 import time
 import zipfile
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +24,12 @@ from hypothesis import strategies as st
 
 from infercam.engine.common.errors import MissingExtra, StoreError
 from infercam.engine.store import mapstore
-from infercam.engine.store.formats.irn import strided
+from infercam.engine.store.formats import added
+from infercam.engine.store.formats.added import added_codec
 from infercam.engine.store.image_index import ImageIndex
-from infercam.engine.store.mapstore import MapRecord, MapStore
+from infercam.engine.store.mapstore import MapRecord, MapStore, formats
+from infercam.engine.store.open_maps import known_format
+from infercam.engine.store.record import Codec, Decoded
 
 CLASSES = [f"thing{i}" for i in range(21)]
 SETTINGS = {"recipe": {"name": "released", "scales": [1.0, 0.5]}, "labels": "given", "bundle": "ab" * 32}
@@ -124,16 +130,81 @@ def test_irn_files_are_what_irn_reads(tmp_path: Path, shape: tuple[int, int]) ->
     assert found["high_res"].dtype == np.float32 and np.array_equal(found["high_res"], written.maps)
 
 
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "infercam.trainer.photos.irn", raising=False)
+    added_codec.cache_clear()
+
+
 def test_irn_without_torch_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = create(tmp_path, fmt="irn")
-    monkeypatch.setitem(sys.modules, "torch", None)
+    without_torch(monkeypatch)
     with pytest.raises(MissingExtra, match=r"infercam\[train\]"):
         store.write(record(), "fp")
     assert store.ids() == []
 
 
-def test_strided_of_nothing() -> None:
-    assert strided(np.zeros((0, 9, 8), np.float32)).shape == (0, 3, 2)
+class RawCodec(Codec):
+    """A made-up format: the number of classes and the size, then the maps."""
+
+    suffix = ".raw"
+    dtypes = ("float32",)
+    pickled = False
+
+    def encode(self, record: MapRecord, dtype: str, envelope: dict[str, Any]) -> bytes:
+        head = np.array([*record.maps.shape, *record.classes], np.int32)
+        return np.int32(len(head)).tobytes() + head.tobytes() + record.maps.astype(np.float32).tobytes()
+
+    def decode(self, file: Path) -> Decoded:
+        data = file.read_bytes()
+        length = int(np.frombuffer(data, np.int32, 1)[0])
+        head = np.frombuffer(data, np.int32, length, 4)
+        maps = np.frombuffer(data, np.float32, offset=4 + 4 * length).reshape(head[:3])
+        return Decoded(classes=head[3:].tolist(), maps=maps)
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Entry points as installed packages would bring them."""
+
+    def install(**named: str) -> None:
+        points = [EntryPoint(name, value, added.GROUP) for name, value in named.items()]
+        monkeypatch.setattr(added, "entry_points", lambda **by: EntryPoints(points).select(**by))
+        added_codec.cache_clear()
+
+    yield install
+    added_codec.cache_clear()
+
+
+def test_a_format_of_another_package(tmp_path: Path, packages: Callable[..., None]) -> None:
+    packages(raw=f"{__name__}:RawCodec", irn="nobody.here:Codec")
+    assert formats() == ("npz", "psa", "irn", "raw") and known_format("raw", "--to") == "raw"
+    store = create(tmp_path, fmt="raw", dtype="float32")
+    written = record()
+    store.write(written, "fp")
+    assert store.file("a").suffix == ".raw"
+    found = MapStore.open(tmp_path).read("a")
+    assert found.classes == written.classes and np.array_equal(found.maps, written.maps)
+    packages()
+    with pytest.raises(StoreError, match=r"'raw' is not one of npz, psa, irn"):
+        MapStore.open(tmp_path)
+
+
+def test_a_package_that_brings_no_codec(tmp_path: Path, packages: Callable[..., None]) -> None:
+    packages(odd="builtins:dict", lost="nobody.here:Codec")
+    with pytest.raises(StoreError, match="is no Codec"):
+        create(tmp_path, fmt="odd")
+    with pytest.raises(StoreError, match="'lost' cannot be loaded"):
+        create(tmp_path, fmt="lost")
+
+
+def test_irn_is_read_but_not_written_without_its_package(
+    tmp_path: Path, packages: Callable[..., None]
+) -> None:
+    packages()
+    store = create(tmp_path, fmt="irn")
+    with pytest.raises(MissingExtra, match=r"infercam\[train\]"):
+        store.write(record(), "fp")
 
 
 def test_done_needs_the_same_fingerprint_and_the_whole_file(tmp_path: Path) -> None:
