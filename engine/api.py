@@ -206,7 +206,9 @@ class Engine:
         if mode not in MODES:
             raise InputError(f"no mode {mode!r}; there are: {', '.join(MODES)}")
         chosen = self.recipe(recipe)
-        if mode == "baseline":  # the plain CAM is normalised once (method.md §1): there is nothing to add up
+        if (
+            mode == "baseline"
+        ):  # the plain CAM is normalised once (method/README.md §1): there is nothing to add up
             chosen = chosen.model_copy(update={"accumulate": "max"})
         return chosen
 
@@ -251,7 +253,9 @@ def result_of(finished: Finished) -> Result:
         return Result(image.id, image.classes, _NO_MAPS, error=finished.error)
     if image.trace is not None:
         image.trace.close()
-    return Result(image.id, image.classes, maps, image.iterations, image.pixels, trace=image.trace)
+    # Tiles finish in an order that depends on the machine: sorted, equal runs say the same.
+    iterations = sorted(image.iterations)
+    return Result(image.id, image.classes, maps, iterations, image.pixels, trace=image.trace)
 
 
 def without_classes(task: ImageTask) -> Result:

@@ -7,7 +7,7 @@
       plans/*.plan      optional: TensorRT plans, listed in `plans`
 
 `response` is taken before ReLU and without the bias of the linear layer (which is recorded in the
-manifest): for every image, mean over h,w of `response` plus `bias` equals `scores` (method.md §1).
+manifest): for every image, mean over h,w of `response` plus `bias` equals `scores` (engine/method/README.md §1).
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def present_classes(scores: np.ndarray, multi_label: bool = True) -> list[int]:
 
 
 def maps_of(response: np.ndarray, classes: Sequence[int], size: tuple[int, int]) -> np.ndarray:
-    """Response maps of one view (method.md §1): float32 C×h×w before ReLU -> K×H×W in 0..1 at `size` (H, W)."""
+    """Maps of one view (method/README.md §1): float32 C×h×w before ReLU -> K×H×W in 0..1 at `size` (H, W)."""
     low = np.maximum(response[list(classes)], 0)
     full = np.stack([cv2.resize(m, size[::-1], interpolation=cv2.INTER_LINEAR) for m in low])
     return full / (full.max(axis=(1, 2), keepdims=True) + np.float32(EPSILON))

@@ -2,7 +2,7 @@
 
 Any two networks can be compared: a TensorRT plan with ONNX Runtime, an int8 graph with the fp32 one. Both get the
 same inputs, those that the method makes: every scale of the picture, then the same with erased what the first
-map shows (method.md §1, §3 step 1). Reported: the relative error of the responses, the IoU of the thresholded maps,
+map shows (method/README.md §1, §3 step 1). Reported: the relative error of the responses, IoU of maps,
 and, where ground truth is given, the change of the best mIoU (§4).
 """
 
@@ -248,7 +248,7 @@ def _compare_one(
 
 
 def _classes(sample: Sample, response: Float, manifest: Manifest) -> list[int]:
-    """The classes in the mask; without one those that the response predicts, one at least (method.md §1)."""
+    """The classes in the mask; without one those that the response predicts, one at least (method/README.md §1)."""
     if sample.mask is not None:
         return [int(v) - 1 for v in np.unique(sample.mask) if 0 < v <= len(manifest.classes)]
     scores = response.mean(axis=(1, 2), dtype=np.float64) + manifest.bias
@@ -270,7 +270,7 @@ def _ious(a: Float, b: Float) -> Iterator[float]:
             yield np.count_nonzero(one & other) / union
 
 
-class Report(_Strict):
+class FidelityReport(_Strict):
     """report.json: the figures, the tolerance, and what misses it (None: nothing)."""
 
     missed: str | None
@@ -278,5 +278,5 @@ class Report(_Strict):
     tolerance: Tolerance
 
     @classmethod
-    def of(cls, fidelity: Fidelity, tolerance: Tolerance) -> Report:
+    def of(cls, fidelity: Fidelity, tolerance: Tolerance) -> FidelityReport:
         return cls(missed=fidelity.missed(tolerance), fidelity=fidelity, tolerance=tolerance)

@@ -27,7 +27,7 @@ class RunError(Exception):
         super().__init__(f"node '{self.node}': {text}" if self.node else text)
 
 
-class Session:
+class GraphSession:
     """One loaded model; `run` takes one float32 array and returns every output as an array."""
 
     def __init__(self, model: onnx.ModelProto, threads: int = 0) -> None:

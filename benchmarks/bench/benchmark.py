@@ -14,17 +14,18 @@ from infercam.benchmarks.bench.contestants import Contestant, Field, Part
 from infercam.benchmarks.bench.flops import Counter
 from infercam.benchmarks.bench.growth import Axis
 from infercam.benchmarks.bench.pictures import Pictures
-from infercam.benchmarks.bench.result import Result, Subject
-from infercam.benchmarks.bench.session import MAPS, SCORE, Session, Task
+from infercam.benchmarks.bench.result import FILE, BenchResult, Subject
+from infercam.benchmarks.bench.session import MAPS, SCORE, BenchSession, BenchTask, Say
 from infercam.benchmarks.common import command, machine
 from infercam.engine.bundle import Bundle
+from infercam.engine.common.atomic import atomic_write
 from infercam.engine.common.errors import InfercamError
 
 PARTS: tuple[Part, ...] = ("rows", "waterfall", "growth", "agreement", "profile")
 
 
 @dataclass
-class Plan:
+class BenchPlan:
     """What is to be measured."""
 
     bundle: Bundle
@@ -68,7 +69,7 @@ class Members:
     profiles: list[Contestant] = field(default_factory=list)
 
 
-def members(plan: Plan, folder: Path) -> Members:
+def members(plan: BenchPlan, folder: Path) -> Members:
     """Prepares the lists for the growth under `folder`."""
     f, parts = plan.field, plan.parts
     out = Members()
@@ -85,14 +86,14 @@ def members(plan: Plan, folder: Path) -> Members:
     return out
 
 
-def run(plan: Plan, session: Session) -> Result:
+def run(plan: BenchPlan, session: BenchSession) -> BenchResult:
     """Measure all that is not measured yet, by turns, and make the result."""
     who = members(plan, session.folder)
     rates = session.recall_rates()
     notes: list[str] = list(plan.pictures.notes)
     session.run(_tasks(plan, who, session), lambda number: session.keep_rates(_rate(plan, rates, notes)))
     operations = _counter(plan.bundle, notes)
-    return Result(
+    return BenchResult(
         date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         command=command(),
         machine=machine(),
@@ -108,7 +109,7 @@ def run(plan: Plan, session: Session) -> Result:
     )
 
 
-def _tasks(plan: Plan, who: Members, session: Session) -> list[Task]:
+def _tasks(plan: BenchPlan, who: Members, session: BenchSession) -> list[BenchTask]:
     truth = {n: plan.pictures.truth(n) for n in (plan.field.count, plan.field.few)}
     out = []
     for one in (*who.rows, *who.waterfall):
@@ -117,16 +118,16 @@ def _tasks(plan: Plan, who: Members, session: Session) -> list[Task]:
             found = {SCORE: looks.scorer(one.job, masks, plan.bundle.manifest.classes)} if masks else {}
             if one.yardstick is not None:
                 name = f"engine: {contestants.BASELINE}, of {one.yardstick.count}"
-                out.append(Task(name, one.yardstick, plan.rounds))
-            out.append(Task(one.name, one.job, plan.rounds, found))
+                out.append(BenchTask(name, one.yardstick, plan.rounds))
+            out.append(BenchTask(one.name, one.job, plan.rounds, found))
     for axis in who.axes:
-        out += [Task(f"growth, {axis.name} {x:g}", job, plan.rounds) for x, job in axis.jobs.items()]
+        out += [BenchTask(f"growth, {axis.name} {x:g}", job, plan.rounds) for x, job in axis.jobs.items()]
     if who.agreement is not None:
         for name, job in _compared(plan.field, who.agreement).items():
             out.append(
-                Task(name, job, 1, {MAPS: looks.keeper(job, session.folder / MAPS / session.key(job))})
+                BenchTask(name, job, 1, {MAPS: looks.keeper(job, session.folder / MAPS / session.key(job))})
             )
-    out += [Task(f"profile of {one.name}", one.job, 1) for one in who.profiles if one.job is not None]
+    out += [BenchTask(f"profile of {one.name}", one.job, 1) for one in who.profiles if one.job is not None]
     return out
 
 
@@ -138,7 +139,7 @@ def _compared(f: Field, engine: Contestant) -> dict[str, Any]:
     }
 
 
-def _agreement(f: Field, who: Members, session: Session) -> dict[str, Any]:
+def _agreement(f: Field, who: Members, session: BenchSession) -> dict[str, Any]:
     """How far the engine's float32 maps are from the loop's: over PyTorch's own convolutions, which differ in the
     sixth digit and so now and then tip a pixel over the erasing threshold, and over the engine's own graph."""
     if who.agreement is None:
@@ -159,7 +160,7 @@ def _agreement(f: Field, who: Members, session: Session) -> dict[str, Any]:
     }
 
 
-def _profile(who: Members, session: Session) -> dict[str, dict[str, float]]:
+def _profile(who: Members, session: BenchSession) -> dict[str, dict[str, float]]:
     """Shares of the CPU time by stage; what no stage holds is reading, writing, scheduling and Python."""
     out = {}
     for one in who.profiles:
@@ -171,7 +172,7 @@ def _profile(who: Members, session: Session) -> dict[str, dict[str, float]]:
     return out
 
 
-def _rate(plan: Plan, rates: dict[str, float], notes: list[str]) -> dict[str, float]:
+def _rate(plan: BenchPlan, rates: dict[str, float], notes: list[str]) -> dict[str, float]:
     """Update the matrix rates, in every round anew: the best counts."""
     usable, _ = plan.field.usable()
     ways: dict[str, Callable[[], float]] = {"cpu": lambda: matrix_rate.cpu_rate(plan.field.threads)}
@@ -193,3 +194,15 @@ def _counter(bundle: Bundle, notes: list[str]) -> Counter | None:
         notes.append(f"no operations counted: {e}")
         return None
     return counter
+
+
+def measured(plan: BenchPlan, out: Path, again: bool, say: Say) -> BenchResult:
+    """Run the plan and write bench.json; again: forget what an earlier run in `out` measured."""
+
+    session = BenchSession(out, plan.bundle.hash, say)
+    if again:
+        session.forget()
+    result = run(plan, session)
+    with atomic_write(out / FILE, "w") as f:
+        f.write(result.model_dump_json(indent=1) + "\n")
+    return result

@@ -13,7 +13,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from infercam.benchmarks.bench.result import Result, Row, Spread, Subject
+from infercam.benchmarks.bench.result import BenchResult, ResultRow, Spread, Subject
 from infercam.engine.common.errors import InputError
 
 STANDARD_ERRORS, LEAST_RATIO = 3.0, 1.03
@@ -44,7 +44,7 @@ class Verdict:
         return f"{self.row}: {self.old:.4g} -> {self.new:.4g} {unit} ({change:+.1f} %; {judged})"
 
 
-def check_comparable(old: Result, subject: Subject, machine: dict[str, Any]) -> None:
+def check_comparable(old: BenchResult, subject: Subject, machine: dict[str, Any]) -> None:
     """Raises InputError, one line, where `old` was measured on something else or on another machine."""
     was = old.subject
     for what, a, b in (
@@ -58,14 +58,14 @@ def check_comparable(old: Result, subject: Subject, machine: dict[str, Any]) -> 
             raise InputError(f"nothing to compare: {what} differs ({a} then, {b} now)")
 
 
-def changed_versions(old: Result, new: Result) -> list[str]:
+def changed_versions(old: BenchResult, new: BenchResult) -> list[str]:
     """What else differs between the two machines' descriptions: worth a note, no reason to refuse."""
     keys = sorted({*old.machine, *new.machine})
     differing = [k for k in keys if old.machine.get(k) != new.machine.get(k)]
     return [f"{k}: {old.machine.get(k)} then, {new.machine.get(k)} now" for k in differing]
 
 
-def compare(old: Result, new: Result) -> list[Verdict]:
+def compare(old: BenchResult, new: BenchResult) -> list[Verdict]:
     """A verdict for every figure that both have. Raises InputError where they cannot be compared."""
     check_comparable(old, new.subject, new.machine)
     before = {r.name: r for r in old.rows if r.seconds_per_image}
@@ -81,7 +81,7 @@ def compare(old: Result, new: Result) -> list[Verdict]:
     return out
 
 
-def _time(a: Row, b: Row, pooled: float | None) -> Verdict:
+def _time(a: ResultRow, b: ResultRow, pooled: float | None) -> Verdict:
     assert a.seconds_per_image and b.seconds_per_image
     x, y = a.seconds_per_image, b.seconds_per_image
     limit = time_limit(x, y, pooled)
@@ -107,14 +107,14 @@ def _pooled(spreads: list[Spread]) -> float | None:
     return math.sqrt(sum(statistics.variance(v) * (len(v) - 1) for v in logs) / freedom)
 
 
-def _memory(a: Row, b: Row) -> list[Verdict]:
+def _memory(a: ResultRow, b: ResultRow) -> list[Verdict]:
     if a.peak_mb is None or b.peak_mb is None:
         return []
     worse = b.peak_mb > MEMORY_RATIO * a.peak_mb and b.peak_mb > a.peak_mb + MEMORY_MB
     return [Verdict(b.name, "memory", a.peak_mb, b.peak_mb, MEMORY_RATIO, worse)]
 
 
-def _quality(a: Row, b: Row) -> list[Verdict]:
+def _quality(a: ResultRow, b: ResultRow) -> list[Verdict]:
     if a.miou is None or b.miou is None or a.miou_images != b.miou_images:
         return []
     return [Verdict(b.name, "mIoU", a.miou, b.miou, MIOU, b.miou < a.miou - MIOU)]

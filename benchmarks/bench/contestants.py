@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from infercam.benchmarks.bench.job import NO_MODEL, Job, Switches
+from infercam.benchmarks.bench.job import NO_MODEL, BenchJob, BenchSwitches
 from infercam.engine.backends import BACKENDS
 from infercam.engine.backends.choice import obstacle
 from infercam.engine.bundle import Bundle
@@ -23,9 +23,9 @@ class Contestant:
     """A row: its name and either its job or the reason why there is none."""
 
     name: str
-    job: Job | None
+    job: BenchJob | None
     reason: str | None = None
-    yardstick: Job | None = None
+    yardstick: BenchJob | None = None
     """The engine's baseline CAM over the same pictures: what overheads are over."""
     scored: bool = False
     """Its maps are scored against the masks, where there are any."""
@@ -48,19 +48,19 @@ class Field:
     threads: int | None = None
     backends: Sequence[str] = field(default=BACKENDS)
 
-    def engine(self, count: int, backend: str | None = None, **options: Any) -> Job:
+    def engine(self, count: int, backend: str | None = None, **options: Any) -> BenchJob:
         """On that backend, or on the best that works here."""
         backend = backend or next(iter(self.usable()[0]), "auto")
         return self._job("engine", count, backend=backend, precision=self.precision, **options)
 
-    def other(self, kind: str, count: int, **options: Any) -> Job:
+    def other(self, kind: str, count: int, **options: Any) -> BenchJob:
         """The plain loop or a library, over the module."""
         return self._job(kind, count, model=self.model, arch=self.arch, **options)
 
-    def _job(self, kind: str, count: int, **options: Any) -> Job:
+    def _job(self, kind: str, count: int, **options: Any) -> BenchJob:
         listed = {"pictures": self.pictures, "digest": self.digest, "count": count}
         given = {"kind": kind, "bundle": self.bundle.path, "threads": self.threads}
-        return Job.model_validate({**given, **listed, **options})
+        return BenchJob.model_validate({**given, **listed, **options})
 
     def usable(self) -> tuple[list[str], dict[str, str]]:
         """Backends that have all they need here, and of the others why not; asked before anything is loaded."""
@@ -110,7 +110,7 @@ def _others(f: Field) -> list[Contestant]:
 def waterfall(f: Field) -> list[Contestant]:
     """From the plain loop to the recipe `fast`, each step with one saving more than the one above it."""
     few = f.few
-    serial = Switches(images_in_flight=1, batch_views=1, overlap=False)
+    serial = BenchSwitches(images_in_flight=1, batch_views=1, overlap=False)
     many = serial.model_copy(update={"images_in_flight": None})
     batched = many.model_copy(update={"batch_views": None})
     loop = f.other("loop", few)
@@ -124,7 +124,7 @@ def waterfall(f: Field) -> list[Contestant]:
         "the engine, one image and one view at a time": serial,
         "+ many images in flight": many,
         "+ views of equal size in one batch": batched,
-        "+ reading and writing beside the inference": Switches(),
+        "+ reading and writing beside the inference": BenchSwitches(),
     }
     steps += [Contestant(name, f.engine(few, switches=s)) for name, s in engine.items()]
     steps.append(Contestant("recipe `fast` in place of `released`", f.engine(few, recipe="fast")))

@@ -7,17 +7,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from infercam.benchmarks.bench.job import Job, NotMeasured, Switches
+from infercam.benchmarks.bench.job import BenchJob, BenchSwitches, NotMeasured
 from infercam.benchmarks.bench.pictures import Lookup, Pictures
 from infercam.benchmarks.bench.profiled import ProfiledCpuBackend
-from infercam.benchmarks.bench.worker import Contestant
+from infercam.benchmarks.bench.running import RunningContestant
 from infercam.engine.api import Engine
 from infercam.engine.bundle import Bundle
-from infercam.engine.common.prefetch import prefetch
+from infercam.engine.method.backend import Limits
 from infercam.engine.method.recipe import recipe
-from infercam.engine.method.scheduler import Limits
 from infercam.engine.method.task import Respond, Work
-from infercam.engine.run import run as engine_run
 from infercam.engine.run.run import Run
 from infercam.engine.store.failures import FAILURES
 
@@ -25,7 +23,7 @@ from infercam.engine.store.failures import FAILURES
 class Watched:
     """Any backend, with other limits and with a count of the shapes that its network sees."""
 
-    def __init__(self, backend: Any, switches: Switches) -> None:
+    def __init__(self, backend: Any, switches: BenchSwitches) -> None:
         self._backend = backend
         self._switches = switches
         self.shapes: Counter[tuple[int, int]] = Counter()
@@ -45,7 +43,7 @@ class Watched:
         self._backend.submit(work)
 
 
-def engine_contestant(job: Job) -> Contestant:
+def engine_contestant(job: BenchJob) -> RunningContestant:
     """Raises what Engine.load raises: BundleError, BackendError, MissingExtra."""
     if job.kind == "profile":
         loaded = Bundle.load(job.bundle)
@@ -55,14 +53,22 @@ def engine_contestant(job: Job) -> Contestant:
         engine = Engine.load(job.bundle, job.backend, job.threads, job.precision)
     watched = Watched(engine.backend, job.switches)
     engine.backend = watched
-    if not job.switches.overlap:
-        _read_and_write_in_turn()
     chosen = recipe(job.recipe, **job.changes)
 
     def work(pictures: Pictures, out: Path) -> None:
         source, labels = pictures.source(len(pictures)), Lookup(pictures.labels())
         dtype = "uint8" if job.format == "npz" else "float32"
-        run = Run(engine, source, labels, out, recipe=chosen, mode=job.mode, fmt=job.format, dtype=dtype)
+        run = Run(
+            engine,
+            source,
+            labels,
+            out,
+            recipe=chosen,
+            mode=job.mode,
+            fmt=job.format,
+            dtype=dtype,
+            overlap=job.switches.overlap,
+        )
         summary = run()
         if summary.done != len(pictures):
             raise NotMeasured(f"{summary.failed} of {len(pictures)} pictures failed: {_first_failure(out)}")
@@ -76,21 +82,7 @@ def engine_contestant(job: Job) -> Contestant:
             profiled.stages.seconds.clear()
 
     name = f"{watched.name} {watched.precision}"
-    return Contestant(work, watched.shapes, name, details, restart, engine.close)
-
-
-def _read_and_write_in_turn() -> None:
-    """From now on, this process's runs read a picture when it is asked for and write its maps before the next."""
-
-    class Now:
-        def __init__(self, write: Any, *_: Any) -> None:
-            self.put = write
-
-        def close(self) -> None:
-            pass
-
-    engine_run.prefetch = lambda function, items, *_: prefetch(function, items, threads=1, depth=1)  # type: ignore
-    engine_run._Writes = Now  # type: ignore[misc,assignment]
+    return RunningContestant(work, watched.shapes, name, details, restart, engine.close)
 
 
 def _first_failure(out: Path) -> str:

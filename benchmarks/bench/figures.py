@@ -10,8 +10,8 @@ from infercam.benchmarks.bench.fit import power_law
 from infercam.benchmarks.bench.flops import Counter
 from infercam.benchmarks.bench.growth import Axis
 from infercam.benchmarks.bench.job import Measured
-from infercam.benchmarks.bench.result import Growth, Point, Row, Spread, Step
-from infercam.benchmarks.bench.session import SCORE, Session
+from infercam.benchmarks.bench.result import Growth, Point, ResultRow, Spread, WaterfallStep
+from infercam.benchmarks.bench.session import SCORE, BenchSession
 from infercam.engine.common.errors import InfercamError
 
 
@@ -21,12 +21,14 @@ def spread(values: Sequence[float]) -> Spread:
     )
 
 
-def row(one: Contestant, session: Session, operations: Counter | None, rates: dict[str, float]) -> Row:
+def row(
+    one: Contestant, session: BenchSession, operations: Counter | None, rates: dict[str, float]
+) -> ResultRow:
     """A contestant's row; its reason where it was not measured."""
     rounds = session.measured(one.job)
     if one.job is None or not rounds:
         reason = one.reason or (session.reasons.get(session.key(one.job)) if one.job else None)
-        return Row(name=one.name, not_measured=reason or "was not asked for")
+        return ResultRow(name=one.name, not_measured=reason or "was not asked for")
     first = rounds[0]
     seconds = spread([m.seconds_per_image for m in rounds])
     flop = flop_per_image(first, operations)
@@ -34,7 +36,7 @@ def row(one: Contestant, session: Session, operations: Counter | None, rates: di
     busy = [m.gpu_busy for m in rounds if m.gpu_busy is not None]
     memory = [m.gpu_mb for m in rounds if m.gpu_mb is not None]
     rate = rates.get("gpu" if on_gpu(first) else "cpu")
-    return Row(
+    return ResultRow(
         name=one.name,
         images=first.images // first.passes,
         rounds=len(rounds),
@@ -76,20 +78,20 @@ def over(rounds: Sequence[Measured], yardstick: Sequence[Measured]) -> Spread | 
     return spread([a.seconds_per_image / b.seconds_per_image for a, b in pairs]) if pairs else None
 
 
-def steps(contestants: Sequence[Contestant], session: Session) -> list[Step]:
+def steps(contestants: Sequence[Contestant], session: BenchSession) -> list[WaterfallStep]:
     """The waterfall: each step against the one above it and against the first that was measured."""
-    out: list[Step] = []
+    out: list[WaterfallStep] = []
     done: list[float] = []
     for one in contestants:
         rounds = session.measured(one.job)
         if one.job is None or not rounds:
             reason = one.reason or (session.reasons.get(session.key(one.job)) if one.job else None)
-            out.append(Step(name=one.name, not_measured=reason or "was not asked for"))
+            out.append(WaterfallStep(name=one.name, not_measured=reason or "was not asked for"))
             continue
         seconds = spread([m.seconds_per_image for m in rounds])
         done.append(seconds.median)
         out.append(
-            Step(
+            WaterfallStep(
                 name=one.name,
                 seconds_per_image=seconds,
                 times_faster=done[-2] / done[-1] if len(done) > 1 else None,
@@ -99,7 +101,7 @@ def steps(contestants: Sequence[Contestant], session: Session) -> list[Step]:
     return out
 
 
-def growth(axis: Axis, session: Session) -> Growth:
+def growth(axis: Axis, session: BenchSession) -> Growth:
     """The points of an axis and the exponent through all rounds' times."""
     found = {x: session.measured(job) for x, job in axis.jobs.items()}
     points = [

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from infercam.benchmarks.bench import pictures as lists
 from infercam.benchmarks.bench.contestants import Field
-from infercam.benchmarks.bench.job import Job
+from infercam.benchmarks.bench.job import BenchJob
 from infercam.benchmarks.bench.pictures import Pictures
 
 RECIPE = "fast"
@@ -21,7 +21,7 @@ class Axis:
 
     name: Literal["images", "area", "classes", "iterations"]
     what: str
-    jobs: dict[float, Job]
+    jobs: dict[float, BenchJob]
 
 
 def axes(f: Field, pictures: Pictures, folder: Path, counts: Sequence[int], quick: bool) -> list[Axis]:

@@ -28,7 +28,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Switches(_Model):
+class BenchSwitches(_Model):
     """The engine's savings that can be taken away one by one."""
 
     images_in_flight: int | None = Field(default=None, description="None: what the backend asks for")
@@ -36,7 +36,7 @@ class Switches(_Model):
     overlap: bool = Field(default=True, description="reading and writing beside the inference")
 
 
-class Job(_Model):
+class BenchJob(_Model):
     """One contestant over the first `count` pictures of a list; everything that can change its time."""
 
     kind: Kind
@@ -50,7 +50,7 @@ class Job(_Model):
     backend: str = "auto"
     precision: str | None = None
     threads: int | None = None
-    switches: Switches = Switches()
+    switches: BenchSwitches = BenchSwitches()
     views: Literal[1, 8] = Field(default=8, description="of the libraries' plain CAM")
     network: Network = Field(
         default="torch", description="what the loop calls: the module, or the exported graph"
@@ -102,7 +102,7 @@ class Measured(_Model):
         return self.cpu_seconds / self.seconds if self.seconds > 0 else 0.0
 
 
-class Outcome(_Model):
+class BenchOutcome(_Model):
     """What a worker leaves in its file: measured, or why not."""
 
     measured: Measured | None = None

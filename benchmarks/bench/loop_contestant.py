@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infercam.benchmarks.bench.job import NO_MODEL, Job, NotMeasured
+from infercam.benchmarks.bench.job import NO_MODEL, BenchJob, NotMeasured
 from infercam.benchmarks.bench.pictures import Pictures
-from infercam.benchmarks.bench.worker import Contestant
+from infercam.benchmarks.bench.running import RunningContestant
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import MissingExtra
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from infercam.export.archs import Classifier
 
 
-def loop_contestant(job: Job) -> Contestant:
+def loop_contestant(job: BenchJob) -> RunningContestant:
     """Raises MissingExtra without torch, NotMeasured without a classifier that the loop can call."""
     require_torch("the PyTorch loop", job.threads)
     from infercam.benchmarks.yardsticks import pytorch_loop
@@ -50,7 +50,7 @@ def loop_contestant(job: Job) -> Contestant:
             input_spec=spec,
         )
 
-    return Contestant(work, shapes, name, torch_details)
+    return RunningContestant(work, shapes, name, torch_details)
 
 
 def require_torch(what: str, threads: int | None) -> None:
@@ -69,7 +69,7 @@ def torch_details() -> dict[str, Any]:
     return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
 
 
-def classifier_of(job: Job, bundle: Bundle) -> Classifier:
+def classifier_of(job: BenchJob, bundle: Bundle) -> Classifier:
     """The bundle's classifier as a PyTorch module; raises NotMeasured where it is not given or is another one."""
     if job.model is None:
         raise NotMeasured(NO_MODEL)
@@ -104,8 +104,8 @@ def onnx_network(bundle: Bundle, threads: int | None) -> Any:
     session = ort.InferenceSession(str(bundle.graph()), options, providers=wanted)
     output, given = bundle.manifest.response, bundle.manifest.input.name
 
-    class Network(nn.Module):
+    class LoopNetwork(nn.Module):
         def forward_cam(self, x: torch.Tensor) -> torch.Tensor:
             return torch.relu(torch.from_numpy(session.run([output], {given: x.numpy()})[0]))
 
-    return Network()
+    return LoopNetwork()

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from infercam.benchmarks.bench.job import Job
+from infercam.benchmarks.bench.job import BenchJob
 from infercam.engine.common.errors import InfercamError
 from infercam.engine.common.safe_pickle import load_npy_dict
 from infercam.engine.evaluation.evaluate import GroundTruth, evaluate_store
 from infercam.engine.store.mapstore import MapStore
 
 
-def scorer(job: Job, truth: GroundTruth, classes: list[str]) -> Callable[[Path], dict[str, Any]]:
+def scorer(job: BenchJob, truth: GroundTruth, classes: list[str]) -> Callable[[Path], dict[str, Any]]:
     """Best mIoU over background thresholds, all classes that the masks hold; or why it cannot be had."""
 
     def look(folder: Path) -> dict[str, Any]:
@@ -29,18 +29,18 @@ def scorer(job: Job, truth: GroundTruth, classes: list[str]) -> Callable[[Path],
     return look
 
 
-def _store(job: Job, folder: Path, classes: list[str]) -> MapStore:
+def _store(job: BenchJob, folder: Path, classes: list[str]) -> MapStore:
     if job.kind == "engine":
         return MapStore.open(folder)
     return MapStore.open_foreign(loop_maps(job, folder), "psa", classes)
 
 
-def loop_maps(job: Job, folder: Path) -> Path:
+def loop_maps(job: BenchJob, folder: Path) -> Path:
     """Where the loop and the libraries leave their `ID.npy`."""
     return folder / ("cam" if job.kind == "loop" and job.mode == "baseline" else "maps")
 
 
-def keeper(job: Job, place: Path) -> Callable[[Path], dict[str, Any]]:
+def keeper(job: BenchJob, place: Path) -> Callable[[Path], dict[str, Any]]:
     """Moves the maps to `place`, to be compared once all are there."""
 
     def look(folder: Path) -> dict[str, Any]:

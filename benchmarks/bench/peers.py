@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from infercam.benchmarks.bench.job import Job, NotMeasured
+from infercam.benchmarks.bench.job import BenchJob, NotMeasured
 from infercam.benchmarks.bench.loop_contestant import (
     classifier_of,
     on_best_device,
@@ -27,7 +27,7 @@ from infercam.benchmarks.bench.loop_contestant import (
     torch_details,
 )
 from infercam.benchmarks.bench.pictures import Pictures
-from infercam.benchmarks.bench.worker import Contestant
+from infercam.benchmarks.bench.running import RunningContestant
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.atomic import atomic_write
 from infercam.engine.common.errors import MissingExtra
@@ -40,7 +40,7 @@ Extractor = Callable[["torch.Tensor", Sequence[int]], np.ndarray]
 """(1×3×h×w input, classes) -> K×h'×w' maps, zero or more."""
 
 
-def peer_contestant(job: Job) -> Contestant:
+def peer_contestant(job: BenchJob) -> RunningContestant:
     """Raises MissingExtra where the library or torch is absent, NotMeasured where the classifier does not fit."""
     require_torch(job.kind, job.threads)
     make = {"grad-cam": _grad_cam, "torch-cam": _torch_cam}[job.kind]
@@ -48,9 +48,11 @@ def peer_contestant(job: Job) -> Contestant:
     classifier = classifier_of(job, bundle)
     network = _two_parts(classifier.module)
     extract = make(network)
-    from infercam.benchmarks.yardsticks.pytorch_loop import Clock, Loop
+    from infercam.benchmarks.yardsticks.pytorch_loop import LoopClock, PyTorchLoop
 
-    loop = Loop(network, recipe="corrected", input_spec=classifier.input, all_classes=False, clock=Clock())
+    loop = PyTorchLoop(
+        network, recipe="corrected", input_spec=classifier.input, all_classes=False, clock=LoopClock()
+    )
     shapes: Counter[tuple[int, int]] = Counter()
 
     def work(pictures: Pictures, out: Path) -> None:
@@ -67,7 +69,9 @@ def peer_contestant(job: Job) -> Contestant:
             with atomic_write(out / "maps" / f"{picture.id}.npy") as f:
                 np.save(f, np.array(content, dtype=object), allow_pickle=True)
 
-    return Contestant(work, shapes, "PyTorch", lambda: {**torch_details(), "package": _version(job.kind)})
+    return RunningContestant(
+        work, shapes, "PyTorch", lambda: {**torch_details(), "package": _version(job.kind)}
+    )
 
 
 def _maps(

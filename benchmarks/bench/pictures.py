@@ -29,7 +29,7 @@ VOC_SIZE = (375, 500)
 PREDICTED_ABOVE = 0.5
 
 
-class Picture(BaseModel):
+class BenchPicture(BaseModel):
     """One picture: its id, file, class indices, size in pixels, and its mask where there is one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,7 +46,7 @@ class Pictures(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: str
-    pictures: list[Picture] = Field(min_length=1)
+    pictures: list[BenchPicture] = Field(min_length=1)
     digest: str = Field(description="SHA-256 over ids, classes and the files' bytes")
     notes: list[str] = []
 
@@ -152,7 +152,9 @@ def collect(
             mask = None
         height, width = pixels.shape[:2]
         path = item.path.resolve()
-        found.append(Picture(id=item.id, file=path, classes=classes, height=height, width=width, mask=mask))
+        found.append(
+            BenchPicture(id=item.id, file=path, classes=classes, height=height, width=width, mask=mask)
+        )
         digest.update(f"{item.id} {classes} {sha256_file(path)} {mask and sha256_file(mask)}\n".encode())
     if not found:
         raise InputError(

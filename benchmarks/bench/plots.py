@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from infercam.benchmarks.bench.result import Result, Row
+from infercam.benchmarks.bench.result import BenchResult, ResultRow
 from infercam.engine.common.atomic import atomic_write
 from infercam.engine.common.errors import MissingExtra
 
 NAMES = ("quality-cost.png", "waterfall.png", "growth.png")
 
 
-def plot(result: Result, folder: Path) -> list[Path]:
+def plot(result: BenchResult, folder: Path) -> list[Path]:
     """Write those pictures for which there are figures; raises MissingExtra."""
     drawings = dict(zip(NAMES, (_quality, _waterfall, _growth), strict=True))
     return [file for name, draw in drawings.items() if (file := draw(result, folder / name)) is not None]
@@ -36,7 +36,7 @@ def _save(figure: Any, file: Path) -> Path:
     return file
 
 
-def _quality(result: Result, file: Path) -> Path | None:
+def _quality(result: BenchResult, file: Path) -> Path | None:
     """Best mIoU against seconds an image, for the rows that were scored; the front of what nothing cheaper beats."""
     rows = [r for r in result.rows if r.miou is not None and r.seconds_per_image is not None]
     if len(rows) < 2:
@@ -58,12 +58,12 @@ def _quality(result: Result, file: Path) -> Path | None:
     return _save(figure, file)
 
 
-def _place(r: Row) -> tuple[float, float]:
+def _place(r: ResultRow) -> tuple[float, float]:
     assert r.seconds_per_image is not None and r.miou is not None
     return r.seconds_per_image.median, 100 * r.miou
 
 
-def _waterfall(result: Result, file: Path) -> Path | None:
+def _waterfall(result: BenchResult, file: Path) -> Path | None:
     measured = [(s.name, s.seconds_per_image) for s in result.waterfall if s.seconds_per_image is not None]
     if len(measured) < 2:
         return None
@@ -81,7 +81,7 @@ def _waterfall(result: Result, file: Path) -> Path | None:
     return _save(figure, file)
 
 
-def _growth(result: Result, file: Path) -> Path | None:
+def _growth(result: BenchResult, file: Path) -> Path | None:
     measured = [g for g in result.growth if g.exponent is not None]
     if not measured:
         return None

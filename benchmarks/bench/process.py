@@ -11,13 +11,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from infercam.benchmarks.bench.job import Job, Measured, Outcome
+from infercam.benchmarks.bench.job import BenchJob, BenchOutcome, Measured
 
 SAMPLE_SECONDS = 0.05
 GPU_QUERY = ["--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "-lms", "200"]
 
 
-def measure(job: Job, folder: Path) -> Outcome:
+def measure(job: BenchJob, folder: Path) -> BenchOutcome:
     """Run the job in a process of its own; its maps are left in `folder`/maps, which must not be there yet.
 
     Whatever goes wrong there is the outcome's one-line reason.
@@ -37,17 +37,17 @@ def measure(job: Job, folder: Path) -> Outcome:
     outcome = _outcome(folder, child.returncode)
     if outcome.measured is None:
         return outcome
-    return Outcome(
+    return BenchOutcome(
         measured=outcome.measured.model_copy(update={"peak_mb": peak, **gpu.seen(outcome.measured)})
     )
 
 
-def _outcome(folder: Path, code: int) -> Outcome:
+def _outcome(folder: Path, code: int) -> BenchOutcome:
     with suppress(OSError, ValueError):
-        return Outcome.model_validate_json((folder / "outcome.json").read_bytes())
+        return BenchOutcome.model_validate_json((folder / "outcome.json").read_bytes())
     lines = (folder / "errors").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return Outcome(reason=f"the process {ended}: {lines[-1][:300]}" if lines else f"the process {ended}")
+    return BenchOutcome(reason=f"the process {ended}: {lines[-1][:300]}" if lines else f"the process {ended}")
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ class Spread(_Model):
     all: list[float]
 
 
-class Row(_Model):
+class ResultRow(_Model):
     """One contestant. What was not measured, or cannot be known here, is null."""
 
     name: str
@@ -54,7 +54,7 @@ class Row(_Model):
     details: dict[str, Any] = {}
 
 
-class Step(_Model):
+class WaterfallStep(_Model):
     """A step of the waterfall."""
 
     name: str
@@ -94,7 +94,7 @@ class Subject(_Model):
     mean_classes: float
 
 
-class Result(_Model):
+class BenchResult(_Model):
     schema_version: Literal[1] = 1
     date: str
     command: str
@@ -102,8 +102,8 @@ class Result(_Model):
     subject: Subject
     rounds: int
     matrix_rate: dict[str, float] = Field(description="floating-point operations a second, by device")
-    rows: list[Row] = []
-    waterfall: list[Step] = []
+    rows: list[ResultRow] = []
+    waterfall: list[WaterfallStep] = []
     growth: list[Growth] = []
     agreement: dict[str, Any] = Field(default={}, description="the engine's maps against the PyTorch loop's")
     profile: dict[str, dict[str, float]] = Field(
@@ -112,9 +112,9 @@ class Result(_Model):
     notes: list[str] = []
 
 
-def read_result(file: Path) -> Result:
+def read_result(file: Path) -> BenchResult:
     """Raises InputError, one line, where the file is no result of `infercam bench`."""
     try:
-        return Result.model_validate_json(read_bytes(file, 64 << 20))
+        return BenchResult.model_validate_json(read_bytes(file, 64 << 20))
     except ValidationError as e:
         raise InputError(f"{file}: not a result of `infercam bench`: {first_problem(e, 'file')}") from None

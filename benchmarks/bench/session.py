@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from infercam.benchmarks.bench import process
-from infercam.benchmarks.bench.job import Job, Measured, Outcome
+from infercam.benchmarks.bench.job import BenchJob, BenchOutcome, Measured
 from infercam.engine.common.atomic import atomic_write
 
 Say = Callable[[str, float | None], None]
@@ -28,24 +28,24 @@ SCORE, MAPS = "score", "maps"
 
 
 @dataclass
-class Task:
+class BenchTask:
     """A job, how often it is done, and what is to be looked up, in this order, in the maps of its first round."""
 
     name: str
-    job: Job
+    job: BenchJob
     rounds: int
     looks: dict[str, Keep] = field(default_factory=dict)
 
 
 @dataclass
-class Session:
+class BenchSession:
     """The output folder, and all that was measured in it."""
 
     folder: Path
     bundle_hash: str
     """What was measured on another bundle does not count."""
     say: Say = lambda text, left: None
-    runner: Callable[[Job, Path], Outcome] = process.measure
+    runner: Callable[[BenchJob, Path], BenchOutcome] = process.measure
     rounds: dict[str, list[Measured]] = field(default_factory=dict)
     """By job key, in the order of the rounds."""
     reasons: dict[str, str] = field(default_factory=dict)
@@ -54,10 +54,10 @@ class Session:
     _walls: dict[str, float] = field(default_factory=dict)
     """Seconds that a job took, its process's start included."""
 
-    def key(self, job: Job) -> str:
+    def key(self, job: BenchJob) -> str:
         return job.key(self.bundle_hash)
 
-    def measured(self, job: Job | None) -> list[Measured]:
+    def measured(self, job: BenchJob | None) -> list[Measured]:
         return self.rounds.get(self.key(job), []) if job else []
 
     def forget(self) -> None:
@@ -65,7 +65,9 @@ class Session:
         for name in ("measured", "scratch"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
-    def run(self, tasks: Sequence[Task], before_round: Callable[[int], None] = lambda number: None) -> None:
+    def run(
+        self, tasks: Sequence[BenchTask], before_round: Callable[[int], None] = lambda number: None
+    ) -> None:
         """Do every task in every one of its rounds. A job that fails once is not tried again."""
         shutil.rmtree(self.folder / "scratch", ignore_errors=True)
         tasks = self._distinct(tasks)
@@ -82,16 +84,16 @@ class Session:
                 self.say(f"round {number + 1} of {last}: {task.name}", left)
                 self._do(task, number)
 
-    def _distinct(self, tasks: Sequence[Task]) -> list[Task]:
+    def _distinct(self, tasks: Sequence[BenchTask]) -> list[BenchTask]:
         """One task a job, for the parts share some: with the most rounds, and all that is looked up."""
-        out: dict[str, Task] = {}
+        out: dict[str, BenchTask] = {}
         for task in tasks:
             there = out.setdefault(self.key(task.job), task)
             there.rounds = max(there.rounds, task.rounds)
             there.looks = {**there.looks, **task.looks}
         return list(out.values())
 
-    def _left(self, now: Sequence[Task], tasks: Sequence[Task], number: int) -> float | None:
+    def _left(self, now: Sequence[BenchTask], tasks: Sequence[BenchTask], number: int) -> float | None:
         """Seconds that are about left, once something was measured: each like the last time, or like the mean."""
         if not self._walls:
             return None
@@ -113,10 +115,10 @@ class Session:
             json.dump(rates, f)
 
     # -- one job -----------------------------------------------------------------------------------------------------
-    def _file(self, task: Task, number: int) -> Path:
+    def _file(self, task: BenchTask, number: int) -> Path:
         return self.folder / "measured" / f"{self.key(task.job)}-{number}.json"
 
-    def _recall(self, task: Task, number: int) -> bool:
+    def _recall(self, task: BenchTask, number: int) -> bool:
         """Take in what an earlier run measured; False where it is to be measured."""
         key = self.key(task.job)
         with suppress(OSError, ValueError, KeyError):
@@ -129,7 +131,7 @@ class Session:
             return True
         return False
 
-    def _do(self, task: Task, number: int) -> None:
+    def _do(self, task: BenchTask, number: int) -> None:
         key, scratch = self.key(task.job), self.folder / "scratch" / self.key(task.job)
         began = time.monotonic()
         try:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from pydantic import BaseModel, ConfigDict
+
 from infercam.benchmarks.bench import pictures
-from infercam.benchmarks.bench.benchmark import PARTS, Plan
+from infercam.benchmarks.bench.benchmark import PARTS, BenchPlan
 from infercam.benchmarks.bench.contestants import Field, Part
 from infercam.benchmarks.bench.pictures import Pictures
 from infercam.engine.api import Engine
 from infercam.engine.backends import BACKENDS
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import InputError
+from infercam.engine.common.options import option
 from infercam.engine.data import voc as voc_tree
 from infercam.engine.demo.ablation import BUNDLE as DEMO_BUNDLE
 from infercam.engine.inputs import SourceSettings
@@ -25,37 +27,44 @@ DEMO = ("demo", "demo-bundle")
 QUICK_IMAGES, QUICK_ROUNDS, QUICK_RECIPES = 4, 2, "released,fast"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The options of `infercam bench` that decide what is measured, as they were given."""
+class BenchSettings(BaseModel):
+    """What is measured, of what, and how often."""
 
-    bundle: Path
-    out: Path
-    voc: Path | None = None
-    split: str | None = None
-    folder: Path | None = None
-    list_file: Path | None = None
-    root: Path | None = None
-    gt: Path | None = None
-    labels: str | None = None
-    model: Path | None = None
-    arch: str = "mobilenetv2"
-    images: int = 10
-    few: int | None = None
-    rounds: int = 3
-    recipes: str | None = None
-    backends: str | None = None
-    precision: str | None = None
-    threads: int | None = None
-    only: str | None = None
-    counts: str | None = None
-    quick: bool = False
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    voc: Path | None = option(None, "VOC tree; with --split. Its masks give the mIoU.")
+    split: str | None = option(None, "Split of the VOC tree: train, val, …")
+    folder: Path | None = option(None, "Folder of images.")
+    list_file: Path | None = option(None, "List of paths or ids, or psa's.", "--list")
+    root: Path | None = option(None, "Folder that --list is relative to.")
+    gt: Path | None = option(None, "Folder of masks ID.png (default: those of the VOC tree).")
+    labels: str | None = option(
+        None, "Label file as for `infercam run` (default: what the classifier predicts)."
+    )
+    model: Path | None = option(
+        None, "The classifier as PyTorch loads it: for the plain loop and the CAM libraries."
+    )
+    arch: str = option("mobilenetv2", "Of --model: resnet38, resnet50 or mobilenetv2.")
+    images: int = option(10, "The first so many images.", ge=1)
+    few: int | None = option(
+        None, "The first so many for what is slow: 8-view loops, waterfall (default: a quarter).", ge=1
+    )
+    rounds: int = option(3, "Repeats of everything, by turns.", ge=1)
+    recipes: str | None = option(None, "Of the engine, separated by commas (default: all).")
+    backends: str | None = option(None, "Separated by commas (default: all that work here).")
+    precision: str | None = option(None, "Which graph or plan of the bundle.")
+    threads: int | None = option(None, "Worker threads (default: all cores).", ge=1)
+    only: str | None = option(
+        None, "Parts, separated by commas: rows, waterfall, growth, agreement, profile."
+    )
+    counts: str | None = option(None, "Lengths of lists for the growth, for example 50,200,1000.")
+    quick: bool = option(False, "About a minute: few images, two rounds.")
 
 
-def make_plan(s: Settings, say: Callable[[str], None]) -> Plan:
+def make_plan(bundle_path: Path, out: Path, s: BenchSettings, say: Callable[[str], None]) -> BenchPlan:
     """Raises BundleError, InputError, and whatever keeps every backend from running the bundle here."""
-    demo = not s.bundle.exists() and str(s.bundle) in DEMO
-    bundle = Bundle.load(DEMO_BUNDLE if demo else s.bundle)
+    demo = not bundle_path.exists() and str(bundle_path) in DEMO
+    bundle = Bundle.load(DEMO_BUNDLE if demo else bundle_path)
     recipes = chosen("recipe", s.recipes or (QUICK_RECIPES if s.quick else None), tuple(RECIPES))
     backends = chosen("backend", s.backends, BACKENDS)
     parts: list[Part] = [p for p in PARTS if p in chosen("part", s.only, get_args(Part))]
@@ -63,11 +72,11 @@ def make_plan(s: Settings, say: Callable[[str], None]) -> Plan:
     if s.model is not None and not s.model.is_file():
         raise InputError(f"{s.model}: no such file")
     say("looking at the pictures")
-    found = _pictures(s, bundle, min(s.images, QUICK_IMAGES) if s.quick else s.images, say)
+    found = _pictures(s, bundle, out, min(s.images, QUICK_IMAGES) if s.quick else s.images, say)
     few = min(len(found), s.few or max(2, len(found) // 4))
     field = Field(
         bundle=bundle,
-        pictures=pictures.save(found, s.out),
+        pictures=pictures.save(found, out),
         digest=found.digest,
         count=len(found),
         few=few,
@@ -79,7 +88,7 @@ def make_plan(s: Settings, say: Callable[[str], None]) -> Plan:
         backends=backends,
     )
     rounds = min(s.rounds, QUICK_ROUNDS) if s.quick else s.rounds
-    return Plan(bundle, field, found, rounds, parts, s.quick, counts)
+    return BenchPlan(bundle, field, found, rounds, parts, s.quick, counts)
 
 
 def chosen(what: str, text: str | None, known: tuple[str, ...]) -> list[str]:
@@ -105,13 +114,15 @@ def _counts(text: str | None) -> list[int]:
     return counts
 
 
-def _pictures(s: Settings, bundle: Bundle, count: int, say: Callable[[str], None]) -> Pictures:
+def _pictures(
+    s: BenchSettings, bundle: Bundle, out: Path, count: int, say: Callable[[str], None]
+) -> Pictures:
     with Engine.load(bundle, "auto", s.threads, s.precision) as engine:
         if s.voc is None and s.split is None and s.folder is None and s.list_file is None:
             if s.labels or s.gt or s.root:
                 raise InputError("--labels, --gt and --root go with images: --voc, --folder or --list")
             demo = bundle.hash == Bundle.load(DEMO_BUNDLE).hash
-            folder = s.out / "pictures"
+            folder = out / "pictures"
             return pictures.synthetic(
                 engine, folder, count, demo, lambda n: say(f"drawing scenes: {n} of {count}")
             )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from infercam.benchmarks.bench.result import Result, Row, Spread
+from infercam.benchmarks.bench.result import BenchResult, ResultRow, Spread
 
 NONE = "–"
 
 
-def tables(result: Result) -> list[Table]:
+def tables(result: BenchResult) -> list[Table]:
     """Rows, what was not measured, waterfall, growth: those that have something in them."""
     out = []
     if result.rows:
@@ -35,7 +35,7 @@ def _table(title: str, first: str, headings: Iterable[str]) -> Table:
     return table
 
 
-def _rows(result: Result) -> Table:
+def _rows(result: BenchResult) -> Table:
     measured = [r for r in result.rows if r.seconds_per_image]
     gpu = any(r.gpu_busy is not None for r in measured)
     scored = any(r.miou is not None for r in measured)
@@ -66,7 +66,7 @@ def _rows(result: Result) -> Table:
     return table
 
 
-def _not_measured(rows: list[Row]) -> Table:
+def _not_measured(rows: list[ResultRow]) -> Table:
     table = Table(title="Not measured", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     table.add_column("because")
@@ -76,7 +76,7 @@ def _not_measured(rows: list[Row]) -> Table:
     return table
 
 
-def _waterfall(result: Result) -> Table:
+def _waterfall(result: BenchResult) -> Table:
     title = f"From the plain loop to the engine, {_many(result.subject.few, 'image')}"
     table = _table(title, "step", ["s/image (min–max)", "× faster", "in all"])
     for step in result.waterfall:
@@ -88,7 +88,7 @@ def _waterfall(result: Result) -> Table:
     return table
 
 
-def _growth(result: Result) -> Table:
+def _growth(result: BenchResult) -> Table:
     table = _table("Time grows with", "", ["values", "seconds", "peak MB", "exponent"])
     for g in result.growth:
         if g.exponent is None:
@@ -122,3 +122,18 @@ def _with_range(s: Spread | None, pattern: str) -> str:
         return NONE
     median = pattern.format(s.median)
     return median if len(s.all) < 2 else f"{median} ({pattern.format(s.low)}–{pattern.format(s.high)})"
+
+
+def sentences(result: BenchResult) -> Iterator[str]:
+    """What a result says beside its tables."""
+    for device, rate in result.matrix_rate.items():
+        yield f"matrix rate of the {device}: {rate / 1e9:.1f} GFLOP/s"
+    for name, found in result.agreement.items():
+        if isinstance(found, dict):
+            yield (
+                f"the engine's maps ({result.agreement['recipe']}) and the loop's {name}: at most "
+                f"{found['largest']:.2g} apart, {100 * found['share beyond 0.001']:.2g} % of map pixels by over 0.001"
+            )
+    for recipe, shares in result.profile.items():
+        yield f"CPU time of {recipe}: " + ", ".join(f"{stage} {100 * s:.1f} %" for stage, s in shares.items())
+    yield from (f"note: {note}" for note in result.notes)

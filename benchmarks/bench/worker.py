@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from infercam.benchmarks.bench.job import Job, Measured, Outcome
-from infercam.benchmarks.bench.pictures import Pictures, load
+from infercam.benchmarks.bench.job import BenchJob, BenchOutcome, Measured
+from infercam.benchmarks.bench.pictures import load
+from infercam.benchmarks.bench.running import RunningContestant
 from infercam.engine.common.atomic import atomic_write
 from infercam.engine.common.errors import InfercamError, shown
 
@@ -23,21 +20,7 @@ LEAST_SECONDS = 0.5
 """Less cannot be timed well."""
 
 
-@dataclass
-class Contestant:
-    """What a kind hands over: `work(pictures, out)` reads, infers and writes."""
-
-    work: Callable[[Pictures, Path], None]
-    shapes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """Views inferred so far by network height and width; `work` adds to it."""
-    backend: str | None = None
-    details: Callable[[], dict[str, Any]] = dict
-    restart: Callable[[], None] = lambda: None
-    """Forget what was counted during the warming up."""
-    close: Callable[[], None] = lambda: None
-
-
-def prepare(job: Job) -> Contestant:
+def prepare(job: BenchJob) -> RunningContestant:
     """The contestant, loaded and ready; raises InfercamError where it cannot run here."""
     if job.kind in ("engine", "profile"):
         from infercam.benchmarks.bench.engine_contestant import engine_contestant
@@ -52,7 +35,7 @@ def prepare(job: Job) -> Contestant:
     return peer_contestant(job)
 
 
-def measure(job: Job, out: Path) -> Measured:
+def measure(job: BenchJob, out: Path) -> Measured:
     """Do the job under the clock; its maps are left in `out`, of the list's other pictures nothing."""
     pictures = load(job.pictures)
     listed = pictures.model_copy(update={"pictures": pictures.pictures[: job.count]})
@@ -85,16 +68,16 @@ def measure(job: Job, out: Path) -> Measured:
 
 def main(folder: Path) -> int:
     """0 where it was measured; 1 where outcome.json says why not."""
-    job = Job.model_validate_json((folder / "job.json").read_bytes())
+    job = BenchJob.model_validate_json((folder / "job.json").read_bytes())
     try:
-        outcome = Outcome(measured=measure(job, folder))
+        outcome = BenchOutcome(measured=measure(job, folder))
     except InfercamError as e:
-        outcome = Outcome(reason=str(e))
+        outcome = BenchOutcome(reason=str(e))
     except (
         Exception
     ) as e:  # of a library of others: its row says so, the other rows are measured all the same
         text = str(e).strip().splitlines()
-        outcome = Outcome(reason=shown(f"{type(e).__name__}: {text[0] if text else 'no message'}"))
+        outcome = BenchOutcome(reason=shown(f"{type(e).__name__}: {text[0] if text else 'no message'}"))
     with atomic_write(folder / "outcome.json", "w") as f:
         f.write(outcome.model_dump_json())
     return 0 if outcome.measured else 1

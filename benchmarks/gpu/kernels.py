@@ -13,17 +13,19 @@ from numpy.typing import NDArray
 
 from infercam.engine.bundle import InputSpec
 from infercam.engine.device import traffic
+from infercam.engine.device.descriptors import (
+    Accumulate,
+    Gather,
+    LowResponse,
+    Resize,
+    Slot,
+    UniteCall,
+    UnitePart,
+)
 from infercam.engine.device.driver import Driver, Pointer
 from infercam.engine.device.layouts import PLANES_AT
 from infercam.engine.device.ops import (
-    Accumulate,
-    Gather,
-    Low,
     Ops,
-    Part,
-    Resize,
-    Slot,
-    Unite,
     maps_nbytes,
     maps_stride,
     mask_nbytes,
@@ -45,7 +47,7 @@ SCALES = (1.0, 0.5, 1.5, 2.0)
 REPEATS = 10
 
 
-class Clock(Protocol):
+class KernelClock(Protocol):
     """Measures kernels."""
 
     def seconds(self, work: Callable[[], None]) -> dict[str, float]:
@@ -98,7 +100,7 @@ def profiled(work: Callable[[], Any], repeats: int = 1) -> list[tuple[str, float
 
 
 @dataclass
-class Bench:
+class KernelBench:
     """Tiles of one size on the device, full of plausible data, and the calls to be measured."""
 
     driver: Driver
@@ -137,7 +139,7 @@ class Bench:
         self.pool.close()
 
     # -- the calls -----------------------------------------------------------------------------------------
-    def resize(self) -> Call:
+    def resize(self) -> KernelCall:
         target = view_size(*self.size, 1.5)
         pictures = [self.pool.allocate(picture_nbytes(target)) for _ in range(self.tiles)]
         items = [Resize(self.image, self.size[1], whole_box(*self.size), target, p) for p in pictures]
@@ -147,9 +149,9 @@ class Bench:
             want = self._twin(target).planes
             return float(np.abs(got.astype(int) - want.astype(int)).max())
 
-        return Call("resize", lambda: self.ops.resize(items), traffic.resize(items), check)
+        return KernelCall("resize", lambda: self.ops.resize(items), traffic.resize(items), check)
 
-    def erase(self) -> Call:
+    def erase(self) -> KernelCall:
         pictures = [self.pool.allocate(picture_nbytes(self.size)) for _ in range(self.tiles)]
         box = whole_box(*self.size)
         self.ops.resize([Resize(self.image, self.size[1], box, self.size, p) for p in pictures])
@@ -168,14 +170,14 @@ class Bench:
             self._twin(self.size).write(want, mirrored, erased)
             return float(np.abs(got.astype(np.float32) - want.astype(np.float16)).max())
 
-        return Call(
+        return KernelCall(
             "erase",
             lambda: self.ops.erase(slots, self.size, out, "float16"),
             traffic.erase(slots, self.size, "float16"),
             check,
         )
 
-    def gather(self) -> Call:
+    def gather(self) -> KernelCall:
         shape = OutputShape(CLASSES, *(-(-side // STRIDE) for side in self.size))
         response = self.rng.normal(size=(2 * self.tiles, *shape)).astype(np.float32)
         source = self.put(response)
@@ -187,17 +189,17 @@ class Bench:
             plain, mirrored = np.maximum(response[-2:, PRESENT], 0)
             return float(np.abs(got - (plain + mirrored[:, :, ::-1])).max())
 
-        return Call(
+        return KernelCall(
             "gather",
             lambda: self.ops.gather(items, source, shape),
             traffic.gather(items, shape),
             check,
         )
 
-    def accumulate(self, quantile: float = 1.0, locate: bool = False) -> Call:
+    def accumulate(self, quantile: float = 1.0, locate: bool = False) -> KernelCall:
         """A later iteration; maps and masks start from zeros."""
         count = len(PRESENT)
-        lows = [Low(self.put(low), (low.shape[1], low.shape[2])) for low in self.lows]
+        lows = [LowResponse(self.put(low), (low.shape[1], low.shape[2])) for low in self.lows]
         zeros = np.zeros(maps_nbytes(count, self.size), np.uint8)
         items = [
             Accumulate(
@@ -227,9 +229,9 @@ class Bench:
             return difference
 
         name = "accumulate" + (", located" if locate else "") + (", quantile" if quantile < 1 else "")
-        return Call(name, lambda: self.ops.accumulate(items, results), traffic.accumulate(items), check)
+        return KernelCall(name, lambda: self.ops.accumulate(items, results), traffic.accumulate(items), check)
 
-    def unite(self) -> Call:
+    def unite(self) -> KernelCall:
         height, width = self.size
         rows = [
             (0, height // 2 + height // 40),
@@ -239,8 +241,10 @@ class Bench:
         boxes = [Box(y0, x0, y1, x1) for y0, y1 in rows for x0, x1 in columns]
         takes = tuple(range(len(PRESENT)))
         maps = [self.rng.random((len(takes), b.height, b.width), np.float32) for b in boxes]
-        parts = [Part(self._planes(m), box, takes, iterations=1) for m, box in zip(maps, boxes, strict=True)]
-        item = Unite(self.size, len(takes), parts)
+        parts = [
+            UnitePart(self._planes(m), box, takes, iterations=1) for m, box in zip(maps, boxes, strict=True)
+        ]
+        item = UniteCall(self.size, len(takes), parts)
         out = self.pool.allocate(4 * len(takes) * height * width)
 
         def check() -> float:
@@ -248,7 +252,7 @@ class Bench:
             want = reference.unite(height, width, placed, maps, len(takes))
             return float(np.abs(self.get(out, want.shape, np.float32) - want).max())
 
-        return Call("unite", lambda: self.ops.unite(item, out), traffic.unite(item), check)
+        return KernelCall("unite", lambda: self.ops.unite(item, out), traffic.unite(item), check)
 
     def _planes(self, maps: NDArray[np.float32]) -> Pointer:
         padded = np.zeros((len(maps), maps_stride((maps.shape[1], maps.shape[2]))), np.float32)
@@ -261,7 +265,7 @@ class Bench:
 
 
 @dataclass
-class Call:
+class KernelCall:
     """One call of ops.py over all tiles."""
 
     name: str
@@ -273,7 +277,7 @@ class Call:
 
 
 def measure_kernels(
-    driver: Driver, clock: Clock, tiles: int, size: Size, copy_rate: float | None
+    driver: Driver, clock: KernelClock, tiles: int, size: Size, copy_rate: float | None
 ) -> list[dict[str, Any]]:
     """One row per kernel: bytes, seconds, rate, its share of a copy's, and the call's difference from its twin.
 
@@ -281,8 +285,8 @@ def measure_kernels(
     """
     rows: list[dict[str, Any]] = []
     with driver.current():
-        bench = Bench(driver, tiles, size)
-        makers: Sequence[Callable[[], Call]] = (
+        bench = KernelBench(driver, tiles, size)
+        makers: Sequence[Callable[[], KernelCall]] = (
             bench.resize,
             bench.erase,
             bench.gather,
@@ -301,7 +305,7 @@ def measure_kernels(
 
 
 def _rows(
-    call: Call, seconds: dict[str, float], difference: float, copy_rate: float | None
+    call: KernelCall, seconds: dict[str, float], difference: float, copy_rate: float | None
 ) -> list[dict[str, Any]]:
     """Kernels that move next to nothing (weights, peaks) are left out; a wall clock gives one row for all."""
     if set(seconds) == {"all"}:

@@ -11,7 +11,7 @@ Needs PyTorch with CUDA, nvcc or NVRTC, and pycuda or CuPy. What is measured:
 - the kernels: bytes moved over time against a device-to-device copy, and each against its twin;
 - the plain PyTorch loop (pytorch_loop.py) on the GPU, baseline and whole method;
 - the waterfall: the engine over the same module, one saving after the other (`--off` leaves some out for good);
-- the arithmetic floor, from the half-precision matrix rate measured here (method.md §8);
+- the arithmetic floor, from the half-precision matrix rate measured here (engine/method/README.md §8);
 - how busy the GPU is, what the host does per tile, that the memory budget holds and batches are halved.
 
 The loop reads and writes files, as the released code does; the engine has its pictures in memory and drops its maps.
@@ -37,15 +37,15 @@ from rich.table import Table
 from torch import nn
 
 from infercam.benchmarks.common import RESULTS, machine, write_result
-from infercam.benchmarks.gpu.kernels import Clock, ProfilerClock, WallClock, measure_kernels
+from infercam.benchmarks.gpu.kernels import KernelClock, ProfilerClock, WallClock, measure_kernels
 from infercam.benchmarks.gpu.profile import busy_share, copy_rate, matmul_rate
 from infercam.benchmarks.gpu.rig import (
     DRY,
     SWITCHES,
-    Bench,
+    GpuBench,
+    GpuPlan,
+    GpuSwitches,
     Named,
-    Plan,
-    Switches,
     emulated_driver,
     photos,
     pick_driver,
@@ -62,22 +62,22 @@ from infercam.engine.method.recipe import Mode
 
 console = Console(stderr=True, highlight=False)
 FLOP_PER_PIXEL = 753e9 / (500 * 375)
-"""Of ResNet-38 (method.md §8)."""
+"""Of ResNet-38 (engine/method/README.md §8)."""
 
 
 # -- the parts -----------------------------------------------------------------------------------------------------
-def kernels(bench: Bench) -> dict[str, Any]:
+def kernels(bench: GpuBench) -> dict[str, Any]:
     """Every kernel at the commonest size."""
     cuda = bench.plan.device == "cuda"
     driver = bench.make_driver()
     rate = copy_rate(bench.plan.copy_bytes, bench.plan.device)
-    clock: Clock = ProfilerClock() if cuda else WallClock(driver)
+    clock: KernelClock = ProfilerClock() if cuda else WallClock(driver)
     rows = measure_kernels(driver, clock, bench.plan.tiles, bench.plan.sizes[0], rate)
     driver.close()
     return {"copy_bytes_per_second": rate, "tiles": bench.plan.tiles, "rows": rows}
 
 
-def loop(bench: Bench) -> dict[str, Any]:
+def loop(bench: GpuBench) -> dict[str, Any]:
     """The plain PyTorch loop on the device, with the released code's own recipe."""
     listed = bench.pictures[: bench.plan.loop_images]
     module = bench.module.to(bench.plan.device)
@@ -103,7 +103,7 @@ def loop(bench: Bench) -> dict[str, Any]:
     return out
 
 
-def waterfall(bench: Bench) -> list[dict[str, Any]]:
+def waterfall(bench: GpuBench) -> list[dict[str, Any]]:
     """The whole method (`released`), each row with one saving more than the row above it."""
     rows = []
     on: dict[str, bool] = {}
@@ -112,13 +112,13 @@ def waterfall(bench: Bench) -> list[dict[str, Any]]:
             continue
         if added:
             on[added] = True
-        row = bench.run(Switches(**on), "released", "both")
+        row = bench.run(GpuSwitches(**on), "released", "both")
         rows.append({"added": added or "on the device, view by view", **row})
         console.print(f"  {rows[-1]['added']}: {row['images_per_second']:.2f} images a second")
     return rows
 
 
-def final(bench: Bench) -> dict[str, Any]:
+def final(bench: GpuBench) -> dict[str, Any]:
     """The goals' rows with all savings: plain CAM, whole method, `fast`."""
     runs: tuple[tuple[str, str, Mode], ...] = (
         ("baseline", "released", "baseline"),
@@ -128,13 +128,13 @@ def final(bench: Bench) -> dict[str, Any]:
     return {name: bench.run(bench.best, recipe, mode) for name, recipe, mode in runs}
 
 
-def floor(bench: Bench) -> dict[str, Any]:
+def floor(bench: GpuBench) -> dict[str, Any]:
     """What a GPU that did nothing but the network's arithmetic would need a network pixel."""
     rate = matmul_rate(bench.plan.matmul, bench.plan.device)
     return {"half_flop_per_second": rate, "network_pixels_per_second": rate / FLOP_PER_PIXEL}
 
 
-def busy(bench: Bench) -> dict[str, Any]:
+def busy(bench: GpuBench) -> dict[str, Any]:
     """From a profile of the whole method."""
     if bench.plan.device != "cuda":
         return {"not measured": "no GPU"}
@@ -144,7 +144,7 @@ def busy(bench: Bench) -> dict[str, Any]:
         return busy_share(lambda: list(engine.stream(bench.pictures[:16], "released")))
 
 
-def memory(bench: Bench) -> dict[str, Any]:
+def memory(bench: GpuBench) -> dict[str, Any]:
     """A budget little above what one image needs is kept; PyTorch short of memory has its batches halved."""
     keys = ("images_per_second", "memory_peak", "memory_budget", "halvings", "failed")
     largest = max(bench.pictures, key=lambda picture: picture[1].size)
@@ -161,7 +161,7 @@ def memory(bench: Bench) -> dict[str, Any]:
 
 
 @contextmanager
-def _little_memory(bench: Bench) -> Iterator[None]:
+def _little_memory(bench: GpuBench) -> Iterator[None]:
     """PyTorch may have its weights and a third of what the batches took beside them."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -176,7 +176,7 @@ def _little_memory(bench: Bench) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def agreement(bench: Bench, module: nn.Module, bundle: Bundle, items: Sequence[Named]) -> dict[str, Any]:
+def agreement(bench: GpuBench, module: nn.Module, bundle: Bundle, items: Sequence[Named]) -> dict[str, Any]:
     """Maps of real photos against the CPU engine's: largest difference, IoU where both reach 0.3."""
     out: dict[str, Any] = {"images": len(items)}
     with Engine.load(bundle, "cpu") as cpu:
@@ -235,9 +235,9 @@ def goals(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
-def measure(bench: Bench, more: dict[str, Callable[[Bench], Any]] | None = None) -> dict[str, Any]:
+def measure(bench: GpuBench, more: dict[str, Callable[[GpuBench], Any]] | None = None) -> dict[str, Any]:
     """All parts, in the order of their worth; what fails or comes too late says so."""
-    parts: dict[str, Callable[[Bench], Any]] = {
+    parts: dict[str, Callable[[GpuBench], Any]] = {
         "kernels": kernels,
         "floor": floor,
         "final": final,
@@ -260,7 +260,7 @@ def measure(bench: Bench, more: dict[str, Callable[[Bench], Any]] | None = None)
     return {**out, "goals": goals({k: v for k, v in out.items() if isinstance(v, dict)})}
 
 
-def attempt(part: Callable[[Bench], Any], bench: Bench) -> Any:
+def attempt(part: Callable[[GpuBench], Any], bench: GpuBench) -> Any:
     """The part's findings. That it failed is one, too: the other parts are still worth having."""
     try:
         return part(bench)
@@ -292,14 +292,14 @@ def main(
     unknown = sorted(without - set(SWITCHES))
     if unknown:
         raise BackendError(f"--off: no {', '.join(unknown)}; there are: {', '.join(SWITCHES)}")
-    plan = DRY if dry_run else Plan()
+    plan = DRY if dry_run else GpuPlan()
     plan = dataclasses.replace(plan, images=images or plan.images)
     make_driver = emulated_driver if dry_run else pick_driver(driver)
     described = _describe(make_driver)
     pictures = photos(plan, voc, split, labels) if voc else synthetic(plan)
-    bench = Bench(plan, make_driver, random_network(plan), pictures, without)
+    bench = GpuBench(plan, make_driver, random_network(plan), pictures, without)
     bench.deadline = time.monotonic() + 60 * plan.minutes - 60  # what has begun by then still ends in time
-    more: dict[str, Callable[[Bench], Any]] = {}
+    more: dict[str, Callable[[GpuBench], Any]] = {}
     if bundle is not None and model is not None:
         loaded, classifier = Bundle.load(bundle), pytorch_loop.load_classifier("mobilenetv2", model)
         more["agreement"] = lambda b: agreement(b, classifier.module, loaded, pictures[:20])

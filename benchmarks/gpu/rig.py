@@ -40,7 +40,7 @@ LABELS = ([14], [7], [11, 14], [6], [2], [14, 17, 8], [4], [12, 14])
 
 
 @dataclass(frozen=True)
-class Plan:
+class GpuPlan:
     """How large everything is."""
 
     sizes: tuple[Size, ...] = VOC_SIZES
@@ -57,11 +57,13 @@ class Plan:
     minutes: float = 8.0
 
 
-DRY = Plan(((24, 32), (30, 21)), (4, 4, 4, 6, 6, 8, 8), 2, 1, 2, 1 << 16, 64, 256 << 20, 20_000, "cpu", 60.0)
+DRY = GpuPlan(
+    ((24, 32), (30, 21)), (4, 4, 4, 6, 6, 8, 8), 2, 1, 2, 1 << 16, 64, 256 << 20, 20_000, "cpu", 60.0
+)
 
 
 @dataclass(frozen=True)
-class Switches:
+class GpuSwitches:
     """The savings, each with its switch; all off is the engine's own loop, view by view."""
 
     queue: bool = False
@@ -73,7 +75,7 @@ class Switches:
     graphs: bool = False
     """CUDA graphs for batches and shapes that come again."""
 
-    def options(self, plan: Plan) -> dict[str, Any]:
+    def options(self, plan: GpuPlan) -> dict[str, Any]:
         """For torch_cuda_backend."""
         return {
             "depth": 3 if self.queue else 1,
@@ -84,14 +86,14 @@ class Switches:
         }
 
 
-SWITCHES = tuple(f.name for f in dataclasses.fields(Switches))
+SWITCHES = tuple(f.name for f in dataclasses.fields(GpuSwitches))
 
 
 @dataclass
-class Bench:
+class GpuBench:
     """What all parts share."""
 
-    plan: Plan
+    plan: GpuPlan
     make_driver: Callable[[], Driver]
     module: nn.Module
     pictures: list[Named]
@@ -102,12 +104,12 @@ class Bench:
         self.bundle = module_bundle(VOC_CLASSES, InputSpec(), stride=8, name="resnet38-random")
 
     @property
-    def best(self) -> Switches:
+    def best(self) -> GpuSwitches:
         """Everything that is not switched off; graphs only in their own row, where they may cost more."""
-        return Switches(**{name: name not in self.off and name != "graphs" for name in SWITCHES})
+        return GpuSwitches(**{name: name not in self.off and name != "graphs" for name in SWITCHES})
 
     def engine(
-        self, switches: Switches, network: tuple[nn.Module, Bundle] | None = None
+        self, switches: GpuSwitches, network: tuple[nn.Module, Bundle] | None = None
     ) -> tuple[Engine, WaitingDriver]:
         """The engine over `network` (default: the random one)."""
         module, bundle = network or (self.module, self.bundle)
@@ -118,11 +120,11 @@ class Bench:
         backend = torch_cuda_backend(module, bundle, driver, self.plan.device, **options)
         return Engine(bundle, backend), driver
 
-    def changed(self, **changes: Any) -> Bench:
+    def changed(self, **changes: Any) -> GpuBench:
         """The same with another plan."""
         return dataclasses.replace(self, plan=dataclasses.replace(self.plan, **changes))
 
-    def run(self, switches: Switches, recipe: str, mode: Mode) -> dict[str, Any]:
+    def run(self, switches: GpuSwitches, recipe: str, mode: Mode) -> dict[str, Any]:
         """Images a second and what goes with it; a first picture warms up."""
         engine, driver = self.engine(switches)
         with engine:
@@ -151,7 +153,7 @@ class Bench:
             }
 
 
-def synthetic(plan: Plan) -> list[Named]:
+def synthetic(plan: GpuPlan) -> list[Named]:
     """Pictures of VOC's sizes with smooth colours, so that they pack and resize as photos do."""
     rng = np.random.default_rng(0)
     out = []
@@ -164,7 +166,7 @@ def synthetic(plan: Plan) -> list[Named]:
     return out
 
 
-def photos(plan: Plan, voc: Path, split: str, labels: str | None) -> list[Named]:
+def photos(plan: GpuPlan, voc: Path, split: str, labels: str | None) -> list[Named]:
     """The split's first pictures; without labels, classes in VOC's proportions."""
     items = voc_source(voc, split)[: plan.images]
     table = load_labels(labels, list(VOC_CLASSES), voc_root=voc) if labels else None
@@ -205,6 +207,6 @@ def emulated_driver() -> Driver:
     return driver
 
 
-def random_network(plan: Plan) -> nn.Module:
+def random_network(plan: GpuPlan) -> nn.Module:
     torch.manual_seed(0)
     return ResNet38(len(VOC_CLASSES), widths=plan.widths).eval().requires_grad_(False)

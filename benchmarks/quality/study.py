@@ -45,17 +45,17 @@ OVERLAP: dict[str, Any] = {"overlap": 0.15, "snap": 64}
 HONEST: dict[str, Any] = {"iterations": 2, "peak_floor": 1.0, "accumulate": "mean", "peak_quantile": 0.99}
 
 
-class Row(NamedTuple):
+class StudyRow(NamedTuple):
     name: str
     recipe: Recipe
     mode: Mode
 
 
-def rows() -> list[Row]:
+def rows() -> list[StudyRow]:
     """The ladder: each group starts from a known recipe and changes one thing at a time."""
 
-    def row(name: str, mode: Mode, base: str = "corrected", **changes: Any) -> Row:
-        return Row(name, recipe(base, **changes), mode)
+    def row(name: str, mode: Mode, base: str = "corrected", **changes: Any) -> StudyRow:
+        return StudyRow(name, recipe(base, **changes), mode)
 
     return [
         row("baseline, 8 views", "baseline"),
@@ -109,11 +109,11 @@ def rows() -> list[Row]:
             whole_weight=0.7,
             whole_iterations=2,
         ),
-        *(Row(name, RECIPES[name], "both") for name in ("fast", "best") if name in RECIPES),
+        *(StudyRow(name, RECIPES[name], "both") for name in ("fast", "best") if name in RECIPES),
     ]
 
 
-class Data(NamedTuple):
+class StudyData(NamedTuple):
     """Images of the study, with masks; a few hundred fit in memory."""
 
     items: list[tuple[str, np.ndarray, list[int]]]
@@ -154,14 +154,14 @@ def main(
     plot(out, RESULTS / f"{name}.png")
 
 
-def _data(bundle: Bundle, voc: Path, split: str, labels: str, every: int) -> Data:
+def _data(bundle: Bundle, voc: Path, split: str, labels: str, every: int) -> StudyData:
     table = load_labels(labels, bundle.manifest.classes, voc_root=voc)
     masks = dict(voc_ground_truth(voc, split).pairs)
     items = [(i.id, read_image(i.path), table.lookup(i.id)) for i in list(voc_source(voc, split))[::every]]
-    return Data(items, {id: read_mask(masks[id]) for id, _, _ in items})
+    return StudyData(items, {id: read_mask(masks[id]) for id, _, _ in items})
 
 
-def _evaluate(engine: Engine, data: Data, row: Row, classes: list[str]) -> tuple[EvalResult, float]:
+def _evaluate(engine: Engine, data: StudyData, row: StudyRow, classes: list[str]) -> tuple[EvalResult, float]:
     """Figures of a row, and its network pixels."""
     counted = JointHistogram(len(classes))
     for result in engine.stream(data.items, row.recipe, row.mode):
@@ -172,14 +172,16 @@ def _evaluate(engine: Engine, data: Data, row: Row, classes: list[str]) -> tuple
     return summarise(counted, class_names=classes), engine.scheduler.stats.pixels
 
 
-def _seconds(engine: Engine, data: Data, row: Row) -> float:
+def _seconds(engine: Engine, data: StudyData, row: StudyRow) -> float:
     began = time.perf_counter()
     for _ in engine.stream(data.items[:TIMED], row.recipe, row.mode):
         pass
     return (time.perf_counter() - began) / len(data.items[:TIMED])
 
 
-def _figures(row: Row, result: EvalResult, pixels: float, base: tuple[EvalResult, float]) -> dict[str, Any]:
+def _figures(
+    row: StudyRow, result: EvalResult, pixels: float, base: tuple[EvalResult, float]
+) -> dict[str, Any]:
     gain = compare(base[0], result)
     frequent = result.frequent or result.all
     return {

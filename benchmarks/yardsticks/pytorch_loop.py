@@ -1,8 +1,8 @@
 """The yardstick: what the paper's released code does, as a plain PyTorch loop, one image at a time.
 
 Two passes over the images, as in the released code, each reading its input from disk and writing its
-result to disk: baseline CAMs (method.md §1); then, from the saved CAMs, centres of mass, split, iterative
-erasing in every tile, unite (method.md §2, §3). It is meant to be neither slower nor faster than that code
+result to disk: baseline CAMs (method/README.md §1); then, from the saved CAMs, centres of mass, split, iterative
+erasing in every tile, unite (method/README.md §2, §3). It is meant to be neither slower nor faster than that code
 on one device. What that code does, and the project's engine saves:
 
 - every view runs through the network alone (batch 1), the mirrored copy too;
@@ -58,7 +58,7 @@ Box = tuple[int, int, int, int]  # top, left, bottom, right
 Maps = dict[int, np.ndarray]  # class index -> H×W map, as psa saves them
 
 
-class Clock:
+class LoopClock:
     """Seconds spent in each named stage, and counts."""
 
     def __init__(self) -> None:
@@ -74,11 +74,11 @@ class Clock:
             self.seconds[stage] += time.perf_counter() - start
 
 
-class Loop:
+class PyTorchLoop:
     """The released loop around one classifier; see the module's docstring."""
 
     def __init__(
-        self, module: nn.Module, *, recipe: str, input_spec: InputSpec, all_classes: bool, clock: Clock
+        self, module: nn.Module, *, recipe: str, input_spec: InputSpec, all_classes: bool, clock: LoopClock
     ) -> None:
         self.module = module
         self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
@@ -241,8 +241,10 @@ def run(
         raise InputError(f"recipe is one of {', '.join(RECIPES)}, mode one of {', '.join(MODES)}")
     out = Path(out_dir)
     spec = input_spec or InputSpec()
-    clock = Clock()
-    loop = Loop(module, recipe=recipe, input_spec=spec, all_classes=save_all_classes_upsample, clock=clock)
+    clock = LoopClock()
+    loop = PyTorchLoop(
+        module, recipe=recipe, input_spec=spec, all_classes=save_all_classes_upsample, clock=clock
+    )
     was_training = module.training
     module.eval()
     start = time.perf_counter()
@@ -271,7 +273,7 @@ def run(
 
 
 def _baseline_pass(
-    loop: Loop,
+    loop: PyTorchLoop,
     items: Sequence[tuple[str, Path]],
     labels: Mapping[str, Sequence[int]],
     out: Path,
@@ -285,7 +287,7 @@ def _baseline_pass(
 
 
 def _refining_pass(
-    loop: Loop,
+    loop: PyTorchLoop,
     items: Sequence[tuple[str, Path]],
     labels: Mapping[str, Sequence[int]],
     out: Path,
@@ -312,7 +314,7 @@ def one_hot(indices: Iterable[int], classes: int) -> np.ndarray:
     return label
 
 
-def _read_picture(clock: Clock, path: Path) -> Image.Image:
+def _read_picture(clock: LoopClock, path: Path) -> Image.Image:
     with clock("read"):
         try:
             return Image.open(path).convert("RGB")
@@ -320,7 +322,7 @@ def _read_picture(clock: Clock, path: Path) -> Image.Image:
             raise InputError(f"{path}: cannot be read as an image: {e}") from None
 
 
-def _write(clock: Clock, path: Path, maps: Maps) -> None:
+def _write(clock: LoopClock, path: Path, maps: Maps) -> None:
     with clock("write"), atomic_write(path) as f:
         np.save(f, np.array(maps, dtype=object), allow_pickle=True)
 

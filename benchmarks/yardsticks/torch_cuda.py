@@ -28,7 +28,7 @@ from infercam.engine.backends.device import DeviceBackend
 from infercam.engine.bundle import Bundle, FileEntry, InputSpec, Manifest
 from infercam.engine.device.driver import Driver, Pointer
 from infercam.engine.device.runner import InputType, OutputShape
-from infercam.engine.method.scheduler import OutOfMemory
+from infercam.engine.method.backend import OutOfMemory
 
 Shape = tuple[int, ...]
 GRAPHS = 48

@@ -22,8 +22,8 @@ from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.common.cores import available_cores
 from infercam.engine.common.errors import BackendError, BundleError, MissingExtra
 from infercam.engine.method import host_ops
+from infercam.engine.method.backend import Limits, OutOfMemory
 from infercam.engine.method.geometry import view_size
-from infercam.engine.method.scheduler import Limits, OutOfMemory
 from infercam.engine.method.task import (
     Advance,
     Advanced,

@@ -18,15 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infercam.engine.bundle import Bundle
-from infercam.engine.device.driver import Bytes, DeviceLost, DeviceOutOfMemory, Driver, Event
-from infercam.engine.device.ops import (
+from infercam.engine.device.descriptors import (
     Accumulate,
     Gather,
-    Low,
-    Ops,
-    Part,
+    LowResponse,
     Resize,
     Slot,
+    UniteCall,
+    UnitePart,
+)
+from infercam.engine.device.driver import Bytes, DeviceLost, DeviceOutOfMemory, Driver, Event
+from infercam.engine.device.ops import (
+    Ops,
     maps_nbytes,
     maps_stride,
     mask_nbytes,
@@ -34,14 +37,13 @@ from infercam.engine.device.ops import (
     read_results,
     results_nbytes,
 )
-from infercam.engine.device.ops import Unite as UniteItem
 from infercam.engine.device.pool import Pool
-from infercam.engine.device.residents import ImageOnDevice, LowMap, TileOnDevice
+from infercam.engine.device.residents import ImageOnDevice, LowResMap, TileOnDevice
 from infercam.engine.device.runner import OutputShape, Runner
 from infercam.engine.device.staging import Downloads, Landing, Uploads
 from infercam.engine.method import host_ops
+from infercam.engine.method.backend import Limits, OutOfMemory
 from infercam.engine.method.geometry import Box, view_size
-from infercam.engine.method.scheduler import Limits, OutOfMemory
 from infercam.engine.method.task import (
     Advance,
     Done,
@@ -348,13 +350,13 @@ class DeviceBackend:
             low.seen.add(view.mirrored)
 
     @staticmethod
-    def _low(view: View, shape: OutputShape) -> LowMap:
+    def _low(view: View, shape: OutputShape) -> LowResMap:
         """Where the view's responses are summed with its mirror image's."""
-        lows: dict[int, LowMap] = view.tile.state.lows
+        lows: dict[int, LowResMap] = view.tile.state.lows
         if view.scale not in lows:
             image = view.tile.image
             nbytes = 4 * len(image.classes) * shape.height * shape.width
-            lows[view.scale] = LowMap(image.state.allocate(nbytes), (shape.height, shape.width))
+            lows[view.scale] = LowResMap(image.state.allocate(nbytes), (shape.height, shape.width))
         return lows[view.scale]
 
     def _slot(self, view: View) -> Slot:
@@ -433,9 +435,9 @@ class DeviceBackend:
         self._awaited.append(_Awaited(self.driver.record(), [work], landing, read))
 
 
-def _gathers(due: Sequence[tuple[View, LowMap]]) -> list[Gather]:
+def _gathers(due: Sequence[tuple[View, LowResMap]]) -> list[Gather]:
     """A view and its mirror image in one batch are one item."""
-    slots: dict[int, tuple[View, LowMap, dict[bool, int]]] = {}
+    slots: dict[int, tuple[View, LowResMap, dict[bool, int]]] = {}
     for at, (view, low) in enumerate(due):
         slots.setdefault(low.pointer, (view, low, {}))[2][view.mirrored] = at
     return [
@@ -460,7 +462,7 @@ def _accumulate_item(tile: Tile) -> Accumulate:
     return Accumulate(
         tile=size,
         classes=classes,
-        lows=[Low(low.pointer, low.size) for _, low in sorted(state.lows.items())],
+        lows=[LowResponse(low.pointer, low.size) for _, low in sorted(state.lows.items())],
         quantile=recipe.peak_quantile,
         floor=floor,
         accumulated=state.accumulated if keeps else 0,
@@ -472,19 +474,19 @@ def _accumulate_item(tile: Tile) -> Accumulate:
     )
 
 
-def _unite_item(image: ImageTask) -> UniteItem:
+def _unite_item(image: ImageTask) -> UniteCall:
     parts, whole = [], None
     for tile in image.tiles:
         if not tile.takes or tile.state is None or not tile.state.accumulated:
             continue  # a centre pass, or a tile where the probe found nothing
-        part = Part(tile.state.accumulated, tile.box, tile.takes, tile.iteration)
+        part = UnitePart(tile.state.accumulated, tile.box, tile.takes, tile.iteration)
         if tile.whole:
             whole = part
         else:
             parts.append(part)
     recipe = image.recipe
     alone = all(tile.whole or not tile.takes for tile in image.tiles)
-    return UniteItem(
+    return UniteCall(
         size=(image.height, image.width),
         classes=len(image.classes),
         parts=parts,

@@ -3,7 +3,7 @@
 What is decided here, for everything that reads COCO:
 
 - **Classes.** COCO's 80 categories have ids from 1 to 90 with gaps. Class c, in the order of ascending category
-  ids, is mask value c + 1 (0 background, 255 ignored): `categories.py`. Ids and names are the file's own; one
+  ids, is mask value c + 1 (0 background, 255 ignored): `coco_categories.py`. Ids and names are the file's own; one
   whose categories are not COCO's works the same way, and that is said.
 - **Labels of an image** are the categories of all its annotations, crowd regions among them, whether or not
   they are hidden behind others in the mask.

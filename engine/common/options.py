@@ -118,7 +118,7 @@ def _option_names(name: str, field: FieldInfo) -> list[str]:
 def _parameter(name: str, field: FieldInfo, changes: bool) -> inspect.Parameter:
     names, kind = _option_names(name, field), _bare(field.annotation)
     optional = changes or field.default is None
-    if kind is bool and (optional or field.default is True):
+    if kind is bool and "/" not in names[-1] and (optional or field.default is True):
         names[-1] += "/" + names[-1].replace("--", "--no-", 1)
     help_text = field.description or ""
     if changes and field.default is not None:

@@ -33,3 +33,19 @@ def caught_signals(first: Callable[[], None] = lambda: None) -> Iterator[list[in
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ended_by_signals(said: Callable[[], None]) -> Iterator[None]:
+    """The first SIGINT or SIGTERM ends the process (128 + its number), children with it, once `said` was called."""
+
+    def end(number: int, _: Any) -> None:
+        said()
+        raise SystemExit(128 + number)
+
+    before = {s: signal.signal(s, end) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

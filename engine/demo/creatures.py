@@ -4,7 +4,7 @@ What tells a class is one small part, its mark (a mane, a beak, a lamp, ...). Ev
 classes of a plan have the same body, limbs and tail, any coat can be on any class (each class merely wears
 its favourite more often), and a creature without a mark belongs to no class at all. So a classifier trained
 on image-level labels leans on the marks and finds only weak evidence in the rest of the object: the partial
-response that split-and-erase inference is meant to complete (method.md §2, §3).
+response that split-and-erase inference is meant to complete (engine/method/README.md §2, §3).
 
 Creatures are drawn about the origin in units of their body's length, x to the right and y down.
 """

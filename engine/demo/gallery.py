@@ -93,7 +93,7 @@ def _cell(pixels: Pixels, record: MapRecord, outcome: ModeOutcome, boxes: Sequen
 
 
 def pseudo_label(maps: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
-    """Where each class wins against the others and the background threshold: K×H×W (method.md §4)."""
+    """Where each class wins against the others and the background threshold: K×H×W (engine/method/README.md §4)."""
     best = maps.argmax(axis=0)
     wins = maps.max(axis=0) > threshold
     return np.stack([(best == k) & wins for k in range(len(maps))])

@@ -17,13 +17,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import PIL
-from numpy.typing import NDArray
 
 from infercam.engine.bundle import InputSpec
+from infercam.engine.device.descriptors import (
+    Accumulate,
+    Gather,
+    Resize,
+    Size,
+    Slot,
+    UniteCall,
+    UnitePart,
+)
 from infercam.engine.device.driver import Argument, Bytes, Driver, Pointer
 from infercam.engine.device.layouts import (
     JOINS,
@@ -40,9 +48,6 @@ from infercam.engine.method.geometry import Box
 from infercam.engine.method.reference import quantile_index
 from infercam.engine.method.task import Advanced
 
-Size = tuple[int, int]
-"""Height and width."""
-
 
 class Workspace(Protocol):
     """Device memory in stream order: what is freed may be given to work enqueued later."""
@@ -54,118 +59,12 @@ class Workspace(Protocol):
     def free(self, pointer: Pointer) -> None: ...
 
 
-class Uploads(Protocol):
+class UploadSlots(Protocol):
     """Small host data on its way to the device."""
 
     def send(self, target: Pointer, data: Bytes) -> None:
         """Enqueue a copy of `data` to the device; `data` itself may be reused at once (it was staged)."""
         ...
-
-
-class Resize(NamedTuple):
-    """Make the picture of a tile at one network size."""
-
-    image: Pointer
-    image_width: int
-    box: Box
-    """The tile's place in the image."""
-    size: Size
-    """The network's."""
-    picture: Pointer
-    """Written: `picture_nbytes(size)`."""
-
-
-class Slot(NamedTuple):
-    """One place of a batch: which picture goes there, and what is erased of it."""
-
-    picture: Pointer
-    mirrored: bool = False
-    erased: Pointer = 0
-    """0 in a tile's first iteration: nothing is."""
-    tile: Size = (0, 0)
-    """Size of `erased`."""
-    chain: Sequence[Size] = ()
-    """The sizes that the mask is resized to one after the other, before the network's (which is not repeated
-    here); empty but for Recipe.mask_cascade."""
-    mask_mirrored: bool = True
-    """A mirrored view is masked with the mirrored mask (Recipe.mask_mirrored)."""
-
-
-class Gather(NamedTuple):
-    """Keep the present classes of a batch's response: `low` = ReLU(plain) + un-mirrored ReLU(mirrored)."""
-
-    low: Pointer
-    classes: Sequence[int]
-    """Indices into the network's classes (K)."""
-    plain: int = -1
-    """Slot of the plain view; -1: not in this batch."""
-    mirrored: int = -1
-    """Slot of the mirrored view; -1: not in this batch."""
-    add: bool = False
-    """To what an earlier batch left in `low` (the other view of the pair). Never two items of one call on one
-    `low`: a pair that is in one batch is one item."""
-
-
-class Low(NamedTuple):
-    """Summed responses of one scale."""
-
-    pointer: Pointer
-    size: Size
-
-
-class Accumulate(NamedTuple):
-    """One iteration of a tile: sum its views at tile size, normalise, accumulate, update the mask."""
-
-    tile: Size
-    classes: int
-    """K."""
-    lows: Sequence[Low]
-    """In the order of the scales."""
-    quantile: float = 1.0
-    """Recipe.peak_quantile."""
-    floor: NDArray[np.float32] | None = None
-    """(K,) least value to divide by: peak_floor * peak * views.count (float32); None: 0."""
-    accumulated: Pointer = 0
-    """`maps_nbytes(classes, tile)`, read and written; 0 for a probe or a pass that only finds the centres."""
-    erased: Pointer = 0
-    """`mask_nbytes(tile)`, read and written; 0 with `accumulated`."""
-    first: bool = True
-    """First iteration: `accumulated` and `erased` are only written."""
-    mode: Literal["max", "sum", "mean"] = "max"
-    """Recipe.accumulate."""
-    threshold: float = 0.7
-    locate: bool = False
-    """Find the centre of mass of each class's normalised map."""
-
-
-class Part(NamedTuple):
-    """A tile's accumulated maps and their place in the image."""
-
-    accumulated: Pointer
-    box: Box
-    takes: Sequence[int]
-    """Positions among the K classes that the united map takes from it."""
-    iterations: int
-    """How many were accumulated."""
-
-
-class Unite(NamedTuple):
-    """Make an image's maps from its tiles."""
-
-    size: Size
-    """The image's."""
-    classes: int
-    """K."""
-    parts: Sequence[Part]
-    """Tiles; none where probes found nothing."""
-    whole: Part | None = None
-    """The whole image's own maps."""
-    join: Literal["only", "max", "mean"] = "only"
-    """How `whole`, where given, joins the tiles': `only` it counts (there were no tiles), or as Recipe.whole."""
-    weight: float = 0.5
-    """Of `whole` in `mean`."""
-    mode: Literal["max", "sum", "mean"] = "max"
-    """Recipe.accumulate: a sum is divided by its own maximum, a mean by the iterations."""
 
 
 def picture_nbytes(size: Size) -> int:
@@ -211,7 +110,7 @@ class Ops:
     """Launches the kernels. `workspace` gives what a call needs for itself; it is freed before the call returns,
     in stream order. Any call may raise DeviceOutOfMemory: then it has launched and written nothing."""
 
-    def __init__(self, driver: Driver, spec: InputSpec, workspace: Workspace, uploads: Uploads) -> None:
+    def __init__(self, driver: Driver, spec: InputSpec, workspace: Workspace, uploads: UploadSlots) -> None:
         self._driver = driver
         self._workspace = workspace
         self._uploads = uploads
@@ -255,7 +154,7 @@ class Ops:
 
     def erase(self, slots: Sequence[Slot], size: Size, out: Pointer, input_type: InputType) -> None:
         """Write the network's input, len(slots)×3×h×w: normalised, mirrored, erased pixels filled with the
-        picture's mean (method.md §3 step 1)."""
+        picture's mean (engine/method/README.md §3 step 1)."""
         if not slots:
             return
         packet = Packet("EraseSlot", len(slots))
@@ -345,7 +244,7 @@ class Ops:
         if any(i.accumulated for i in items):
             self._launch("accumulate", (_blocks(pixels, 4), n, 1), packet)
 
-    def unite(self, item: Unite, out: Pointer) -> None:
+    def unite(self, item: UniteCall, out: Pointer) -> None:
         """Write the image's maps, K×H×W float32, dense (§2)."""
         every = [*item.parts, item.whole] if item.whole else list(item.parts)
         packet = Packet("PartItem", len(every))
@@ -488,7 +387,7 @@ def _tile_arrays(packet: Packet, item: Accumulate) -> tuple[int, int, int]:
     return packet.array(lows), len(item.lows), floor_at
 
 
-def _takes(part: Part, classes: int) -> Bytes:
+def _takes(part: UnitePart, classes: int) -> Bytes:
     out = np.zeros(classes, np.uint8)
     out[list(part.takes)] = 1
     return out

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from infercam.engine.device.descriptors import Size
 from infercam.engine.device.driver import Pointer
-from infercam.engine.device.ops import Size
 from infercam.engine.device.pool import Pool
 
 
 @dataclass
-class LowMap:
+class LowResMap:
     """One scale's responses of the iteration under way."""
 
     pointer: Pointer
@@ -26,7 +26,7 @@ class TileOnDevice:
 
     pictures: dict[Size, Pointer] = field(default_factory=dict)
     """Network size -> the tile at that size."""
-    lows: dict[int, LowMap] = field(default_factory=dict)
+    lows: dict[int, LowResMap] = field(default_factory=dict)
     """Position of the scale -> its responses."""
     accumulated: Pointer = 0
     erased: Pointer = 0

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from infercam.engine.device.ops import Accumulate, Gather, Resize, Size, Slot, Unite, columns_first
+from infercam.engine.device.descriptors import Accumulate, Gather, Resize, Size, Slot, UniteCall
+from infercam.engine.device.ops import columns_first
 from infercam.engine.device.runner import InputType, OutputShape
 
 Traffic = dict[str, int]
@@ -55,7 +56,7 @@ def accumulate(items: Sequence[Accumulate]) -> Traffic:
     return {kernel: nbytes for kernel, nbytes in out.items() if nbytes}
 
 
-def unite(item: Unite) -> Traffic:
+def unite(item: UniteCall) -> Traffic:
     """The maps written, each tile's taken classes read (twice where they are a sum)."""
     every = [*item.parts, item.whole] if item.whole else list(item.parts)
     taken = 4 * sum(part.box.area * len(part.takes) for part in every)

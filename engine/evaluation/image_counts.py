@@ -1,4 +1,4 @@
-"""Counting what every background threshold would decide of one image, in one pass over its pixels (method.md §4).
+"""Counting what every background threshold would decide of one image, in one pass (method/README.md §4).
 
 For a background threshold t a pixel's label is the argmax of [t, A_0, …, A_C-1]; background wins a tie
 (it stands first), and of two classes with equal activation the lower index does, as `numpy.argmax` has it.

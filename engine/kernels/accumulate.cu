@@ -1,5 +1,5 @@
 // Normalise a tile's summed views, add them to its accumulated maps, and erase what has reached the threshold
-// (method.md §3 steps 2 to 4).
+// (engine/method/README.md §3 steps 2 to 4).
 //
 // Bytes per pixel: for each class 4 read (the sum), 4 read and 4 written (the accumulated map); first iteration: 4
 // read and 4 written, in place. The mask: 1 read and 1 written. A thread has 4 pixels of all classes, 16 bytes at a

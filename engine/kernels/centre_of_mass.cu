@@ -1,5 +1,5 @@
 // The centre of mass (y, x) of every (tile, class)'s normalised map, truncated; an all-zero map has the middle of
-// the image (method.md §2). One launch; once per image.
+// the image (engine/method/README.md §2). One launch; once per image.
 //
 // Bytes per pixel and class: 4 read. One block per map: its sums are in float64 and in an order that only the map's
 // size decides, so that centres, and with them the tiles, never depend on the batch.

@@ -105,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 }
 
-// Grid: items / THREADS. What erased pixels become: the mean of the normalised picture (method.md §3 step 1).
+// Grid: items / THREADS. What erased pixels become: the mean of the normalised picture (engine/method/README.md §3 step 1).
 extern "C" __global__ void __launch_bounds__(THREADS)
     mean_colours(const ResizeItem* items, int count, const Normalisation* normalisation) {
     const int i = blockIdx.x * THREADS + threadIdx.x;

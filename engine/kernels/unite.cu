@@ -1,5 +1,5 @@
 // The maps of an image from its tiles': each tile at its place, the maximum where they overlap, 0 where there is
-// none; then with the whole image's own map (method.md §2).
+// none; then with the whole image's own map (engine/method/README.md §2).
 //
 // Bytes per pixel and class: 4 written, 4 read per tile that covers it (1 to 4). Every output pixel looks for its
 // tiles, so nothing is read and written twice and no atomics are needed.

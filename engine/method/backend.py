@@ -5,15 +5,35 @@ through `collect`, one turn late if that keeps the device busy.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infercam.engine.bundle import Manifest
-from infercam.engine.method.scheduler import Limits
+from infercam.engine.common.errors import BackendError
 from infercam.engine.method.task import Done, ImageTask, Tile, Work
 from infercam.engine.method.trace import Inspected
+
+
+class OutOfMemory(BackendError):
+    """A batch did not fit in the device's memory; the scheduler halves the batch and goes on."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a backend can take."""
+
+    batch_pixels: int
+    """Network pixels in one batch; a single view may exceed it."""
+    batch_views: int = 64
+    memory: int = 512 << 20
+    """Bytes for images in flight; one image may exceed it alone."""
+    images: int = 64
+    """Images in flight."""
+    patience: int = 8
+    """Turns that the oldest view may be passed over for a fuller batch."""
 
 
 class Backend(Protocol):

@@ -1,4 +1,4 @@
-"""Where an image is split and what each view's size is (method.md §2)."""
+"""Where an image is split and what each view's size is (engine/method/README.md §2)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from infercam.engine.method.scheduler import Limits, OutOfMemory
+from infercam.engine.method.backend import Limits, OutOfMemory
 from infercam.engine.method.task import Done, Infer, Inferred
 
 Float = NDArray[np.float32]

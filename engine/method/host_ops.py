@@ -110,7 +110,7 @@ def normalise_in_place(total: Float, floor: Float | float, peak: Float) -> Float
 
 
 def finish_in_place(maps: Float, accumulate: str, iterations: int) -> Float:
-    """A tile's accumulated maps K×h×w as they are united (method.md §3 step 3): a sum divided by its own maximum, a
+    """A tile's maps K×h×w as they are united (method/README.md §3 step 3): a sum divided by its own maximum, a
     mean by the iterations, a maximum as it is; in place."""
     if accumulate == "sum":
         return normalise_in_place(maps, 0.0, peaks(maps))
@@ -120,7 +120,7 @@ def finish_in_place(maps: Float, accumulate: str, iterations: int) -> Float:
 
 
 def centre_of_mass(m: Float) -> tuple[int, int]:
-    """(y, x) of one H×W map, truncated; an all-zero map falls back to the image's centre (method.md §2)."""
+    """(y, x) of one H×W map, truncated; an all-zero map falls back to the image's centre (method/README.md §2)."""
     rows = m.sum(axis=1, dtype=np.float64)
     total = rows.sum()
     if not total > 0:

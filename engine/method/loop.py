@@ -71,7 +71,7 @@ class Loop:
         if tile.iteration == 1 and done.result.centres:
             trace.centres = done.result.centres
         if tile.takes:
-            trace.record(tile, done.result, self.backend.inspect(tile))
+            trace.record(tile, done.result.erased, self.backend.inspect(tile))
 
     def abandon(self) -> None:
         """Leave nothing behind in the backend: wait for what is in flight, drop the rest."""

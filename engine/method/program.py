@@ -1,4 +1,4 @@
-"""What to do next for an image: which tiles to open, when a tile has converged (method.md §2, §3).
+"""What to do next for an image: which tiles to open, when a tile has converged (engine/method/README.md §2, §3).
 
 Decisions only; no pixels. The same program drives every backend.
 """

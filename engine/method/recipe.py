@@ -1,4 +1,4 @@
-"""Recipes: every constant of the method, named, validated and recorded in the output (method.md §1 to §3)."""
+"""Recipes: every constant of the method, named, validated and recorded in the output (method/README.md §1 to §3)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """The method in plain NumPy, one image at a time: the twin that every kernel and every fast path is tested
-against. Slow and literal on purpose; `method.md` sections are named beside each step."""
+against. Slow and literal on purpose; `engine/method/README.md` sections are named beside each step."""
 
 from __future__ import annotations
 

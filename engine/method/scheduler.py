@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infercam.engine.common.errors import BackendError
+from infercam.engine.method.backend import Limits, OutOfMemory
 from infercam.engine.method.program import Program
 from infercam.engine.method.task import (
     Advance,
@@ -35,10 +36,6 @@ from infercam.engine.method.task import (
 )
 
 
-class OutOfMemory(BackendError):
-    """A batch did not fit in the device's memory; the scheduler halves the batch and goes on."""
-
-
 class Cancelled(BackendError):
     """An image that nobody waits for any more."""
 
@@ -51,21 +48,6 @@ class NotFinite(BackendError):
 
     def __init__(self) -> None:
         super().__init__("the response is not finite (half precision overflows?); try --precision fp32")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a backend can take."""
-
-    batch_pixels: int
-    """Network pixels in one batch; a single view may exceed it."""
-    batch_views: int = 64
-    memory: int = 512 << 20
-    """Bytes for images in flight; one image may exceed it alone."""
-    images: int = 64
-    """Images in flight."""
-    patience: int = 8
-    """Turns that the oldest view may be passed over for a fuller batch."""
 
 
 @dataclass

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infercam.engine.method.geometry import Box
 
-if TYPE_CHECKING:
-    from infercam.engine.method.task import Advanced, Tile
+
+class Traceable(Protocol):
+    """What is asked of a tile (task.Tile)."""
+
+    @property
+    def box(self) -> Box: ...
+    @property
+    def takes(self) -> tuple[int, ...]: ...
+    @property
+    def whole(self) -> bool: ...
 
 
 class Inspected(NamedTuple):
@@ -25,7 +33,7 @@ class Inspected(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A tile after one iteration (method.md §3)."""
+    """A tile after one iteration (engine/method/README.md §3)."""
 
     erased_share: float
     """Newly erased pixels, as a share of the tile."""
@@ -54,16 +62,16 @@ class Trace:
     """Centre of mass (y, x) of each of the K classes; empty where nothing was split."""
     tiles: list[TracedTile] = field(default_factory=list)
     """In the order in which their first iterations ended; a tile where a probe found nothing is not among them."""
-    _of: dict[Tile, TracedTile] = field(default_factory=dict, repr=False)
+    _of: dict[Traceable, TracedTile] = field(default_factory=dict, repr=False)
 
-    def record(self, tile: Tile, result: Advanced, inspected: Inspected) -> None:
-        """Note the iteration of `tile` that has just ended."""
+    def record(self, tile: Traceable, erased: int, inspected: Inspected) -> None:
+        """Note the iteration of `tile` that has just ended; erased: its newly erased pixels."""
         traced = self._of.get(tile)
         if traced is None:
             traced = self._of[tile] = TracedTile(tile.box, tile.takes, tile.whole)
             self.tiles.append(traced)
         maps = np.rint(inspected.maps * np.float32(255)).astype(np.uint8)
-        traced.iterations.append(Step(result.erased / tile.box.area, inspected.erased, maps))
+        traced.iterations.append(Step(erased / tile.box.area, inspected.erased, maps))
 
     def close(self) -> None:
         """Let go of the tiles: they hold what the backend made of them."""

@@ -100,13 +100,16 @@ class Run:
         max_pixels: int = DEFAULT_MAX_PIXELS,
         watch: Watcher | None = None,
         shard: Shard | None = None,
+        overlap: bool = True,
     ) -> None:
+        """overlap: read ahead of the inference and write behind it; False: in turn, to measure what that saves."""
         self.engine = engine
         self.source = shard.of(source) if shard else source
         self.labels = labels
         self.map_settings = MapSettings.of(engine, recipe, mode)
         self.heatmaps = heatmaps
         self.max_pixels = max_pixels
+        self.overlap = overlap
         self.watch = watch or (lambda summary, scheduler: None)
         self.stop = threading.Event()
         """Set it to finish what is in flight and end (SIGTERM, SIGINT)."""
@@ -125,7 +128,11 @@ class Run:
     def __call__(self) -> Summary:
         """Do it. Raises StoreError where the store cannot be written; what is done stays done."""
         began = time.perf_counter()
-        writes = _Writes(self._write, REMOTE if self.store.place.remote else 1)
+        writes: _Writes | _InTurn
+        if self.overlap:
+            writes = _Writes(self._write, REMOTE if self.store.place.remote else 1)
+        else:
+            writes = _InTurn(self._write)
         made = self.map_settings
         with ExitStack() as ends:  # the last is called first
             ends.callback(lambda: self._tally(time.perf_counter() - began))
@@ -145,6 +152,7 @@ class Run:
     def _items(self) -> Iterator[tuple[str, NDArray[np.uint8], list[int]]]:
         """Images that are due, as the scheduler asks for them; the rest is counted here."""
         ahead = (REMOTE, 2 * REMOTE) if self.source.place else (2, 4)
+        ahead = ahead if self.overlap else (1, 1)
         for read in prefetch(self._read, self._until_stopped(), *ahead):
             if isinstance(read.outcome, Exception):
                 self._fail(read.id, read.outcome)
@@ -208,7 +216,7 @@ def record_of(result: Result, classes: list[str], heatmaps: Path | None = None) 
     """A result as the store takes it; writes its overlay picture too, where `heatmaps` names a folder."""
     names = [classes[c] for c in result.classes]
     # Sorted: the order in which tiles end hangs on what else is in flight.
-    meta = {"iterations": sorted(result.iterations)}
+    meta = {"iterations": result.iterations}
     record = MapRecord(result.id, result.classes, names, result.maps, meta)
     if heatmaps is not None:
         from infercam.engine.store.heatmaps import write_overlay
@@ -216,6 +224,16 @@ def record_of(result: Result, classes: list[str], heatmaps: Path | None = None) 
         assert result.pixels is not None
         write_overlay(heatmaps, result.pixels, record)
     return record
+
+
+class _InTurn:
+    """Each result is written before the next one is asked for."""
+
+    def __init__(self, write: Callable[[Result], None]) -> None:
+        self.put = write
+
+    def close(self) -> None:
+        """Nothing waits."""
 
 
 class _Writes:

@@ -15,7 +15,7 @@ from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError, MissingExtra
 from infercam.engine.device.driver import Driver, Pointer
 from infercam.engine.device.runner import InputType, OutputShape
-from infercam.engine.method.scheduler import OutOfMemory
+from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.runners.plan import graph_of
 
 Provider = Literal["cuda", "tensorrt", "cpu"]

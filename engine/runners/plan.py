@@ -94,7 +94,7 @@ def pick_profile(profiles: Sequence[Profile], shape: Shape) -> int | None:
     return min(fitting, key=lambda i: abs(log(pixels(shape) / pixels(profiles[i].best))), default=None)
 
 
-class Options(_Strict):
+class PlanOptions(_Strict):
     """How a plan is built, beside its precision and profiles."""
 
     version_compatible: bool = False
@@ -114,7 +114,7 @@ class Options(_Strict):
         return self.version_compatible or self.hardware_compatible
 
     @model_validator(mode="after")
-    def _check(self) -> Options:
+    def _check(self) -> PlanOptions:
         if self.stripped and self.version_compatible:
             raise ValueError(
                 "a stripped plan needs the full TensorRT to get its weights, a version-compatible one "
@@ -145,7 +145,7 @@ class PlanRecord(_Strict):
     onnx_sha256: Hash
     structure: Hash | None = Field(default=None, description="hash of the graph without its weights")
     profiles: list[Profile] = Field(min_length=1)
-    options: Options = Field(default_factory=Options)
+    options: PlanOptions = Field(default_factory=PlanOptions)
     tensorrt: str
     gpu: str
     compute_capability: tuple[int, int]
@@ -163,7 +163,7 @@ class PlanRecord(_Strict):
 
 
 def plan_key(
-    onnx_sha256: str, precision: str, profiles: list[Profile], options: Options, environment: Environment
+    onnx_sha256: str, precision: str, profiles: list[Profile], options: PlanOptions, environment: Environment
 ) -> str:
     """Identity of a build: 32 hexadecimal digits; anything that could change the plan changes it."""
     made_of = {

@@ -16,7 +16,7 @@ from infercam.engine.common.errors import BackendError
 from infercam.engine.device.driver import DeviceInfo, DeviceOutOfMemory, Driver, Pointer
 from infercam.engine.device.probe import probe
 from infercam.engine.device.runner import InputType, OutputShape
-from infercam.engine.method.scheduler import OutOfMemory
+from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.runners.plan import (
     Environment,
     Plan,

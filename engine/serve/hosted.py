@@ -19,7 +19,7 @@ _WARM_SIZE = (96, 128)
 MAPS_SUFFIX = "_maps"
 
 
-class Hosted:
+class HostedBundle:
     """A bundle, its engine, and the names under which the Open Inference Protocol knows it."""
 
     def __init__(self, engine: Engine) -> None:
@@ -73,7 +73,7 @@ class Hosts:
     """All bundles of a server, the first one being the default; closed together."""
 
     def __init__(self) -> None:
-        self._all: dict[str, Hosted] = {}
+        self._all: dict[str, HostedBundle] = {}
         self._open = ExitStack()
 
     @classmethod
@@ -96,10 +96,10 @@ class Hosts:
             raise
         return hosts
 
-    def add(self, engine: Engine) -> Hosted:
+    def add(self, engine: Engine) -> HostedBundle:
         """Serve an engine, and close it in the end."""
         self._open.enter_context(engine)
-        hosted = Hosted(engine)
+        hosted = HostedBundle(engine)
         taken = {name for h in self._all.values() for name in (h.name, h.maps_name)}
         if taken & {hosted.name, hosted.maps_name}:
             hosted.live.close(drain=False)
@@ -107,10 +107,10 @@ class Hosts:
         self._all[hosted.name] = hosted
         return hosted
 
-    def __iter__(self) -> Iterator[Hosted]:
+    def __iter__(self) -> Iterator[HostedBundle]:
         return iter(self._all.values())
 
-    def get(self, name: str | None) -> Hosted | None:
+    def get(self, name: str | None) -> HostedBundle | None:
         """The bundle of that name; None: the first."""
         return next(iter(self._all.values())) if name is None else self._all.get(name)
 

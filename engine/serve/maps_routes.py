@@ -15,10 +15,10 @@ from infercam.engine.common.validation import first_problem
 from infercam.engine.method.recipe import RECIPES, Mode
 from infercam.engine.method.trace import Trace
 from infercam.engine.serve.bodies import read_upload
-from infercam.engine.serve.hosted import Hosted
+from infercam.engine.serve.hosted import HostedBundle
 from infercam.engine.serve.pictures import grey_png, mask_png
 from infercam.engine.serve.refusals import Refusal
-from infercam.engine.serve.service import Outcome, Service, Wish
+from infercam.engine.serve.service import MapsRequest, RequestOutcome, Service
 from infercam.engine.serve.v2_routes import label
 from infercam.engine.store.formats.npz import NpzCodec, quantise
 from infercam.engine.store.record import MapRecord
@@ -54,8 +54,8 @@ class Query(BaseModel):
             raise InputError(f"no recipe {query.recipe!r}; there are: {', '.join(RECIPES)}")
         return query
 
-    def wish(self, hosted: Hosted, default_recipe: str) -> Wish:
-        return Wish(
+    def wish(self, hosted: HostedBundle, default_recipe: str) -> MapsRequest:
+        return MapsRequest(
             None if self.classes is None else _labels(self.classes, hosted.classes),
             self.recipe or default_recipe,
             self.mode,
@@ -93,7 +93,7 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def _answer(service: Service, hosted: Hosted, image: bytes, query: Query) -> Response:
+async def _answer(service: Service, hosted: HostedBundle, image: bytes, query: Query) -> Response:
     wish = query.wish(hosted, service.default_recipe)
     pixels = await service.decoded(image)
     outcome = await service.maps(hosted, query.id, pixels, wish)
@@ -104,7 +104,7 @@ async def _answer(service: Service, hosted: Hosted, image: bytes, query: Query) 
     return Response(body, media_type=kind)
 
 
-def json_answer(outcome: Outcome, wish: Wish) -> bytes:
+def json_answer(outcome: RequestOutcome, wish: MapsRequest) -> bytes:
     """Maps as 8-bit grey PNGs; scores of all classes, best first, where they were asked for."""
     hosted, result = outcome.hosted, outcome.result
     assert result.pixels is not None
@@ -150,7 +150,7 @@ def _steps(trace: Trace, classes: list[int]) -> dict[str, object]:
     }
 
 
-def npz_answer(outcome: Outcome, wish: Wish) -> bytes:
+def npz_answer(outcome: RequestOutcome, wish: MapsRequest) -> bytes:
     """The map store's own file (formats/npz.py), uint8."""
     hosted, result = outcome.hosted, outcome.result
     meta: dict[str, object] = {"iterations": result.iterations}

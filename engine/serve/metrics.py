@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -11,17 +11,28 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from infercam.engine.serve.hosted import Hosted
-    from infercam.engine.serve.service import Service
+    from infercam.engine.serve.hosted import HostedBundle
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
+class Counted(Protocol):
+    """What is read of the service."""
+
+    @property
+    def open(self) -> int:
+        """Requests admitted and not answered."""
+        ...
+
+    @property
+    def hosts(self) -> Iterable[HostedBundle]: ...
+
+
 class Metrics:
     """Counters of the server; those of the engines are read from them when asked."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Counted) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "infercam_requests",
@@ -61,7 +72,7 @@ class Metrics:
 class _Engines(Collector):
     """The schedulers' own counts."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Counted) -> None:
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
@@ -87,7 +98,7 @@ class _Engines(Collector):
         yield from (waiting, flying, images, pixels, halvings, batches)
 
 
-def _histogram(hosted: Hosted) -> tuple[list[tuple[str, float]], float]:
+def _histogram(hosted: HostedBundle) -> tuple[list[tuple[str, float]], float]:
     """Cumulative buckets and the sum of batch sizes."""
     sizes = hosted.live.stats.batch_sizes
     buckets = [(str(b), float(sum(n for size, n in sizes.items() if size <= b))) for b in BATCHES]

@@ -81,7 +81,7 @@ class InferenceRequest(BaseModel):
     outputs: list[OutputWish] = Field(default=[], max_length=64)
 
 
-class Call(NamedTuple):
+class InferenceCall(NamedTuple):
     """A request, read."""
 
     id: str
@@ -104,7 +104,7 @@ class Encoded(NamedTuple):
     headers: dict[str, str]
 
 
-def read_call(body: bytes, header_length: str | None) -> Call:
+def read_call(body: bytes, header_length: str | None) -> InferenceCall:
     """A request's body; raises InputError, one line, for whatever is wrong with it."""
     length = len(body) if header_length is None else _length(header_length, len(body))
     try:
@@ -119,7 +119,7 @@ def read_call(body: bytes, header_length: str | None) -> Call:
         tensors[given.name], blobs = _read_tensor(given, blobs)
     if len(blobs):
         raise InputError(f"{len(blobs)} bytes follow the last binary input")
-    return Call(
+    return InferenceCall(
         request.id,
         request.parameters,
         tensors,
@@ -193,7 +193,7 @@ def _from_json(given: InputTensor, count: int) -> Tensor:
     return array.reshape(given.shape)
 
 
-def write_answer(call: Call, model: str, outputs: Mapping[str, NDArray[Any]]) -> Encoded:
+def write_answer(call: InferenceCall, model: str, outputs: Mapping[str, NDArray[Any]]) -> Encoded:
     """The answer's body: each output that was asked for, as JSON or binary, in the order in which it was asked;
     raises InputError for one that there is not."""
     unknown = [name for name in call.outputs if name not in outputs]

@@ -18,7 +18,7 @@ from infercam.engine.api import Label, Result
 from infercam.engine.data.images import RGB, decode_image
 from infercam.engine.method.recipe import Mode
 from infercam.engine.serve.bounds import Bounds
-from infercam.engine.serve.hosted import Hosted, Hosts
+from infercam.engine.serve.hosted import HostedBundle, Hosts
 from infercam.engine.serve.metrics import Metrics
 from infercam.engine.serve.refusals import CLIENT_GONE, Refusal
 
@@ -28,7 +28,7 @@ IO_THREADS = 2
 
 
 @dataclass(frozen=True)
-class Wish:
+class MapsRequest:
     """What is asked of one picture."""
 
     classes: Sequence[Label] | None = None
@@ -42,10 +42,10 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RequestOutcome:
     """What one picture gave."""
 
-    hosted: Hosted
+    hosted: HostedBundle
     result: Result
     scores: NDArray[np.float32] | None
     """(C,) logits."""
@@ -128,28 +128,28 @@ class Service:
         """A picture file's pixels; raises InputError, TooManyPixels."""
         return await self.on_thread(decode_image, data, "image", self.bounds.pixels)
 
-    async def maps(self, hosted: Hosted, id: str, pixels: RGB, wish: Wish) -> Outcome:
+    async def maps(self, hosted: HostedBundle, id: str, pixels: RGB, wish: MapsRequest) -> RequestOutcome:
         """The maps, and the scores where they are wanted or needed."""
         began = time.perf_counter()
         if wish.classes is None:
             scores = await self.scores(hosted, pixels)
             classes: Sequence[Label] = hosted.predicted(scores, wish.score_threshold)
             result = await self._maps(hosted, id, pixels, classes, wish)
-            return Outcome(hosted, result, scores, time.perf_counter() - began)
+            return RequestOutcome(hosted, result, scores, time.perf_counter() - began)
         if not wish.scores:
             result = await self._maps(hosted, id, pixels, wish.classes, wish)
-            return Outcome(hosted, result, None, time.perf_counter() - began)
+            return RequestOutcome(hosted, result, None, time.perf_counter() - began)
         scores, result = await asyncio.gather(
             self.scores(hosted, pixels), self._maps(hosted, id, pixels, wish.classes, wish)
         )
-        return Outcome(hosted, result, scores, time.perf_counter() - began)
+        return RequestOutcome(hosted, result, scores, time.perf_counter() - began)
 
-    async def scores(self, hosted: Hosted, pixels: RGB) -> NDArray[np.float32]:
+    async def scores(self, hosted: HostedBundle, pixels: RGB) -> NDArray[np.float32]:
         future = await self.on_thread(hosted.live.scores, pixels)  # it normalises the picture there
         return await asyncio.wrap_future(future)
 
     async def _maps(
-        self, hosted: Hosted, id: str, pixels: RGB, classes: Sequence[Label], wish: Wish
+        self, hosted: HostedBundle, id: str, pixels: RGB, classes: Sequence[Label], wish: MapsRequest
     ) -> Result:
         area = len(classes) * pixels.shape[0] * pixels.shape[1]
         limit = self.bounds.pixels if wish.steps else self.bounds.map_pixels

@@ -20,19 +20,19 @@ from infercam.engine.common.errors import InputError
 from infercam.engine.data.images import RGB
 from infercam.engine.method.recipe import MODES, RECIPES, Mode
 from infercam.engine.serve.bodies import read_body
-from infercam.engine.serve.hosted import Hosted
+from infercam.engine.serve.hosted import HostedBundle
 from infercam.engine.serve.protocol import (
     EXTENSIONS,
     HEADER_LENGTH,
     VERSION,
-    Call,
     Encoded,
+    InferenceCall,
     TensorSpec,
     read_call,
     write_answer,
 )
 from infercam.engine.serve.refusals import Refusal
-from infercam.engine.serve.service import Service, Wish
+from infercam.engine.serve.service import MapsRequest, Service
 
 _MODEL = "/v2/models/{model}"
 _VERSIONED = _MODEL + "/versions/{version}"
@@ -82,7 +82,7 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _find(service: Service, model: str, version: str) -> tuple[Hosted, bool]:
+def _find(service: Service, model: str, version: str) -> tuple[HostedBundle, bool]:
     """The bundle of a model, and whether it is the one of the whole method; raises Refusal 404."""
     for hosted in service.hosts:
         if model in (hosted.name, hosted.maps_name):
@@ -93,7 +93,7 @@ def _find(service: Service, model: str, version: str) -> tuple[Hosted, bool]:
     raise Refusal(404, f"no model '{model}'; there are: {names}")
 
 
-def _metadata(service: Service, hosted: Hosted, whole: bool) -> dict[str, Any]:
+def _metadata(service: Service, hosted: HostedBundle, whole: bool) -> dict[str, Any]:
     manifest = hosted.engine.manifest
     classes = len(manifest.classes)
     if whole:
@@ -121,7 +121,7 @@ def _metadata(service: Service, hosted: Hosted, whole: bool) -> dict[str, Any]:
 
 
 # -- the bare network ------------------------------------------------------------------------------------------
-async def _response(service: Service, hosted: Hosted, body: bytes, header: str | None) -> Encoded:
+async def _response(service: Service, hosted: HostedBundle, body: bytes, header: str | None) -> Encoded:
     call = await service.on_thread(read_call, body, header)
     manifest = hosted.engine.manifest
     _only(call, {manifest.input.name})
@@ -136,7 +136,7 @@ async def _response(service: Service, hosted: Hosted, body: bytes, header: str |
 
 
 # -- the whole method ------------------------------------------------------------------------------------------
-async def _maps(service: Service, hosted: Hosted, body: bytes, header: str | None) -> Encoded:
+async def _maps(service: Service, hosted: HostedBundle, body: bytes, header: str | None) -> Encoded:
     call = await service.on_thread(read_call, body, header)
     _only(call, {"image"}, {"classes"})
     unknown = [name for name in call.outputs if name not in MAPS_OUTPUTS]
@@ -154,7 +154,7 @@ async def _maps(service: Service, hosted: Hosted, body: bytes, header: str | Non
     return await service.on_thread(write_answer, call, hosted.maps_name, outputs)
 
 
-def _only(call: Call, needed: set[str], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def _only(call: InferenceCall, needed: set[str], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
     """Raises InputError for inputs that are missing or that nobody knows."""
     for name in needed - call.inputs.keys():
         raise InputError(f"input '{name}' is missing")
@@ -162,7 +162,7 @@ def _only(call: Call, needed: set[str], optional: set[str] = frozenset()) -> Non
         raise InputError(f"no input '{name}'; there are: {', '.join(sorted(needed | optional))}")
 
 
-def _wish(service: Service, hosted: Hosted, call: Call) -> Wish:
+def _wish(service: Service, hosted: HostedBundle, call: InferenceCall) -> MapsRequest:
     given = call.parameters
     recipe, mode = given.get("recipe", service.default_recipe), given.get("mode", "both")
     threshold = given.get("score_threshold", 0.5)
@@ -173,10 +173,10 @@ def _wish(service: Service, hosted: Hosted, call: Call) -> Wish:
     if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
         raise InputError(f"score_threshold is a number from 0 to 1, not {threshold!r}")
     chosen: Mode = mode
-    return Wish(_classes(hosted, call), recipe, chosen, float(threshold), call.wants("scores"))
+    return MapsRequest(_classes(hosted, call), recipe, chosen, float(threshold), call.wants("scores"))
 
 
-def _classes(hosted: Hosted, call: Call) -> list[Label] | None:
+def _classes(hosted: HostedBundle, call: InferenceCall) -> list[Label] | None:
     given = call.inputs.get("classes")
     if given is None:
         return None
@@ -190,7 +190,7 @@ def label(text: str, classes: list[str]) -> Label:
     return int(text) if text not in classes and text.isascii() and text.isdigit() else text
 
 
-async def _picture(service: Service, call: Call) -> RGB:
+async def _picture(service: Service, call: InferenceCall) -> RGB:
     """Input `image`: BYTES [1], an encoded picture (base64 where it comes as JSON), or UINT8 H×W×3."""
     given = call.inputs["image"]
     if isinstance(given, np.ndarray):

@@ -56,7 +56,7 @@ class Conv(nn.Conv2d):
         return super().forward(x)
 
 
-class Block(nn.Module):
+class InvertedResidual(nn.Module):
     """Inverted residual: expand 1×1, depthwise 3×3, project 1×1; ReLU6 after the first two."""
 
     def __init__(
@@ -94,8 +94,8 @@ class MobileNetV2(nn.Module):
         self.classifier = nn.Linear(HEAD, classes, bias=bias)
 
     @staticmethod
-    def _blocks(output_stride: int, padding: Padding) -> list[Block]:
-        blocks: list[Block] = []
+    def _blocks(output_stride: int, padding: Padding) -> list[InvertedResidual]:
+        blocks: list[InvertedResidual] = []
         cin, reached, dilation = STEM, 2, 1
         for cout, count, stage_stride in STAGES:
             for i in range(count):
@@ -106,7 +106,9 @@ class MobileNetV2(nn.Module):
                 reached *= stride
                 expansion = EXPANSION if blocks else 1
                 blocks.append(
-                    Block(cin, cout, expansion=expansion, stride=stride, dilation=own, padding=padding)
+                    InvertedResidual(
+                        cin, cout, expansion=expansion, stride=stride, dilation=own, padding=padding
+                    )
                 )
                 cin = cout
         return blocks
@@ -120,7 +122,7 @@ class MobileNetV2(nn.Module):
         return out
 
     def forward_cam(self, x: torch.Tensor) -> torch.Tensor:
-        """Class activation maps after ReLU, without the bias: N×C×h×w (method.md §1)."""
+        """Class activation maps after ReLU, without the bias: N×C×h×w (engine/method/README.md §1)."""
         return F.relu(F.conv2d(self.features(x), self.classifier.weight[:, :, None, None]))
 
 

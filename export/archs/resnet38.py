@@ -2,7 +2,7 @@
 
 Full pre-activation residual blocks, dilated from `b5` on, output stride 8; layer names are those of the
 `res38_cls.pth` checkpoints of psa, of SEAM and of SC-CAM, so that they load as they are. This is the
-classifier of the paper (method.md §1): no bias in the linear layer `fc8`.
+classifier of the paper (engine/method/README.md §1): no bias in the linear layer `fc8`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DEPTHS = {"b2": 3, "b3": 3, "b4": 6, "b5": 3}
 OUTPUT_STRIDES = (8, 16)
 
 
-class Block(nn.Module):
+class ResNet38Block(nn.Module):
     """Two 3×3 convolutions, each after BatchNorm and ReLU; `conv_branch1` projects where shapes differ."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Block(nn.Module):
         return skip + self.conv_branch2b1(out)
 
 
-class Bottleneck(nn.Module):
+class ResNet38Bottleneck(nn.Module):
     """1×1, dilated 3×3, 1×1, with dropout of whole channels in training (`b6`, `b7`)."""
 
     def __init__(self, cin: int, cout: int, *, dilation: int, dropout: float) -> None:
@@ -84,8 +84,8 @@ class ResNet38(nn.Module):
         self._stage("b3", w2, w3, w3, stride=2)
         self._stage("b4", w3, w4, w4, stride=2)
         self._stage("b5", w4, w4, w5, stride=2 if sparse else 1, dilation=late)
-        self.b6 = Bottleneck(w5, w6, dilation=2 * late, dropout=0.3)
-        self.b7 = Bottleneck(w6, w7, dilation=2 * late, dropout=0.5)
+        self.b6 = ResNet38Bottleneck(w5, w6, dilation=2 * late, dropout=0.3)
+        self.b7 = ResNet38Bottleneck(w6, w7, dilation=2 * late, dropout=0.5)
         self.bn7 = nn.BatchNorm2d(w7)
         self.dropout7 = nn.Dropout2d(0.5)
         self.fc8 = nn.Conv2d(w7, classes, 1, bias=False)
@@ -93,7 +93,7 @@ class ResNet38(nn.Module):
     def _stage(self, name: str, cin: int, mid: int, cout: int, *, stride: int, dilation: int = 1) -> None:
         """Add blocks `name`, `name_1`, …; only the first changes width, resolution and dilation."""
         for i in range(DEPTHS[name]):
-            block = Block(
+            block = ResNet38Block(
                 cin if i == 0 else cout,
                 mid,
                 cout,
@@ -115,5 +115,5 @@ class ResNet38(nn.Module):
         return torch.flatten(self.fc8(pooled), 1)
 
     def forward_cam(self, x: torch.Tensor) -> torch.Tensor:
-        """Class activation maps after ReLU: N×C×h×w (method.md §1)."""
+        """Class activation maps after ReLU: N×C×h×w (engine/method/README.md §1)."""
         return F.relu(F.conv2d(self.features(x), self.fc8.weight))

@@ -28,7 +28,7 @@ dilated further (irn, torchvision) or as much as the rest (caffe); irn does not 
 STAGE1 = {"0": "conv1", "1": "bn1", "4": "layer1"}
 
 
-class Bottleneck(nn.Module):
+class ResNet50Block(nn.Module):
     """1×1, 3×3 (which carries the dilation and, but for Caffe, the stride), 1×1 to four times the width."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(out)) + skip)
 
 
-class Backbone(nn.Module):
+class ResNet50Trunk(nn.Module):
     """The convolutional part under torchvision's names."""
 
     layer1: nn.Sequential
@@ -84,9 +84,9 @@ class Backbone(nn.Module):
     ) -> nn.Sequential:
         first, rest = dilation
         layers = [
-            Bottleneck(cin, width, stride=stride, dilation=first, project=True, caffe=self.caffe),
+            ResNet50Block(cin, width, stride=stride, dilation=first, project=True, caffe=self.caffe),
             *(
-                Bottleneck(width * EXPANSION, width, stride=1, dilation=rest, project=False)
+                ResNet50Block(width * EXPANSION, width, stride=1, dilation=rest, project=False)
                 for _ in range(1, blocks)
             ),
         ]
@@ -124,7 +124,7 @@ class ResNet50(nn.Module):
         super().__init__()
         if output_stride not in OUTPUT_STRIDES:
             raise ValueError(f"output_stride must be one of {OUTPUT_STRIDES}")
-        self.resnet50 = Backbone(output_stride=output_stride, width=width)
+        self.resnet50 = ResNet50Trunk(output_stride=output_stride, width=width)
         self.classifier = nn.Conv2d(width * 8 * EXPANSION, classes, 1, bias=bias)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
@@ -136,7 +136,7 @@ class ResNet50(nn.Module):
         return torch.flatten(self.classifier(self.features(x).mean((2, 3), keepdim=True)), 1)
 
     def forward_cam(self, x: torch.Tensor) -> torch.Tensor:
-        """Class activation maps after ReLU, without the bias: N×C×h×w (method.md §1)."""
+        """Class activation maps after ReLU, without the bias: N×C×h×w (engine/method/README.md §1)."""
         return F.relu(F.conv2d(self.features(x), self.classifier.weight))
 
 

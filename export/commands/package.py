@@ -83,9 +83,9 @@ def triton(
 
     require_onnx()
     from infercam.export.triton import config
-    from infercam.export.triton.repository import Request, package
+    from infercam.export.triton.repository import PackageRequest, package
 
-    request = Request(
+    request = PackageRequest(
         Bundle.load(bundle),
         out,
         config.Serving(

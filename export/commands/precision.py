@@ -12,11 +12,9 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
-from infercam.engine.common.errors import ExportError, StoreError
+from infercam.engine.common.atomic import write_json
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from infercam.engine.bundle import Bundle, PrecisionReport
 
 stdout = Console(highlight=False)
@@ -24,7 +22,7 @@ stderr = Console(stderr=True, highlight=False)
 
 
 def register(app: typer.Typer) -> None:
-    """Add the precision command to the `infercam` app (called by export/commands/export.py)."""
+    """Add the precision command to the `infercam` app."""
     app.command("precision")(precision)
 
 
@@ -66,7 +64,8 @@ def precision(
     require_onnx()
     from infercam.engine.bundle import Bundle
     from infercam.export.fidelity import TOLERANCES
-    from infercam.export.precision.precision import PRECISIONS, Settings, add_precision
+    from infercam.export.precision.pictures import read_pictures
+    from infercam.export.precision.precision import PRECISIONS, PrecisionSettings, add_precision
 
     settings = []
     for name in dict.fromkeys(to):
@@ -74,9 +73,9 @@ def precision(
         tolerance = TOLERANCES[name if name in PRECISIONS else "fp32"].model_copy(
             update={k: v for k, v in changes.items() if v is not None}
         )
-        own = Settings(name, rest, half_input, tolerance, tuple(keep or ()), longest_side)
+        own = PrecisionSettings(name, rest, half_input, tolerance, tuple(keep or ()), longest_side)
         settings.append(own.checked())
-    loaded, pictures = Bundle.load(bundle), _images(images, count)
+    loaded, pictures = Bundle.load(bundle), read_pictures(images, count, _passed_over)
     reports = {}
     for one in settings:
         with stderr.status(one.precision) as status:
@@ -85,7 +84,15 @@ def precision(
         if str(json_file) != "-":
             _summary(Bundle.load(bundle), one.precision, report)
     if json_file is not None:
-        _write(json_file, {name: r.model_dump(mode="json") for name, r in reports.items()})
+        found = {name: r.model_dump(mode="json") for name, r in reports.items()}
+        if str(json_file) == "-":
+            typer.echo(json.dumps(found, indent=1))
+        else:
+            write_json(json_file, found)
+
+
+def _passed_over(reason: str) -> None:
+    stderr.print(f"note: passed over: {escape(reason)}", soft_wrap=True)
 
 
 class _Shown:
@@ -99,40 +106,6 @@ class _Shown:
     def __call__(self, what: str) -> None:
         self.count += 1
         self.status.update(f"{self.precision}, {self.count}: {escape(what)}")
-
-
-def _images(folder: Path | None, count: int) -> list[np.ndarray]:
-    """Pictures spread over the folder; those that cannot be read are named and passed over."""
-    if folder is None:
-        return []
-    from infercam.engine.common.errors import InputError
-    from infercam.engine.data.images import read_image
-    from infercam.engine.data.sources import folder_source
-
-    source = folder_source(folder)
-    found = []
-    for item in source[:: max(1, len(source) // count)][:count]:
-        try:
-            found.append(read_image(item.path))
-        except InputError as e:
-            stderr.print(f"note: passed over: {escape(str(e))}", soft_wrap=True)
-    if not found:
-        raise ExportError(f"{folder}: none of its images can be read")
-    return found
-
-
-def _write(file: Path, reports: dict[str, object]) -> None:
-    from infercam.engine.common.atomic import atomic_write
-
-    text = json.dumps(reports, indent=1) + "\n"
-    if str(file) == "-":
-        typer.echo(text, nl=False)
-        return
-    try:
-        with atomic_write(file, "w") as f:
-            f.write(text)
-    except OSError as e:
-        raise StoreError(f"{file}: cannot be written: {e.strerror or e}") from None
 
 
 def _summary(bundle: Bundle, name: str, report: PrecisionReport) -> None:

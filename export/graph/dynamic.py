@@ -17,7 +17,7 @@ from onnx import ModelProto
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.index import Graph, Shape, label
 from infercam.export.graph.relax import Dims, Free, baking_node, free_input, relax
-from infercam.export.runtime import RunError, Session
+from infercam.export.runtime import GraphSession, RunError
 
 _BASES = (64, 128, 224, 299, 384)  # heights tried, smallest first, where the model declares none
 _BATCH = 3
@@ -93,14 +93,14 @@ def _declared(model: ModelProto, picture: str) -> tuple[int | None, int | None, 
     return n, h, w
 
 
-def _session(model: ModelProto) -> Session:
+def _session(model: ModelProto) -> GraphSession:
     try:
-        return Session(model)
+        return GraphSession(model)
     except RunError as e:
         raise ExportError(f"ONNX Runtime cannot load the graph: {e}") from None
 
 
-def _base_size(session: Session, n: int, h: int | None, w: int | None) -> tuple[int, int]:
+def _base_size(session: GraphSession, n: int, h: int | None, w: int | None) -> tuple[int, int]:
     """A size at which the graph runs as it was declared, the smallest of a few."""
     failure: RunError | None = None
     for base in _BASES:
@@ -135,7 +135,7 @@ def _try(model: ModelProto, picture: str, dims: Dims, classes: int, *, batch: bo
     """Free the dimensions and run; returns the measured stride (0 if only the batch is free)."""
     freed = _freed(model, picture, dims, batch=batch, size=size)
     try:
-        session = Session(freed)
+        session = GraphSession(freed)
         batches = (1, _BATCH) if batch else (dims.n,)
         stride = _measured_stride(session, dims, classes) if size else 0
         for n, h, w in _shapes(dims, batches, stride):
@@ -162,7 +162,7 @@ def _shapes(dims: Dims, batches: tuple[int, ...], stride: int) -> Iterator[tuple
 
 
 def _probe(
-    session: Session, n: int, h: int, w: int, classes: int, *, compare: bool, stride: int
+    session: GraphSession, n: int, h: int, w: int, classes: int, *, compare: bool, stride: int
 ) -> tuple[int, int]:
     """Run one shape and check the outputs; returns the response's height and width."""
     x = _noise(n, h, w)
@@ -182,7 +182,7 @@ def _probe(
     return mh, mw
 
 
-def _run(session: Session, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _run(session: GraphSession, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     try:
         scores, response = session.run(x)
     except RunError as e:
@@ -191,7 +191,7 @@ def _run(session: Session, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scores, response
 
 
-def _measured_stride(session: Session, dims: Dims, classes: int) -> int:
+def _measured_stride(session: GraphSession, dims: Dims, classes: int) -> int:
     """Input pixels per response cell, from how much the map grows with the picture, in both directions."""
     n, h, w = dims.n, dims.h, dims.w
     step = 448 if max(h, w) < 224 else 224  # multiples of 7, 14, 16 and 32
@@ -206,7 +206,7 @@ def _measured_stride(session: Session, dims: Dims, classes: int) -> int:
     return round(down)
 
 
-def _fixed_stride(session: Session, n: int, size: tuple[int, int], classes: int) -> int:
+def _fixed_stride(session: GraphSession, n: int, size: tuple[int, int], classes: int) -> int:
     """Stride of a graph that runs at one size only."""
     try:
         mh, mw = _probe(session, n, *size, classes, compare=False, stride=0)

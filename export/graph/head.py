@@ -2,7 +2,7 @@
 
 The walk goes backward from an output. Whatever lies between the pooling and the logits must be affine in
 the pooled vector (Gemm, MatMul, 1x1 Conv, scale, shift, reshape); it is composed, in float64, into one matrix and
-one bias, so that `logits = weight @ mean(features) + bias` (method.md §1).
+one bias, so that `logits = weight @ mean(features) + bias` (engine/method/README.md §1).
 """
 
 from __future__ import annotations

@@ -33,9 +33,9 @@ from infercam.engine.runners.plan import (
     RECORD_FILE,
     REJECTED,
     REPORT_FILE,
-    Options,
     Plan,
     PlanError,
+    PlanOptions,
     PlanRecord,
     Precision,
     Profile,
@@ -48,8 +48,16 @@ from infercam.engine.runners.plan import (
 )
 from infercam.engine.runners.tensorrt import TensorRTRunner, environment
 from infercam.engine.runners.tensorrt_api import require_lean, require_tensorrt
-from infercam.export.fidelity import SCALES, TOLERANCES, Report, Sample, Tolerance, compare, onnx_network
-from infercam.export.plan.builder import Cancelled, Network, PlanBuilder, timing_cache_file
+from infercam.export.fidelity import (
+    SCALES,
+    TOLERANCES,
+    FidelityReport,
+    Sample,
+    Tolerance,
+    compare,
+    onnx_network,
+)
+from infercam.export.plan.builder import BuildCancelled, ParsedNetwork, PlanBuilder, timing_cache_file
 
 How = Literal["built", "refitted", "kept"]
 
@@ -59,19 +67,19 @@ class Built(NamedTuple):
 
     plan: Plan
     how: How
-    report: Report
+    report: FidelityReport
     seconds: float
 
 
 @dataclass(frozen=True)
-class Request:
+class BuildRequest:
     """What to build. `samples` is called once, when the check begins; pictures are drawn one at a time."""
 
     bundle: Bundle
     precision: Precision
     profiles: Sequence[Profile]
     samples: Callable[[], Iterable[Sample]]
-    options: Options = field(default_factory=Options)
+    options: PlanOptions = field(default_factory=PlanOptions)
     tolerance: Tolerance | None = None
     """None: fidelity.TOLERANCES of the precision."""
     scales: Sequence[float] = SCALES
@@ -82,7 +90,7 @@ class Request:
     """Build even where a plan that fits is there."""
 
 
-class Watch:
+class BuildWatch:
     """Where a build reports to, and is stopped from. Everything may be left as it is."""
 
     def __init__(self) -> None:
@@ -95,7 +103,7 @@ class Watch:
         """So many more images have been compared."""
 
 
-def build_plan(request: Request, driver: Driver, watch: Watch | None = None) -> Built:
+def build_plan(request: BuildRequest, driver: Driver, watch: BuildWatch | None = None) -> Built:
     """Build, check and install one plan, or keep the one there is.
 
     Raises ExportError where TensorRT does not take the graph, or the plan misses the tolerance (it is then kept
@@ -103,7 +111,7 @@ def build_plan(request: Request, driver: Driver, watch: Watch | None = None) -> 
     MissingExtra, DeviceError or BackendError where it cannot run here; StoreError where it cannot be written.
     """
     with driver.current():
-        job = _Job(request, driver, watch or Watch())
+        job = _Job(request, driver, watch or BuildWatch())
         kept = None if request.force else job.kept()
         return kept or _make(job)
 
@@ -117,7 +125,7 @@ def _make(job: _Job) -> Built:
 
 
 class _Job:
-    def __init__(self, request: Request, driver: Driver, watch: Watch) -> None:
+    def __init__(self, request: BuildRequest, driver: Driver, watch: BuildWatch) -> None:
         self.request, self.driver, self.watch = request, driver, watch
         self.bundle, self.options = request.bundle, request.options
         self.tolerance = request.tolerance or TOLERANCES[request.precision]
@@ -139,7 +147,7 @@ class _Job:
         """The installed plan of this very key, if it is whole and within today's tolerance."""
         try:
             plan = Plan.load(self.folder)
-            report = Report.model_validate_json((self.folder / REPORT_FILE).read_bytes())
+            report = FidelityReport.model_validate_json((self.folder / REPORT_FILE).read_bytes())
         except (PlanError, OSError, ValidationError):
             return None
         if plan.record.key != self.folder.name or misfit(plan.record, self.bundle, self.environment):
@@ -229,7 +237,7 @@ class _Job:
             f.write(record.model_dump_json(indent=2) + "\n")
         return Plan(work, record)
 
-    def _check(self, plan: Plan) -> Report:
+    def _check(self, plan: Plan) -> FidelityReport:
         reference = onnx_network(self.bundle.graph("fp32"), self.bundle.manifest)
         runner = TensorRTRunner(plan, self.bundle, self.driver)
         try:
@@ -243,12 +251,12 @@ class _Job:
             )
         finally:
             runner.close()
-        return Report.of(fidelity, self.tolerance)
+        return FidelityReport.of(fidelity, self.tolerance)
 
     def _checked(self, images: int) -> None:
         self.watch.checking(images)
         if self.watch.stopped.is_set():
-            raise Cancelled("stopped before the plan was checked; nothing was installed")
+            raise BuildCancelled("stopped before the plan was checked; nothing was installed")
 
 
 # -- the graph -------------------------------------------------------------------------------------------------
@@ -261,7 +269,7 @@ def _graph(bundle: Bundle, precision: Precision) -> Path:
     return bundle.graph(name)
 
 
-def _profiles(wanted: Sequence[Profile], network: Network, graph: Path) -> list[Profile]:
+def _profiles(wanted: Sequence[Profile], network: ParsedNetwork, graph: Path) -> list[Profile]:
     """The profiles asked for, where the graph takes their shapes; that of its only shape where it has but one."""
     if not network.dynamic:
         return [Profile(smallest=network.fixed, best=network.fixed, largest=network.fixed)]

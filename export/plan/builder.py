@@ -16,7 +16,7 @@ from infercam.engine.common.atomic import atomic_write
 from infercam.engine.common.cache import cache_folder
 from infercam.engine.common.errors import BackendError, ExportError
 from infercam.engine.device.runner import InputType
-from infercam.engine.runners.plan import Options, Precision, Profile, Shape
+from infercam.engine.runners.plan import PlanOptions, Precision, Profile, Shape
 from infercam.engine.runners.tensorrt import refit
 from infercam.engine.runners.tensorrt_api import (
     IBuilderConfig,
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 _SHOWN_ERRORS = 3
 
 
-class Cancelled(ExportError):
+class BuildCancelled(ExportError):
     """The user stopped the build; nothing was installed."""
 
 
-class Progress(Protocol):
+class BuildProgress(Protocol):
     """Told how far the build is: the phase's name, steps done, steps in all."""
 
     def __call__(self, phase: str, done: int, total: int) -> None: ...
 
 
-class Network(NamedTuple):
+class ParsedNetwork(NamedTuple):
     """What the parser found out about the graph."""
 
     definition: INetworkDefinition
@@ -59,13 +59,13 @@ class Network(NamedTuple):
 
 
 class PlanBuilder:
-    """One build. `stopped` may be set from a signal handler or another thread: `build` then raises Cancelled."""
+    """One build. `stopped` may be set from a signal handler or another thread: `build` then raises BuildCancelled."""
 
     def __init__(
         self,
         trt: TensorRT,
         manifest: Manifest,
-        progress: Progress | None = None,
+        progress: BuildProgress | None = None,
         stopped: threading.Event | None = None,
     ) -> None:
         self._trt = trt
@@ -75,7 +75,7 @@ class PlanBuilder:
         self._stopped = stopped or threading.Event()
         self._monitor = _make_monitor(trt, self._stopped, progress)
 
-    def parse(self, graph: Path) -> Network:
+    def parse(self, graph: Path) -> ParsedNetwork:
         """Read the graph; raises ExportError naming the node that TensorRT does not take, or an output whose type
         the engine does not take."""
         trt, m = self._trt, self._manifest
@@ -100,17 +100,17 @@ class PlanBuilder:
             raise ExportError(f"{graph}: input '{image.name}' is neither float32 nor float16")
         batch, _, height, width = tuple(image.shape)
         fixed = (batch, height, width)
-        return Network(network, parser, types[image.dtype], min(fixed) < 0, fixed)
+        return ParsedNetwork(network, parser, types[image.dtype], min(fixed) < 0, fixed)
 
     def build(
         self,
-        network: Network,
+        network: ParsedNetwork,
         precision: Precision,
         profiles: Sequence[Profile],
-        options: Options,
+        options: PlanOptions,
         timing_cache: Path | None = None,
     ) -> Buffer:
-        """The serialised plan; takes minutes. Raises ExportError, BackendError out of memory, or Cancelled."""
+        """The serialised plan; takes minutes. Raises ExportError, BackendError out of memory, or BuildCancelled."""
         config = self._config(precision, options)
         if network.dynamic:
             self._add_profiles(config, profiles)
@@ -120,7 +120,7 @@ class PlanBuilder:
         if timing_cache is not None:  # also of a build that was stopped: what was timed stays timed
             self._save_timings(config, timing_cache)
         if self._stopped.is_set():
-            raise Cancelled(
+            raise BuildCancelled(
                 "stopped; nothing was installed, and the next build goes on from the timings made"
             )
         if plan is None and is_memory(self._log):
@@ -141,7 +141,7 @@ class PlanBuilder:
         refit(self._trt, self._log, engine, graph)
         return engine.serialize()
 
-    def _config(self, precision: Precision, options: Options) -> IBuilderConfig:
+    def _config(self, precision: Precision, options: PlanOptions) -> IBuilderConfig:
         trt, config = self._trt, self._builder.create_builder_config()
         flags = trt.BuilderFlag
         if precision == "tf32":
@@ -218,7 +218,7 @@ def _parser_errors(parser: OnnxParser, log: Log) -> str:
     return "; ".join(plain) + more if plain else log_says
 
 
-def _make_monitor(trt: TensorRT, stopped: threading.Event, progress: Progress | None) -> Any:
+def _make_monitor(trt: TensorRT, stopped: threading.Event, progress: BuildProgress | None) -> Any:
     """A trt.IProgressMonitor that passes on the innermost phase, and cancels the build once `stopped` is set."""
     base: Any = trt.IProgressMonitor
 

@@ -24,10 +24,10 @@ from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.common.errors import InputError
 from infercam.engine.data.images import read_image
 from infercam.engine.data.sources import Item
+from infercam.engine.method.backend import Limits
 from infercam.engine.method.geometry import Box, view_size
 from infercam.engine.method.recipe import Mode, Recipe
 from infercam.engine.method.reference import Network
-from infercam.engine.method.scheduler import Limits
 from infercam.engine.method.task import Advance, Advanced, Done, ImageTask, Respond, Tile, Work
 from infercam.engine.method.trace import Inspected
 from infercam.engine.runners.plan import Profile, Shape, pick_profile, pixels
@@ -59,7 +59,7 @@ class ImageSize(NamedTuple):
     classes: int | None = None
 
 
-class Step(NamedTuple):
+class SizeStep(NamedTuple):
     """One iteration of one tile, as a recording names it."""
 
     image: str
@@ -68,11 +68,11 @@ class Step(NamedTuple):
     iteration: int
 
 
-Recording = dict[Step, Advanced]
+Recording = dict[SizeStep, Advanced]
 
 
-def step_of(tile: Tile) -> Step:
-    return Step(tile.image.id, tile.box, tile.takes, tile.iteration)
+def step_of(tile: Tile) -> SizeStep:
+    return SizeStep(tile.image.id, tile.box, tile.takes, tile.iteration)
 
 
 # -- which batches are formed ----------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def measure_shapes(
     recipe: str | Recipe,
     mode: Mode = "both",
     limits: Limits = DEVICE_LIMITS,
-    recording: Mapping[Step, Advanced] | None = None,
+    recording: Mapping[SizeStep, Advanced] | None = None,
 ) -> Shapes:
     """The batches that the scheduler forms over images of those sizes; raises InputError where there is none.
 
@@ -119,7 +119,7 @@ class _Simulated:
 
     manifest: Manifest
     device: Limits
-    recording: Mapping[Step, Advanced]
+    recording: Mapping[SizeStep, Advanced]
     shapes: Shapes = field(default_factory=Counter)
     queue: deque[Work] = field(default_factory=deque)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))

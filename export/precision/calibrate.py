@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.index import Graph, fresh_name
 from infercam.export.precision.quantise import QuantisedType, rounding
-from infercam.export.runtime import RunError, Session
+from infercam.export.runtime import GraphSession, RunError
 
 _LOWEST, _HIGHEST = -24, 40  # powers of two
 _PER_OCTAVE = 64
@@ -84,7 +84,7 @@ def magnitudes(
     """
     found = {t: Magnitudes() for t in tensors}
     try:
-        session = Session(_watching(model, list(found)))
+        session = GraphSession(_watching(model, list(found)))
         for x in inputs:
             outputs = session.run(x)
             for i, name in enumerate(found):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from infercam.engine.bundle import Manifest
-from infercam.engine.common.errors import ExportError
+from infercam.engine.common.errors import ExportError, InputError
+from infercam.engine.data.images import read_image
+from infercam.engine.data.sources import folder_source
 from infercam.engine.method.geometry import view_size
 from infercam.engine.method.reference import resize_pixels
 from infercam.export.agreement import Agreement, Comparison, present_classes
-from infercam.export.runtime import RunError, Session
+from infercam.export.runtime import GraphSession, RunError
 from infercam.export.writing.verify import normalise, texture
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
@@ -23,7 +26,7 @@ _TEXTURES = 8
 
 
 @dataclass(frozen=True)
-class Picture:
+class SamplePicture:
     """One view: uint8 H×W×3 RGB at network size, and the size of the image that its map belongs to."""
 
     pixels: np.ndarray
@@ -34,7 +37,7 @@ class Picture:
         return normalise(self.pixels, manifest.input)
 
 
-def pictures(images: Sequence[np.ndarray], manifest: Manifest) -> list[Picture]:
+def pictures(images: Sequence[np.ndarray], manifest: Manifest) -> list[SamplePicture]:
     """One view of each (H, W, 3) uint8 RGB image; the scales take turns."""
     out = []
     for i, image in enumerate(images):
@@ -42,7 +45,7 @@ def pictures(images: Sequence[np.ndarray], manifest: Manifest) -> list[Picture]:
         spec = manifest.input
         fixed = (spec.height, spec.width) if spec.height and spec.width else None
         shape = fixed or view_size(height, width, SCALES[i % len(SCALES)])
-        out.append(Picture(resize_pixels(image, *shape), (height, width)))
+        out.append(SamplePicture(resize_pixels(image, *shape), (height, width)))
     return out
 
 
@@ -63,7 +66,7 @@ def shrunk(image: np.ndarray, longest: int) -> np.ndarray:
 class Reference:
     """The fp32 graph's responses to some pictures, and how near another graph comes to them."""
 
-    def __init__(self, session: Session, pictures: Sequence[Picture], manifest: Manifest) -> None:
+    def __init__(self, session: GraphSession, pictures: Sequence[SamplePicture], manifest: Manifest) -> None:
         self.pictures = list(pictures)
         self.manifest = manifest
         self._responses = []
@@ -71,7 +74,7 @@ class Reference:
             scores, response = _run(session, picture.array(manifest))
             self._responses.append((response[0], present_classes(scores[0], manifest.multi_label)))
 
-    def agreement(self, session: Session, limit: int | None = None) -> Agreement:
+    def agreement(self, session: GraphSession, limit: int | None = None) -> Agreement:
         """Of `session` (a graph with the same inputs and outputs) on the first `limit` pictures."""
         comparison = Comparison()
         for picture, (response, classes) in list(zip(self.pictures, self._responses, strict=True))[:limit]:
@@ -82,8 +85,29 @@ class Reference:
         return comparison.result()
 
 
-def _run(session: Session, x: np.ndarray) -> list[np.ndarray]:
+def _run(session: GraphSession, x: np.ndarray) -> list[np.ndarray]:
     try:
         return session.run(x)
     except RunError as e:
         raise ExportError(f"the graph does not run on {'x'.join(map(str, x.shape))}: {e}") from None
+
+
+def read_pictures(
+    folder: Path | None, count: int, passed_over: Callable[[str], None] = lambda reason: None
+) -> list[np.ndarray]:
+    """Pictures spread over the folder, none without one; those that cannot be read are told to `passed_over`.
+
+    Raises ExportError where not one of them can be read.
+    """
+    if folder is None:
+        return []
+    source = folder_source(folder)
+    found = []
+    for item in source[:: max(1, len(source) // count)][:count]:
+        try:
+            found.append(read_image(item.path))
+        except InputError as e:
+            passed_over(str(e))
+    if not found:
+        raise ExportError(f"{folder}: none of its images can be read")
+    return found

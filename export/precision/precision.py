@@ -26,8 +26,8 @@ from infercam.export.precision.half import HALVES, HalfType, emulated, linear_la
 from infercam.export.precision.leave_out import fewest_left_out
 from infercam.export.precision.pictures import LONGEST_SIDE, Reference, pictures, shrunk, textures
 from infercam.export.precision.quantise import QUANTISED, QuantisedType, layers, prepared, quantised
-from infercam.export.precision.scale_search import ALONE, Choice, Finish, ScaleSearch, unchanged
-from infercam.export.runtime import RunError, Session
+from infercam.export.precision.scale_search import ALONE, Finish, ScaleChoice, ScaleSearch, unchanged
+from infercam.export.runtime import GraphSession, RunError
 from infercam.export.writing.bundle_update import put_graph
 
 PRECISIONS = (*HALVES, *QUANTISED)
@@ -44,7 +44,7 @@ def aim_of(tolerance: Tolerance) -> float:
 
 
 @dataclass(frozen=True)
-class Settings:
+class PrecisionSettings:
     """How a graph is made. `rest`: precision of what is not quantised (fp32, fp16 or bf16)."""
 
     precision: str
@@ -55,7 +55,7 @@ class Settings:
     """Nodes (by name) that stay in fp32 whatever the maps say."""
     longest_side: int = LONGEST_SIDE
 
-    def checked(self) -> Settings:
+    def checked(self) -> PrecisionSettings:
         """Itself; raises ExportError where the settings do not go together."""
         if self.precision not in PRECISIONS:
             raise ExportError(f"no precision '{self.precision}'; there are: {', '.join(PRECISIONS)}")
@@ -81,7 +81,10 @@ class Settings:
 
 
 def add_precision(
-    bundle: Bundle, settings: Settings, images: Sequence[np.ndarray] = (), watch: Watch = lambda what: None
+    bundle: Bundle,
+    settings: PrecisionSettings,
+    images: Sequence[np.ndarray] = (),
+    watch: Watch = lambda what: None,
 ) -> PrecisionReport:
     """Make a graph of `settings.precision`, check it and put it into the bundle, replacing one of the same name.
 
@@ -104,7 +107,7 @@ class _Maker:
     """One graph on its way."""
 
     def __init__(
-        self, bundle: Bundle, settings: Settings, images: Sequence[np.ndarray], watch: Watch
+        self, bundle: Bundle, settings: PrecisionSettings, images: Sequence[np.ndarray], watch: Watch
     ) -> None:
         self.settings = settings
         self.manifest = bundle.manifest
@@ -136,7 +139,7 @@ class _Maker:
         found = self._check(session, self._session(emulated(model) if settings.half else model))
         return model, self._report(found, kept, choice)
 
-    def _check(self, reference: Session, candidate: Session) -> Fidelity:
+    def _check(self, reference: GraphSession, candidate: GraphSession) -> Fidelity:
         """Compare on the images that chose nothing; raises ExportError where the tolerance is missed."""
         samples = [Sample(f"image {i + 1}", image) for i, image in enumerate(self.held_out)]
         self.watch(f"the check on {len(samples)} other images")
@@ -178,7 +181,7 @@ class _Maker:
         kept = to_half(self.model, half, ranges=ranges, keep=keep).kept
         return lambda model: convert(model, keep), kept
 
-    def _quantised(self, kind: QuantisedType, finish: Finish) -> tuple[Choice, ModelProto]:
+    def _quantised(self, kind: QuantisedType, finish: Finish) -> tuple[ScaleChoice, ModelProto]:
         base = prepared(self.model, kind)
         every = layers(base, kind)
         asked = self._asked([x.label for x in every])
@@ -215,13 +218,13 @@ class _Maker:
         return (picture.array(self.manifest) for picture in self.calibration)
 
     @staticmethod
-    def _session(model: ModelProto) -> Session:
+    def _session(model: ModelProto) -> GraphSession:
         try:
-            return Session(model)
+            return GraphSession(model)
         except RunError as e:
             raise ExportError(f"ONNX Runtime cannot load the graph: {e}") from None
 
-    def _report(self, found: Fidelity, kept: dict[str, str], choice: Choice | None) -> PrecisionReport:
+    def _report(self, found: Fidelity, kept: dict[str, str], choice: ScaleChoice | None) -> PrecisionReport:
         settings = self.settings
         how = (
             f"{settings.half.name} emulated: every tensor rounded, sums in fp32"
@@ -250,7 +253,7 @@ class _Maker:
         )
 
 
-def _network(session: Session) -> Network:
+def _network(session: GraphSession) -> Network:
     return lambda x: session.run(x)[1]
 
 

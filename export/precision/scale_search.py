@@ -18,7 +18,7 @@ from infercam.export.precision.calibrate import CLIPS, Magnitudes
 from infercam.export.precision.leave_out import fewest_left_out
 from infercam.export.precision.pictures import Reference
 from infercam.export.precision.quantise import Layer, QuantisedType, quantised
-from infercam.export.runtime import RunError, Session
+from infercam.export.runtime import GraphSession, RunError
 
 _GROUPS = 6
 ALONE = 3
@@ -34,7 +34,7 @@ def unchanged(model: ModelProto) -> ModelProto:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ScaleChoice:
     """The outcome: layers to quantise, where to cut each activation, and what was left out."""
 
     layers: list[Layer]
@@ -73,7 +73,7 @@ class ScaleSearch:
             (name, rule): found.clip(rule, kind) for name, found in magnitudes.items() for rule in CLIPS
         }
 
-    def search(self, aim: float) -> Choice:
+    def search(self, aim: float) -> ScaleChoice:
         """Choose; `aim` is the IoU of maps below which layers are left out. Raises ExportError."""
         rules, agreement = self._refined(*self._one_rule())
         by_label = {layer.label: layer for layer in self.layers}
@@ -85,7 +85,7 @@ class ScaleSearch:
             agreement,
         )
         clips = {a: self._clips[a, r] for a, r in rules.items()}
-        return Choice([by_label[x] for x in chosen], clips, rules, left_out, agreement)
+        return ScaleChoice([by_label[x] for x in chosen], clips, rules, left_out, agreement)
 
     def _one_rule(self) -> tuple[dict[str, str], Agreement]:
         tried = []
@@ -116,7 +116,7 @@ class ScaleSearch:
         clips = {name: self._clips[name, rule] for name, rule in rules.items()}
         graph = quantised(self.model, self.kind, layers, clips, half_scales=self.half_scales)
         try:
-            session = Session(self.finish(graph))
+            session = GraphSession(self.finish(graph))
         except RunError as e:
             raise ExportError(f"the quantised graph does not load: {e}") from None
         return self.reference.agreement(session, limit)

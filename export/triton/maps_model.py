@@ -48,7 +48,7 @@ class Busy(Exception):
 
 
 @dataclass(eq=False)
-class Job:
+class MapsJob:
     """One request, all that is needed of it copied out: Triton frees its tensors when `execute` returns."""
 
     id: str
@@ -105,7 +105,7 @@ class TritonPythonModel:
         self._engine.close()
 
     # -- a request's way: read, begin (decode, predict), infer, answer -------------------------------------------
-    def _read(self, request: Any, sender: Any) -> Job:
+    def _read(self, request: Any, sender: Any) -> MapsJob:
         given = json.loads(request.parameters() or "{}")
         values = {name: given.get(name, self._settings.get(name)) for name in PARAMETERS}
         mode = values["mode"] or "both"
@@ -116,7 +116,7 @@ class TritonPythonModel:
         images = _strings(request, "image")
         if images is None or len(images) != 1:
             raise InputError("'image' is one encoded picture (JPEG, PNG, …)")
-        return Job(
+        return MapsJob(
             id=request.request_id() or "image",
             sender=sender,
             image=images[0],
@@ -133,7 +133,7 @@ class TritonPythonModel:
                 raise Busy(f"{self._most} requests are in flight; try again later")
             self._open += 1
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, job: MapsJob) -> None:
         """Decode; then the scores where they are needed, then the maps.
 
         Whether the client still waits is asked here only: a sender that has answered must not be asked again.
@@ -148,16 +148,16 @@ class TritonPythonModel:
         else:
             self._infer(job, job.classes)
 
-    def _scored(self, job: Job, done: Future[NDArray[np.float32]]) -> None:
+    def _scored(self, job: MapsJob, done: Future[NDArray[np.float32]]) -> None:
         job.scores = done.result()
         self._infer(job, self._predicted(job) if job.classes is None else job.classes)
 
-    def _predicted(self, job: Job) -> list[int]:
+    def _predicted(self, job: MapsJob) -> list[int]:
         assert job.scores is not None
         probability = self._engine.probabilities(job.scores)
         return [int(i) for i in np.flatnonzero(probability > job.score_threshold)]
 
-    def _infer(self, job: Job, classes: Iterable[str | int]) -> None:
+    def _infer(self, job: MapsJob, classes: Iterable[str | int]) -> None:
         assert job.pixels is not None
         labels = [self._label(c) for c in classes]
         future = self._live.submit(job.id, job.pixels, labels, job.recipe, job.mode)
@@ -170,7 +170,7 @@ class TritonPythonModel:
             return int(text)
         return text
 
-    def _answer(self, job: Job, done: Future[Result]) -> None:
+    def _answer(self, job: MapsJob, done: Future[Result]) -> None:
         result = done.result()
         tensors = {
             "maps": result.maps,
@@ -181,7 +181,7 @@ class TritonPythonModel:
         self._respond(job, pb_utils.InferenceResponse(output_tensors=out))
 
     # -- whatever happens, a request that was let in is answered once ---------------------------------------------
-    def _go_on(self, job: Job, step: Any, *about: Any) -> None:
+    def _go_on(self, job: MapsJob, step: Any, *about: Any) -> None:
         """The next step on a worker; what it raises is this request's answer and touches no other."""
 
         def run() -> None:
@@ -192,7 +192,7 @@ class TritonPythonModel:
 
         self._workers.submit(run)
 
-    def _respond(self, job: Job, response: Any) -> None:
+    def _respond(self, job: MapsJob, response: Any) -> None:
         try:
             _send(job.sender, response)
         finally:

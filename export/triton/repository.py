@@ -69,7 +69,7 @@ class Mark(BaseModel):
 
 
 @dataclass(frozen=True)
-class Request:
+class PackageRequest:
     """What to package, and where to."""
 
     bundle: Bundle
@@ -98,7 +98,7 @@ class Packaged(NamedTuple):
     plan: Plan | None
 
 
-def package(request: Request) -> Packaged:
+def package(request: PackageRequest) -> Packaged:
     """Write the models into the repository.
 
     Raises ExportError, before anything is written, for a model that is in the way, a graph that is not what the
@@ -113,7 +113,7 @@ def package(request: Request) -> Packaged:
 
 
 class _Job:
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: PackageRequest) -> None:
         self.request, self.bundle, self.serving = request, request.bundle, request.serving
         self.name = request.name or self.bundle.manifest.name
         if not _NAME.fullmatch(self.name):

@@ -19,7 +19,7 @@ from infercam.engine.data.class_names import default_classes
 from infercam.engine.onnx_files import external_locations
 from infercam.export.graph.index import Graph
 from infercam.export.graph.surgery import ResponseGraph, prepare, response_graph
-from infercam.export.runtime import RunError, Session
+from infercam.export.runtime import GraphSession, RunError
 from infercam.export.writing.bundle_writer import write_bundle
 from infercam.export.writing.slim import simplify
 from infercam.export.writing.verify import SourceLimit
@@ -161,7 +161,7 @@ def onnx_scores(
     del original.graph.output[:]
     original.graph.output.append(helper.make_empty_tensor_value_info(graph.logits))
     try:
-        session = Session(original)
+        session = GraphSession(original)
     except RunError as e:
         raise ExportError(f"ONNX Runtime cannot run the classifier: {e}") from None
 
@@ -178,7 +178,7 @@ def onnx_scores(
     return scores
 
 
-def _run_batch(session: Session, x: np.ndarray, size: int, channels_last: bool) -> np.ndarray:
+def _run_batch(session: GraphSession, x: np.ndarray, size: int, channels_last: bool) -> np.ndarray:
     """Logits of up to `size` pictures by a session that takes exactly `size`."""
     n = len(x)
     x = np.concatenate([x, np.repeat(x[-1:], size - n, axis=0)]) if n < size else x

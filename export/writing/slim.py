@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from infercam.export.graph.index import Graph
 from infercam.export.graph.surgery import RESPONSE, SCORES, ResponseGraph
-from infercam.export.runtime import RunError, Session
+from infercam.export.runtime import GraphSession, RunError
 from infercam.export.writing.verify import relative_error
 
 MAX_BYTES = 1 << 30  # onnxslim serialises the model several times
@@ -63,7 +63,7 @@ def _difference(graph: ResponseGraph, slimmed: ModelProto) -> str | None:
         shapes.append((1, graph.smallest[0] + 33, graph.smallest[1] + 20))
     rng = np.random.default_rng(0)
     try:
-        before, after = Session(graph.model), Session(slimmed)
+        before, after = GraphSession(graph.model), GraphSession(slimmed)
         for n, rows, columns in shapes:
             x = rng.standard_normal((n, 3, rows, columns), dtype=np.float32)  # type: ignore[arg-type]
             for ours, theirs in zip(before.run(x), after.run(x), strict=True):

@@ -1,7 +1,7 @@
 """Checking a response graph against the classifier it came from, before anything is written.
 
 On random input and on pictures, of several sizes and batches:
-    mean over h, w of response, plus bias  =  scores          (method.md §1)
+    mean over h, w of response, plus bias  =  scores          (engine/method/README.md §1)
     scores                                 =  the source's logits
 and two different pictures must give different maps. Differences are relative to the larger magnitude of
 the two arrays compared, so a tolerance means the same for logits of 0.01 and of 100.
@@ -21,7 +21,7 @@ from infercam.export.fidelity import (
     relative_error as relative_error,  # also for those who import it from here
 )
 from infercam.export.graph.surgery import ResponseGraph
-from infercam.export.runtime import RunError, Session
+from infercam.export.runtime import GraphSession, RunError
 
 Scores = Callable[[np.ndarray], np.ndarray]
 
@@ -56,7 +56,7 @@ def verify(
     ExportError saying which check failed, on which input and by how much.
     """
     try:
-        session = Session(graph.model)
+        session = GraphSession(graph.model)
     except RunError as e:
         raise ExportError(f"verification: ONNX Runtime cannot load the response graph: {e}") from None
     inputs: list[str] = []
@@ -144,7 +144,7 @@ def _fit(image: np.ndarray, graph: ResponseGraph) -> np.ndarray:
 # --- the checks --------------------------------------------------------------------------------------------
 
 
-def _run(session: Session, trial: Trial, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _run(session: GraphSession, trial: Trial, classes: int) -> tuple[np.ndarray, np.ndarray]:
     try:
         scores, response = session.run(trial.array)
     except RunError as e:
@@ -188,7 +188,7 @@ def _check_source(trial: Trial, scores: np.ndarray, theirs: np.ndarray, toleranc
     return error
 
 
-def _check_distinct(session: Session, graph: ResponseGraph, spec: InputSpec) -> None:
+def _check_distinct(session: GraphSession, graph: ResponseGraph, spec: InputSpec) -> None:
     """A dead network (all weights zero, an input that is ignored) would pass every other check."""
     h, w = graph.smallest if graph.height is None else (graph.height, graph.width or graph.height)
     maps = [

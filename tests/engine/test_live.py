@@ -20,8 +20,8 @@ from infercam.engine.backends.cpu import CpuBackend
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError, InputError
 from infercam.engine.live import Closed, LiveEngine
+from infercam.engine.method.backend import Limits, OutOfMemory
 from infercam.engine.method.recipe import MODES, RECIPES, Recipe
-from infercam.engine.method.scheduler import Limits, OutOfMemory
 from infercam.engine.method.task import Done, Infer, Respond, Work
 from tests.engine import tiny
 

@@ -1,4 +1,4 @@
-"""AffinityNet (Ahn & Kwak, CVPR 2018; method.md §4): an embedding g of every stride-8 cell, such that
+"""AffinityNet (Ahn & Kwak, CVPR 2018; engine/method/README.md §4): an embedding g of every stride-8 cell, such that
 exp(-mean|g_i - g_j|) says whether two neighbouring cells belong to the same class."""
 
 from __future__ import annotations

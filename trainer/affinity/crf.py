@@ -1,4 +1,4 @@
-"""Dense CRF (Krähenbühl & Koltun): scores of labels are pulled to the photo's edges (method.md §4).
+"""Dense CRF (Krähenbühl & Koltun): scores of labels are pulled to the photo's edges (engine/method/README.md §4).
 
 Only labels that can occur are passed: time grows with their number (0.3 s for 2, 1 s for 21, at 500×375).
 """

@@ -1,4 +1,4 @@
-"""Labels from response maps, before any training: for AffinityNet, or at one background threshold (method.md §4)."""
+"""Labels from maps, before any training: for AffinityNet, or at one background threshold (method/README.md §4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AffinityNet's loss on pairs of neighbouring cells (Ahn & Kwak, CVPR 2018, §3.2; method.md §4).
+"""AffinityNet's loss on pairs of neighbouring cells (Ahn & Kwak, CVPR 2018, §3.2; engine/method/README.md §4).
 
 A pair is a cell of the stride-8 grid and one of its forward neighbours (random_walk.search_offsets); tensors
 of pairs are N×P×h×w, where [n, k, y, x] belongs to the cells (y, x) and (y, x) + offset k.

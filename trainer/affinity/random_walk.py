@@ -1,4 +1,4 @@
-"""Random walk over pairwise affinities (Ahn & Kwak, CVPR 2018; method.md §4): T^n applied to response maps.
+"""Random walk over pairwise affinities (Ahn & Kwak, CVPR 2018; method/README.md §4): T^n applied to response maps.
 
 A node is one cell of the affinity grid (stride 8 of the photo). With the symmetric A = affinity^beta, 1 on its
 diagonal, T is A with its columns divided by their sums d, and a map x (a row) becomes x T^n, n = 2^log2_steps.

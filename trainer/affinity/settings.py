@@ -1,4 +1,4 @@
-"""The constants of `infercam labels`, `affinity` and `walk` (method.md §4), as their settings files name them."""
+"""The constants of `infercam labels`, `affinity` and `walk` (method/README.md §4)."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def _exported(bundle: Path, checkpoint: str) -> bool:
 
 def export_bundle(stage: ClassifyStage, built: Trainable, out: Path, source: dict[str, Any]) -> Bundle:
     """Write the bundle, verified on two photos besides the built-in inputs; raises ExportError, MissingExtra."""
-    from infercam.export.writing.from_torch import from_torch
+    from infercam.export import from_torch
 
     built.network.cpu()
     network = folded(built.network) if isinstance(built.network, SmallNet) else built.network

@@ -1,6 +1,6 @@
-"""Split & unite as augmentation (method.md §6): the tiles of a training image, and the centres they are cut at.
+"""Split & unite as augmentation (method/README.md §6): tiles of a training image, and the centres of their cuts.
 
-A tile is what the inference would infer separately (method.md §2): the image cut at the centres of mass of
+A tile is what the inference would infer separately (method/README.md §2): the image cut at the centres of mass of
 its classes' response maps, with the overlap of the recipe. Centres come from a map store, or from the
 classifier under training; they are kept in files, so that a resumed run cuts where an undisturbed one would.
 """
@@ -47,7 +47,7 @@ def map_centres(maps: NDArray[np.float32], height: int, width: int) -> list[Cent
 
 
 def middle(height: int, width: int, count: int) -> list[Centre]:
-    """What stands for centres before there are maps: the image's own, as for an empty map (method.md §2)."""
+    """What stands for centres before there are maps: the image's own, as for an empty map (method/README.md §2)."""
     return [(height // 2, width // 2)] * count
 
 

@@ -121,7 +121,7 @@ class ResNet50Backbone(Backbone):
     arch = "resnet50"
     heads = ("classifier",)
     blocks = resnet50.BLOCKS
-    net: resnet50.Backbone
+    net: resnet50.ResNet50Trunk
 
     def __init__(
         self, output_stride: int, width: int = WIDTH, layout: resnet50.Layout = "torchvision"
@@ -131,7 +131,7 @@ class ResNet50Backbone(Backbone):
             raise ValueError(f"output_stride must be one of {resnet50.OUTPUT_STRIDES}")
         self.layout = layout
         self.input = CAFFE_INPUT if layout == "caffe" else IMAGENET_INPUT
-        self.net = resnet50.Backbone(
+        self.net = resnet50.ResNet50Trunk(
             output_stride=output_stride, width=width, blocks=self.blocks, layout=layout
         )
         self.channels = {level: 4 * width * 2**i for i, level in enumerate(LEVELS)}

@@ -37,7 +37,7 @@ class SmallNet(nn.Module):
         return scores
 
     def forward_cam(self, image: Tensor) -> Tensor:
-        """Class activation maps after ReLU: N×C×h×w (method.md §1)."""
+        """Class activation maps after ReLU: N×C×h×w (engine/method/README.md §1)."""
         return F.relu(F.conv2d(self.features(image), self.classifier.weight[:, :, None, None]))
 
 

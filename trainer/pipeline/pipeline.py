@@ -8,7 +8,7 @@
 
 A step's fingerprint covers its settings, the files it reads and the fingerprints of the steps it builds on,
 so that a change re-does exactly what depends on it. A step that was stopped is called again with its folder as
-it was left: every step goes on by itself. What the steps are is told by steps.py.
+it was left: every step goes on by itself. What the steps are is told by steps/.
 """
 
 from __future__ import annotations

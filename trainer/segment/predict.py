@@ -1,4 +1,4 @@
-"""Labels of photos by a trained DeepLab: several scales, mirrored too, then a dense CRF (method.md §5)."""
+"""Labels of photos by a trained DeepLab: several scales, mirrored too, then a dense CRF (method/README.md §5)."""
 
 from __future__ import annotations
 

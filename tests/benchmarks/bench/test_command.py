@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infercam.benchmarks.bench.result import Result, read_result
-from infercam.benchmarks.bench.setup import Settings, make_plan
+from infercam.benchmarks.bench.result import BenchResult, read_result
+from infercam.benchmarks.bench.setup import BenchSettings, make_plan
 from infercam.benchmarks.common import command, machine
 from infercam.engine.common.errors import InfercamError
 from infercam.engine.method.recipe import RECIPES
@@ -27,7 +27,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def plan(tmp_path: Path, **options: object):
-    return make_plan(Settings(bundle=Path("demo"), out=tmp_path, **options), lambda text: None)
+    return make_plan(Path("demo"), tmp_path, BenchSettings(**options), lambda text: None)
 
 
 def test_the_demo_needs_nothing(tmp_path) -> None:
@@ -108,7 +108,7 @@ def test_a_quick_run_from_end_to_end(tmp_path) -> None:
     _compared_with_a_faster_past(out, tmp_path / "past.json")
 
 
-def _check(result: Result) -> None:
+def _check(result: BenchResult) -> None:
     rows = {r.name: r for r in result.rows}
     measured = [r for r in result.rows if r.seconds_per_image]
     assert {"engine cpu: CAM, 8 views", "engine cpu: released", "engine cpu: fast"} <= {
@@ -130,7 +130,7 @@ def _check(result: Result) -> None:
     if all(flop.values()):
         assert flop["CAM, 8 views"] == pytest.approx(
             15 * flop["CAM, 1 view"], rel=0.03
-        )  # method.md §1: 2 × 7.5
+        )  # engine/method/README.md §1: 2 × 7.5
         assert flop["released"] > flop["CAM, 8 views"]
     assert [g.name for g in result.growth] == ["images", "area", "classes", "iterations"]
     assert all(g.exponent is not None and g.error is not None for g in result.growth)

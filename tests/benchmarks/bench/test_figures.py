@@ -14,7 +14,7 @@ from rich.console import Console
 from infercam.benchmarks.bench.compare import Verdict, compare
 from infercam.benchmarks.bench.figures import spread
 from infercam.benchmarks.bench.fit import power_law
-from infercam.benchmarks.bench.result import Result, Row, Subject, read_result
+from infercam.benchmarks.bench.result import BenchResult, ResultRow, Subject, read_result
 from infercam.benchmarks.bench.table import tables
 from infercam.engine.common.errors import InputError
 
@@ -56,9 +56,9 @@ def test_two_points_have_no_error_and_one_no_exponent() -> None:
 NAMES = ("engine cpu: fast", "engine cpu: released", "PyTorch loop: released")
 
 
-def result(seconds: dict[str, list[float]], **changes: object) -> Result:
+def result(seconds: dict[str, list[float]], **changes: object) -> BenchResult:
     rows = [
-        Row(
+        ResultRow(
             name=n,
             images=10,
             rounds=len(s),
@@ -73,7 +73,7 @@ def result(seconds: dict[str, list[float]], **changes: object) -> Result:
     subject |= {"images": 10, "few": 3, "mean_pixels": 187500.0, "mean_classes": 1.5}
     subject |= {k: v for k, v in changes.items() if k in subject}
     machine = {"processor": "P", "cores": changes.get("cores", 2), "gpu": "none", "numpy": "2"}
-    return Result(
+    return BenchResult(
         date="2026-01-01",
         command="infercam bench",
         machine=machine,
@@ -175,7 +175,7 @@ def test_another_file_is_refused_in_one_line(tmp_path, text) -> None:
 
 def test_a_row_without_figures_shows_its_reason() -> None:
     one = result({NAMES[0]: [1.0, 1.1]})
-    one.rows.append(Row(name="torch-cam: CAM, 1 view", not_measured="torchcam needs torchcam [bench]"))
+    one.rows.append(ResultRow(name="torch-cam: CAM, 1 view", not_measured="torchcam needs torchcam [bench]"))
     console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     for table in tables(one):
         console.print(table)

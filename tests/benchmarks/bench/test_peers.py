@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from torch import nn
 
 from infercam.benchmarks.bench import process, worker
-from infercam.benchmarks.bench.job import Job, NotMeasured
+from infercam.benchmarks.bench.job import BenchJob, NotMeasured
 from infercam.benchmarks.bench.pictures import collect, save
 from infercam.benchmarks.yardsticks import pytorch_loop
 from infercam.engine.bundle import InputSpec
@@ -71,7 +71,7 @@ def maps_of(folder: Path) -> dict[str, np.ndarray]:
 
 def measured(given, tmp_path: Path, **job: object) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Maps and, per pass, the shapes that the network saw."""
-    one = Job.model_validate({**given, **job})
+    one = BenchJob.model_validate({**given, **job})
     out = tmp_path / "-".join(map(str, job.values()))
     seen = worker.measure(one, out)
     folder = "cam" if job.get("mode") == "baseline" else "maps"
@@ -138,26 +138,26 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(given, monkeypa
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra, match=r"infercam\[bench\]"):
-        worker.prepare(Job.model_validate({**given, "kind": kind}))
+        worker.prepare(BenchJob.model_validate({**given, "kind": kind}))
 
 
 @pytest.mark.parametrize("kind", ["loop", "torch-cam", "grad-cam"])
 def test_without_torch(given, monkeypatch, kind) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtra, match=r"infercam\[train\]"):
-        worker.prepare(Job.model_validate({**given, "kind": kind}))
+        worker.prepare(BenchJob.model_validate({**given, "kind": kind}))
 
 
 def test_another_classifier_is_refused(given, monkeypatch) -> None:
     other = Classifier(Twin(), ("a", "b", "c", "d", "e"), InputSpec())
     monkeypatch.setattr(pytorch_loop, "load_classifier", lambda arch, weights: other)
     with pytest.raises(NotMeasured, match="its classes are not the bundle's"):
-        worker.prepare(Job.model_validate({**given, "kind": "loop"}))
+        worker.prepare(BenchJob.model_validate({**given, "kind": "loop"}))
 
 
 def test_a_checkpoint_that_does_not_fit_is_a_reason(given, tmp_path) -> None:
     """In a process of its own, where nothing stands in for the checkpoint."""
-    outcome = process.measure(Job.model_validate({**given, "kind": "loop"}), tmp_path / "scratch")
+    outcome = process.measure(BenchJob.model_validate({**given, "kind": "loop"}), tmp_path / "scratch")
     assert outcome.measured is None
     assert "model.pth" in (outcome.reason or "")
     assert "\n" not in (outcome.reason or "")

@@ -13,17 +13,25 @@ import pytest
 from infercam.benchmarks.bench import matrix_rate, process, worker
 from infercam.benchmarks.bench.contestants import Field, rows, waterfall
 from infercam.benchmarks.bench.figures import row
-from infercam.benchmarks.bench.job import Job, Measured, NotMeasured, Outcome, Switches
-from infercam.benchmarks.bench.pictures import Picture, Pictures, collect, relabelled, repeated, resized, save
-from infercam.benchmarks.bench.session import MAPS, SCORE, Session, Task
+from infercam.benchmarks.bench.job import BenchJob, BenchOutcome, BenchSwitches, Measured, NotMeasured
+from infercam.benchmarks.bench.pictures import (
+    BenchPicture,
+    Pictures,
+    collect,
+    relabelled,
+    repeated,
+    resized,
+    save,
+)
+from infercam.benchmarks.bench.session import MAPS, SCORE, BenchSession, BenchTask
 from infercam.engine.common.errors import InputError
 from infercam.engine.data.sources import folder_source
 from infercam.engine.method.recipe import RECIPES
 from tests.engine import tiny
 
 
-def job(**options: object) -> Job:
-    return Job.model_validate(
+def job(**options: object) -> BenchJob:
+    return BenchJob.model_validate(
         {"kind": "engine", "bundle": "b", "pictures": "p.json", "digest": "d", "count": 2, **options}
     )
 
@@ -35,25 +43,25 @@ class Runner:
         self.asked: list[str] = []
         self.failing = failing
 
-    def __call__(self, one: Job, folder: Path) -> Outcome:
+    def __call__(self, one: BenchJob, folder: Path) -> BenchOutcome:
         self.asked.append(one.recipe)
         if one.recipe == self.failing:
-            return Outcome(reason="no such thing here")
+            return BenchOutcome(reason="no such thing here")
         (folder / "maps").mkdir(parents=True)
         (folder / "maps" / "a.npy").write_text(one.recipe)
         seconds = float(len(self.asked))
-        return Outcome(
+        return BenchOutcome(
             measured=Measured(images=2, seconds=seconds, cpu_seconds=1, began=0, ended=seconds, peak_mb=9)
         )
 
 
-def tasks(*recipes: str, rounds: int = 2) -> list[Task]:
-    return [Task(r, job(recipe=r), rounds) for r in recipes]
+def tasks(*recipes: str, rounds: int = 2) -> list[BenchTask]:
+    return [BenchTask(r, job(recipe=r), rounds) for r in recipes]
 
 
 def test_contestants_take_turns(tmp_path) -> None:
     runner, rounds = Runner(), []
-    session = Session(tmp_path, "hash", runner=runner)
+    session = BenchSession(tmp_path, "hash", runner=runner)
     session.run(tasks("fast", "best", "paper"), rounds.append)
     assert runner.asked == ["fast", "best", "paper"] * 2
     assert rounds == [0, 1]
@@ -62,18 +70,18 @@ def test_contestants_take_turns(tmp_path) -> None:
 
 def test_a_job_of_two_parts_is_done_once_with_all_that_is_looked_up(tmp_path) -> None:
     runner = Runner()
-    session = Session(tmp_path, "hash", runner=runner)
+    session = BenchSession(tmp_path, "hash", runner=runner)
     read = lambda folder: {"read": (folder / "a.npy").read_text()}  # noqa: E731
-    session.run([Task("a", job(recipe="fast"), 1), Task("b", job(recipe="fast"), 3, {SCORE: read})])
+    session.run([BenchTask("a", job(recipe="fast"), 1), BenchTask("b", job(recipe="fast"), 3, {SCORE: read})])
     assert runner.asked == ["fast"] * 3
     assert session.found[session.key(job(recipe="fast"))] == {SCORE: {"read": "fast"}}
     assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_going_on_measures_only_what_is_missing(tmp_path) -> None:
-    Session(tmp_path, "hash", runner=Runner()).run(tasks("fast", "best", rounds=1))
+    BenchSession(tmp_path, "hash", runner=Runner()).run(tasks("fast", "best", rounds=1))
     runner = Runner()
-    session = Session(tmp_path, "hash", runner=runner)
+    session = BenchSession(tmp_path, "hash", runner=runner)
     session.run(tasks("fast", "best", "paper"))
     assert runner.asked == ["paper", "fast", "best", "paper"]
     assert len(session.measured(job(recipe="fast"))) == 2
@@ -81,42 +89,42 @@ def test_going_on_measures_only_what_is_missing(tmp_path) -> None:
 
 def test_a_kill_in_mid_run_loses_one_measurement(tmp_path) -> None:
     class Killed(Runner):
-        def __call__(self, one: Job, folder: Path) -> Outcome:
+        def __call__(self, one: BenchJob, folder: Path) -> BenchOutcome:
             if len(self.asked) == 2:
                 raise SystemExit(143)
             return super().__call__(one, folder)
 
     with pytest.raises(SystemExit):
-        Session(tmp_path, "hash", runner=Killed()).run(tasks("fast", "best", "paper"))
+        BenchSession(tmp_path, "hash", runner=Killed()).run(tasks("fast", "best", "paper"))
     runner = Runner()
-    Session(tmp_path, "hash", runner=runner).run(tasks("fast", "best", "paper"))
+    BenchSession(tmp_path, "hash", runner=runner).run(tasks("fast", "best", "paper"))
     assert runner.asked == ["paper", "fast", "best", "paper"]
 
 
 def test_what_was_measured_on_another_bundle_or_half_written_does_not_count(tmp_path) -> None:
-    Session(tmp_path, "hash", runner=Runner()).run(tasks("fast", rounds=1))
+    BenchSession(tmp_path, "hash", runner=Runner()).run(tasks("fast", rounds=1))
     runner = Runner()
-    Session(tmp_path, "other", runner=runner).run(tasks("fast", rounds=1))
+    BenchSession(tmp_path, "other", runner=runner).run(tasks("fast", rounds=1))
     for file in (tmp_path / "measured").iterdir():
         file.write_text(file.read_text()[:40])
-    Session(tmp_path, "hash", runner=runner).run(tasks("fast", rounds=1))
+    BenchSession(tmp_path, "hash", runner=runner).run(tasks("fast", rounds=1))
     assert runner.asked == ["fast"] * 2
 
 
 def test_again_forgets(tmp_path) -> None:
-    Session(tmp_path, "hash", runner=Runner()).run(tasks("fast"))
+    BenchSession(tmp_path, "hash", runner=Runner()).run(tasks("fast"))
     runner = Runner()
-    session = Session(tmp_path, "hash", runner=runner)
+    session = BenchSession(tmp_path, "hash", runner=runner)
     session.forget()
     session.run(tasks("fast"))
     assert runner.asked == ["fast"] * 2
 
 
 def test_matrix_rates_are_kept_with_what_they_were_measured_beside(tmp_path) -> None:
-    session = Session(tmp_path, "hash", runner=Runner())
+    session = BenchSession(tmp_path, "hash", runner=Runner())
     assert session.recall_rates() == {}
     session.keep_rates({"cpu": 1e11})
-    assert Session(tmp_path, "hash").recall_rates() == {"cpu": 1e11}
+    assert BenchSession(tmp_path, "hash").recall_rates() == {"cpu": 1e11}
     (tmp_path / "measured" / "matrix-rate.json").write_text("[1")
     assert session.recall_rates() == {}
     session.keep_rates({"cpu": 1e11})
@@ -130,21 +138,21 @@ def test_kept_maps_that_are_gone_are_made_again(tmp_path) -> None:
         folder.rename(tmp_path / MAPS / "x")
         return {"name": "x"}
 
-    one = [Task("fast", job(recipe="fast"), 1, {MAPS: keep})]
-    Session(tmp_path, "hash", runner=Runner()).run(one)
+    one = [BenchTask("fast", job(recipe="fast"), 1, {MAPS: keep})]
+    BenchSession(tmp_path, "hash", runner=Runner()).run(one)
     runner = Runner()
-    Session(tmp_path, "hash", runner=runner).run(one)
+    BenchSession(tmp_path, "hash", runner=runner).run(one)
     assert runner.asked == []
     for file in (tmp_path / MAPS / "x").iterdir():
         file.unlink()
     (tmp_path / MAPS / "x").rmdir()
-    Session(tmp_path, "hash", runner=runner).run(one)
+    BenchSession(tmp_path, "hash", runner=runner).run(one)
     assert runner.asked == ["fast"]
 
 
 def test_what_fails_once_is_not_tried_again_and_the_rest_goes_on(tmp_path) -> None:
     runner = Runner(failing="best")
-    session = Session(tmp_path, "hash", runner=runner)
+    session = BenchSession(tmp_path, "hash", runner=runner)
     session.run(tasks("fast", "best", "paper"))
     assert runner.asked == ["fast", "best", "paper", "fast", "paper"]
     assert session.reasons[session.key(job(recipe="best"))] == "no such thing here"
@@ -152,7 +160,7 @@ def test_what_fails_once_is_not_tried_again_and_the_rest_goes_on(tmp_path) -> No
 
 def test_the_time_left_is_told(tmp_path) -> None:
     told: list[float | None] = []
-    session = Session(tmp_path, "hash", say=lambda text, left: told.append(left), runner=Runner())
+    session = BenchSession(tmp_path, "hash", say=lambda text, left: told.append(left), runner=Runner())
     session.run(tasks("fast", "best"))
     assert told[0] is None
     assert all(left is not None and left >= 0 for left in told[1:])
@@ -160,8 +168,8 @@ def test_the_time_left_is_told(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"recipe": "best"}, {"digest": "e"}, {"count": 3}, {"switches": Switches(overlap=False)}, {"changes": {"a": 1}},
-     {"threads": 1}, {"backend": "cpu"}, {"mode": "baseline"}],
+    [{"recipe": "best"}, {"digest": "e"}, {"count": 3}, {"switches": BenchSwitches(overlap=False)},
+     {"changes": {"a": 1}},     {"threads": 1}, {"backend": "cpu"}, {"mode": "baseline"}],
 )  # fmt: skip
 def test_what_can_change_a_time_changes_the_key(change) -> None:
     assert job().key("h") != job(**change).key("h")
@@ -199,36 +207,16 @@ def test_a_worker_measures_the_engine(listed, tmp_path) -> None:
 def test_switches_change_how_and_not_what(listed, tmp_path) -> None:
     bundle, file, _ = listed
     given = {"bundle": bundle.path, "pictures": file, "recipe": "fast", "format": "psa"}
-    serial = Switches(images_in_flight=1, batch_views=1, overlap=False)
+    serial = BenchSwitches(images_in_flight=1, batch_views=1, overlap=False)
     plain, slow = (
         worker.measure(job(**given, switches=s), tmp_path / name)
-        for name, s in (("a", Switches()), ("b", serial))
+        for name, s in (("a", BenchSwitches()), ("b", serial))
     )
     assert {k: n / plain.passes for k, n in plain.shapes.items()} == {
         k: n / slow.passes for k, n in slow.shapes.items()
     }
     for one in (tmp_path / "a" / "maps").glob("*.npy"):
         assert one.read_bytes() == (tmp_path / "b" / "maps" / one.name).read_bytes()
-
-
-@pytest.fixture(autouse=True)
-def _run_as_it_was():
-    """In the worker's own process nothing else runs after it; here other tests do."""
-    from infercam.engine.run import run
-
-    saved = run.prefetch, run._Writes
-    yield
-    run.prefetch, run._Writes = saved
-
-
-def test_switches_really_switch(listed, tmp_path) -> None:
-    bundle, file, _ = listed
-    serial = Switches(images_in_flight=1, batch_views=1, overlap=False)
-    one = worker.prepare(job(bundle=bundle.path, pictures=file, switches=serial))
-    from infercam.engine.run import run
-
-    assert run._Writes.__name__ == "Now"
-    one.close()
 
 
 def test_a_picture_that_fails_is_a_reason(listed, tmp_path) -> None:
@@ -253,7 +241,7 @@ def test_bad_jobs_are_one_line(listed, tmp_path, change, said) -> None:
     folder.mkdir()
     (folder / "job.json").write_text(job(**given).model_dump_json())
     assert worker.main(folder) == 1
-    outcome = Outcome.model_validate_json((folder / "outcome.json").read_bytes())
+    outcome = BenchOutcome.model_validate_json((folder / "outcome.json").read_bytes())
     assert said in (outcome.reason or "")
     assert "\n" not in (outcome.reason or "")
 
@@ -322,7 +310,7 @@ def field(bundle, file, **options) -> Field:
 
 def test_who_cannot_run_is_a_row_with_its_reason(listed, tmp_path) -> None:
     bundle, file, _ = listed
-    session = Session(tmp_path, "hash", runner=Runner())
+    session = BenchSession(tmp_path, "hash", runner=Runner())
     found = {r.name: r for r in (row(one, session, None, {}) for one in rows(field(bundle, file)))}
     assert all(r.not_measured for r in found.values())  # nothing was measured
     assert {f"engine cpu: {r}" for r in RECIPES} <= set(found)
@@ -349,7 +337,7 @@ def test_each_step_of_the_waterfall_differs_from_the_one_above(listed) -> None:
     assert len(steps) == 7
     assert len({s.job.key("h") for s in steps if s.job}) == 7
     assert {s.job.count for s in steps if s.job} == {2}
-    assert steps[-2].job is not None and steps[-2].job.switches == Switches()
+    assert steps[-2].job is not None and steps[-2].job.switches == BenchSwitches()
 
 
 # -- lists -----------------------------------------------------------------------------------------------------------
@@ -382,7 +370,7 @@ def test_bad_pictures_are_passed_over_with_a_note(tmp_path) -> None:
 
 
 def test_truth_needs_every_mask(tmp_path) -> None:
-    one = Picture(id="a", file=tmp_path / "a", classes=[0], height=1, width=1, mask=tmp_path / "m")
+    one = BenchPicture(id="a", file=tmp_path / "a", classes=[0], height=1, width=1, mask=tmp_path / "m")
     both = Pictures(kind="x", digest="d", pictures=[one, one.model_copy(update={"id": "b", "mask": None})])
     assert both.truth(2) is None
     truth = both.truth(1)

@@ -25,9 +25,9 @@ from tests.engine import tiny
 SMALLEST = dataclasses.replace(gpu_rig.DRY, sizes=((9, 12),), images=1)
 
 
-def bench(plan: gpu_rig.Plan = SMALLEST, off: frozenset[str] = frozenset()) -> gpu_rig.Bench:
+def bench(plan: gpu_rig.GpuPlan = SMALLEST, off: frozenset[str] = frozenset()) -> gpu_rig.GpuBench:
     network = gpu_rig.random_network(plan)
-    return gpu_rig.Bench(plan, EmulatedDriver, network, gpu_rig.synthetic(plan), off)
+    return gpu_rig.GpuBench(plan, EmulatedDriver, network, gpu_rig.synthetic(plan), off)
 
 
 def test_every_kernel_is_measured_and_equals_its_twin() -> None:
@@ -52,7 +52,7 @@ def test_every_kernel_is_measured_and_equals_its_twin() -> None:
 
 
 def test_a_run_counts_what_was_done() -> None:
-    row = bench().run(gpu_rig.Switches(batching=True), "corrected", "baseline")
+    row = bench().run(gpu_rig.GpuSwitches(batching=True), "corrected", "baseline")
     assert row["failed"] == [] and row["tiles"] == 1 and row["iterations"] == 1
     assert row["network_pixels_per_image"] == 2 * (9 * 12 + 4 * 6 + 14 * 18 + 18 * 24)
     assert row["batches"] == 4 and row["views_per_batch"] == 2
@@ -62,9 +62,9 @@ def test_a_run_counts_what_was_done() -> None:
 @pytest.mark.parametrize("name", gpu_rig.SWITCHES)
 def test_each_saving_has_a_switch_of_its_own(name: str) -> None:
     plan = SMALLEST
-    off, on = gpu_rig.Switches().options(plan), gpu_rig.Switches(**{name: True}).options(plan)
+    off, on = gpu_rig.GpuSwitches().options(plan), gpu_rig.GpuSwitches(**{name: True}).options(plan)
     assert sum(off[key] != on[key] for key in off) == 1
-    engine, _ = bench().engine(gpu_rig.Switches(**{name: True}))
+    engine, _ = bench().engine(gpu_rig.GpuSwitches(**{name: True}))
     with engine:
         runner = engine.backend.runner.describe()  # type: ignore[attr-defined]
         assert runner["channels_last"] == (name == "channels_last")
@@ -90,7 +90,7 @@ def test_rates_are_positive() -> None:
 
 
 def test_a_part_that_fails_or_comes_too_late_says_so() -> None:
-    def broken(_: gpu_rig.Bench) -> None:
+    def broken(_: gpu_rig.GpuBench) -> None:
         raise RuntimeError("it broke\nin two lines")
 
     late = bench()

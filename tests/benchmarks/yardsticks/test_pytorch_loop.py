@@ -131,12 +131,14 @@ def test_present_only_gives_the_same_maps(small, tmp_path):
 
 
 def test_mirrored_copy_is_masked_where_each_recipe_says():
-    clock = loop.Clock()
+    clock = loop.LoopClock()
     view = torch.rand(1, 3, 4, 6)
     left = torch.ones(1, 1, 4, 6)
     left[..., 0] = 0
     for recipe, column in (("released", 0), ("corrected", -1)):
-        engine = loop.Loop(Tiny(), recipe=recipe, input_spec=InputSpec(), all_classes=True, clock=clock)
+        engine = loop.PyTorchLoop(
+            Tiny(), recipe=recipe, input_spec=InputSpec(), all_classes=True, clock=clock
+        )
         plain, mirrored = engine.erase([view, view.flip(-1)], left)
         mean = view.mean((2, 3))
         assert torch.allclose(plain[..., 0], mean[..., None].expand(-1, -1, 4))

@@ -26,8 +26,8 @@ from infercam.engine.backends.cpu import CpuBackend
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError, BundleError
 from infercam.engine.method import reference
+from infercam.engine.method.backend import Limits, OutOfMemory
 from infercam.engine.method.recipe import MODES, RECIPES, Recipe, Views
-from infercam.engine.method.scheduler import Limits, OutOfMemory
 from infercam.engine.method.task import ImageTask, Respond, Tile, View
 from tests.engine import tiny
 

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from infercam.engine.bundle import Bundle
 from infercam.engine.device.driver import Pointer
 from infercam.engine.device.runner import InputType, OutputShape
-from infercam.engine.method.scheduler import OutOfMemory
+from infercam.engine.method.backend import OutOfMemory
 from tests.cuda_emulator.driver import EmulatedDriver
 
 

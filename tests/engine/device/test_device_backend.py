@@ -15,8 +15,8 @@ from infercam.engine.backends.device import DeviceBackend
 from infercam.engine.bundle import Bundle
 from infercam.engine.device.driver import DeviceError, DeviceLost, DeviceOutOfMemory
 from infercam.engine.live import LiveEngine
+from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.method.recipe import MODES, RECIPES, Recipe, Views
-from infercam.engine.method.scheduler import OutOfMemory
 from infercam.engine.method.task import Respond, Work
 from tests.engine import tiny
 

@@ -38,7 +38,7 @@ NAMES = ["cat", "dog", "cow"]
 
 
 def brute_force(records: list, n_classes: int) -> dict[str, np.ndarray]:
-    """One confusion matrix per threshold by numpy.argmax over [t, A_0, ...], as method.md §4 has it."""
+    """One confusion matrix per threshold by numpy.argmax over [t, A_0, ...], as engine/method/README.md §4 has it."""
     hits, predicted = np.zeros((2, n_classes + 1, 100), int)
     true = np.zeros(n_classes + 1, int)
     active = objects = 0

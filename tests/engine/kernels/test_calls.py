@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 
 from infercam.engine.device import traffic
-from infercam.engine.device.driver import DeviceOutOfMemory
-from infercam.engine.device.ops import (
+from infercam.engine.device.descriptors import (
     Accumulate,
     Gather,
-    Low,
-    Part,
+    LowResponse,
     Resize,
     Slot,
-    Unite,
+    UniteCall,
+    UnitePart,
+)
+from infercam.engine.device.driver import DeviceOutOfMemory
+from infercam.engine.device.ops import (
     columns_first,
     maps_nbytes,
     mask_nbytes,
@@ -32,7 +34,7 @@ TILE = (21, 34)
 
 
 def tile_job(rig: Rig, maps: np.ndarray, **changes: object) -> Accumulate:
-    lows = [Low(rig.put(maps), maps.shape[1:])]
+    lows = [LowResponse(rig.put(maps), maps.shape[1:])]
     accumulated = rig.put(np.zeros(maps_nbytes(len(maps), TILE), np.uint8))
     erased = rig.put(np.zeros(mask_nbytes(TILE), np.uint8))
     return Accumulate(TILE, len(maps), lows, accumulated=accumulated, erased=erased, **changes)
@@ -47,7 +49,7 @@ def calls(rig: Rig) -> dict[str, tuple[object, int]]:
     results = rig.driver.allocate(results_nbytes([job]))
     low = rig.driver.allocate(maps[:1].nbytes)
     out = rig.driver.allocate(8 * TILE[0] * TILE[1] * 4)
-    part = Part(job.accumulated, whole_box(*TILE), (0, 1), 1)
+    part = UnitePart(job.accumulated, whole_box(*TILE), (0, 1), 1)
     response = rig.put(maps)
     return {
         "resize": (
@@ -57,7 +59,7 @@ def calls(rig: Rig) -> dict[str, tuple[object, int]]:
         "erase": (lambda: rig.ops.erase([Slot(picture)], (9, 9), out, "float32"), out),
         "gather": (lambda: rig.ops.gather([Gather(low, [1], plain=0)], response, OutputShape(2, 5, 6)), low),
         "accumulate": (lambda: rig.ops.accumulate([job], results), job.accumulated),
-        "unite": (lambda: rig.ops.unite(Unite(TILE, 2, [part], mode="sum"), out), out),
+        "unite": (lambda: rig.ops.unite(UniteCall(TILE, 2, [part], mode="sum"), out), out),
     }
 
 
@@ -119,7 +121,7 @@ def test_bytes_moved() -> None:
     assert traffic.gather([Gather(0, [1, 2], 0, 1), Gather(0, [3], 0, add=True)], shape) == {
         "gather": 24 * 2 * 3 + 24 * 3
     }
-    low = [Low(0, (2, 3))]
+    low = [LowResponse(0, (2, 3))]
     first = Accumulate((10, 20), 2, low, accumulated=8, erased=8, locate=True)
     later = first._replace(first=False, locate=False, quantile=0.9)
     assert traffic.accumulate([first]) == {
@@ -128,6 +130,6 @@ def test_bytes_moved() -> None:
     assert traffic.accumulate([later]) == {
         "upsample": 1600 + 48, "rank_histogram": 4800, "accumulate": 4800 + 400,
     }  # fmt: skip
-    part = Part(0, Box(0, 0, 10, 10), (1,), 1)
-    assert traffic.unite(Unite((10, 20), 2, [part])) == {"unite": 1600 + 400}
-    assert traffic.unite(Unite((10, 20), 2, [part], mode="sum")) == {"unite": 2000, "plane_peaks": 800}
+    part = UnitePart(0, Box(0, 0, 10, 10), (1,), 1)
+    assert traffic.unite(UniteCall((10, 20), 2, [part])) == {"unite": 1600 + 400}
+    assert traffic.unite(UniteCall((10, 20), 2, [part], mode="sum")) == {"unite": 2000, "plane_peaks": 800}

@@ -8,8 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from infercam.engine.bundle import InputSpec
+from infercam.engine.device.descriptors import Resize, Slot
 from infercam.engine.device.layouts import PLANES_AT
-from infercam.engine.device.ops import Resize, Slot, picture_nbytes
+from infercam.engine.device.ops import picture_nbytes
 from infercam.engine.method import host_ops, reference
 from infercam.engine.method.geometry import Box, view_size, whole_box
 from tests.cuda_emulator.driver import SANITIZED

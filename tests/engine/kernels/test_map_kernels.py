@@ -9,18 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from infercam.engine.device.ops import (
-    Accumulate,
-    Gather,
-    Low,
-    Part,
-    Unite,
-    maps_nbytes,
-    maps_stride,
-    mask_nbytes,
-    read_results,
-    results_nbytes,
-)
+from infercam.engine.device.descriptors import Accumulate, Gather, LowResponse, UniteCall, UnitePart
+from infercam.engine.device.ops import maps_nbytes, maps_stride, mask_nbytes, read_results, results_nbytes
 from infercam.engine.device.runner import OutputShape
 from infercam.engine.method import host_ops, reference
 from infercam.engine.method.geometry import Box, Placed, whole_box
@@ -122,7 +112,7 @@ def run(jobs: list[Job], seed: int) -> list[Outcome]:
     with Rig(seed=seed) as rig:
         items = []
         for job in jobs:
-            lows = [Low(rig.put(m), m.shape[1:]) for m in job.lows]
+            lows = [LowResponse(rig.put(m), m.shape[1:]) for m in job.lows]
             accumulated = erased = 0
             if job.accumulates:
                 erased = mask(rig, job.erased, job.tile)
@@ -321,7 +311,7 @@ def test_a_network_that_overflows_shows_in_the_peak(value: float, quantile: floa
     with Rig() as rig:
         source, low = rig.put(response), rig.driver.allocate(response.nbytes)
         rig.ops.gather([Gather(low, [0, 1], plain=0, mirrored=0)], source, OutputShape(2, 9, 7))
-        item = Accumulate((9, 7), 2, [Low(low, (9, 7))], quantile)
+        item = Accumulate((9, 7), 2, [LowResponse(low, (9, 7))], quantile)
         results = rig.driver.allocate(results_nbytes([item]))
         rig.ops.accumulate([item], results)
         (got,) = read_results([item], rig.get(results, (results_nbytes([item]),), np.uint8))
@@ -363,10 +353,14 @@ def test_uniting(shape: tuple[int, int], count: int, seed: int, mode: str, join:
         want = {"only": own, "max": np.maximum(want, own), "mean": want * (1 - weight) + weight * own}[join]
     with Rig(seed=seed) as rig:
         tiles = [
-            Part(planes(rig, m), p.box, p.takes, i) for m, p, i in zip(maps, placed, rounds, strict=True)
+            UnitePart(planes(rig, m), p.box, p.takes, i) for m, p, i in zip(maps, placed, rounds, strict=True)
         ]
-        all_of_it = Part(planes(rig, whole), whole_box(*shape), range(count), 3) if join != "none" else None
+        all_of_it = (
+            UnitePart(planes(rig, whole), whole_box(*shape), range(count), 3) if join != "none" else None
+        )
         out = rig.driver.allocate(4 * count * shape[0] * shape[1])
-        item = Unite(shape, count, tiles, all_of_it, "only" if join == "none" else join, float(weight), mode)
+        item = UniteCall(
+            shape, count, tiles, all_of_it, "only" if join == "none" else join, float(weight), mode
+        )
         rig.ops.unite(item, out)
         np.testing.assert_array_equal(rig.get(out, want.shape, np.float32), want)

@@ -1,4 +1,4 @@
-"""Where images are split (method.md §2): literal layouts, and what holds for every size and centre."""
+"""Where images are split (engine/method/README.md §2): literal layouts, and what holds for every size and centre."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_one_class_four_tiles_meet_at_the_centre_with_ten_pixels_beyond() -> Non
 
 
 def test_two_classes_reach_to_the_far_side_of_their_rectangle_with_twenty_pixels() -> None:
-    """method.md §2: [0:max cy, 0:max cx], …, and the rectangle is in all four."""
+    """engine/method/README.md §2: [0:max cy, 0:max cx], …, and the rectangle is in all four."""
     placed = split_boxes(200, 300, [(120, 100), (60, 180)], RELEASED)
     assert [p.box for p in placed] == [
         Box(0, 0, 140, 200),

@@ -13,8 +13,8 @@ import pytest
 
 from infercam.engine import Bundle, Engine
 from infercam.engine.data.images import read_image
+from infercam.engine.method.backend import Limits
 from infercam.engine.method.recipe import Recipe, Views
-from infercam.engine.method.scheduler import Limits
 
 pytestmark = pytest.mark.shared
 

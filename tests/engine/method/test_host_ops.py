@@ -84,7 +84,7 @@ def test_the_table_is_the_formula_for_all_256_values(spec: InputSpec) -> None:
 
 
 def test_the_fill_does_not_see_the_mask() -> None:
-    """The mean is that of the whole resized picture (method.md §3 step 1), not of what is left."""
+    """The mean is that of the whole resized picture (engine/method/README.md §3 step 1), not of what is left."""
     pixels = np.zeros((2, 2, 3), np.uint8)
     pixels[0, 0] = 255
     spec = InputSpec(scale=1.0, mean=(0, 0, 0), std=(1, 1, 1))

@@ -1,4 +1,4 @@
-"""Recipes: the constants of method.md, what may be changed and what is refused."""
+"""Recipes: the constants of engine/method/README.md, what may be changed and what is refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_named_recipes_have_the_constants_of_the_method() -> None:
 
 def test_views_count_and_cost() -> None:
     assert Views().count == 8
-    assert Views().cost == 15  # method.md §8
+    assert Views().cost == 15  # engine/method/README.md §8
     assert (Views(scales=(0.5,), mirror=False).count, Views(scales=(0.5,), mirror=False).cost) == (1, 0.25)
 
 

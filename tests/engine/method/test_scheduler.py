@@ -18,8 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infercam.engine.method.backend import Limits, OutOfMemory
 from infercam.engine.method.recipe import MODES, RECIPES, Mode, Recipe, Views
-from infercam.engine.method.scheduler import Cancelled, Limits, NotFinite, OutOfMemory, Scheduler
+from infercam.engine.method.scheduler import Cancelled, NotFinite, Scheduler
 from infercam.engine.method.task import (
     Advance,
     Advanced,

@@ -12,7 +12,7 @@ import pytest
 
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError, BundleError, MissingExtra
-from infercam.engine.method.scheduler import OutOfMemory
+from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.runners import ort_cuda
 from infercam.engine.runners.host import HostNetwork
 from infercam.engine.runners.ort_cuda import OrtRunner, provider_options

@@ -17,14 +17,14 @@ from infercam.engine.bundle import Bundle, file_entry
 from infercam.engine.common.errors import BackendError, MissingExtra
 from infercam.engine.device.driver import DeviceError
 from infercam.engine.device.runner import OutputShape
-from infercam.engine.method.scheduler import OutOfMemory
+from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.runners import plan as plans
 from infercam.engine.runners.host import HostNetwork
 from infercam.engine.runners.plan import (
     Environment,
-    Options,
     Plan,
     PlanError,
+    PlanOptions,
     PlanRecord,
     Profile,
     find_plan,
@@ -52,7 +52,7 @@ def write_plan(
     **changes,
 ) -> Plan:
     """A plan as `infercam build` would have written it, with some of its record changed."""
-    options = changes.pop("options", Options())
+    options = changes.pop("options", PlanOptions())
     head = {
         "version": trt.__version__,
         "profiles": [[[n, 3, h, w] for n, h, w in (p.smallest, p.best, p.largest)] for p in profiles],
@@ -315,7 +315,7 @@ def test_what_tensorrt_refuses_is_one_line(bundle, trt, driver, tmp_path):
 
 
 def test_stripped_weights_come_from_the_bundle(bundle, trt, driver, tmp_path):
-    plan = write_plan(bundle, trt, tmp_path / "p", options=Options(stripped=True))
+    plan = write_plan(bundle, trt, tmp_path / "p", options=PlanOptions(stripped=True))
     runner = TensorRTRunner(plan, bundle, driver)
     x = inputs(1, 30, 30)
     np.testing.assert_allclose(HostNetwork(runner, driver)(x), tiny.network(bundle)(x), atol=1e-5)
@@ -323,7 +323,7 @@ def test_stripped_weights_come_from_the_bundle(bundle, trt, driver, tmp_path):
 
 
 def test_version_compatible_plans_run_on_the_lean_runtime(bundle, trt, driver, tmp_path, monkeypatch):
-    options = Options(version_compatible=True)
+    options = PlanOptions(version_compatible=True)
     plan = write_plan(bundle, trt, bundle.path / "plans" / "a", options=options)
     with pytest.raises(
         PlanError, match=r"lean runtime, which is not installed: pip install 'infercam\[lean\]'"
@@ -390,7 +390,7 @@ def test_which_machines_a_plan_fits(tiny_bundle, options, made, here, fits):
 
 def test_a_stripped_plan_cannot_be_version_compatible():
     with pytest.raises(ValueError, match="take one of the two"):
-        Options(stripped=True, version_compatible=True)
+        PlanOptions(stripped=True, version_compatible=True)
 
 
 def test_the_newest_plan_that_fits_is_found(bundle, trt):
@@ -401,7 +401,7 @@ def test_the_newest_plan_that_fits_is_found(bundle, trt):
         find_plan(bundle, "fp32", HERE)
     write_plan(bundle, trt, root / "old", created="2026-01-01T00:00:00.000+00:00")
     write_plan(bundle, trt, root / "new", created="2026-02-01T00:00:00.000+00:00")
-    portable = Options(hardware_compatible=True)
+    portable = PlanOptions(hardware_compatible=True)
     write_plan(bundle, trt, root / "portable", created="2026-03-01T00:00:00.000+00:00", options=portable)
     write_plan(bundle, trt, root / "other", created="2026-04-01T00:00:00.000+00:00", gpu="NVIDIA L4")
     write_plan(bundle, trt, root / "rejected" / "newest", created="2026-05-01T00:00:00.000+00:00")

@@ -14,7 +14,7 @@ import httpx
 
 from infercam.engine.backends.cpu import CpuBackend
 from infercam.engine.bundle import Bundle
-from infercam.engine.method.scheduler import Limits
+from infercam.engine.method.backend import Limits
 from infercam.engine.method.task import Work
 from infercam.engine.serve.app import build
 from infercam.engine.serve.bounds import Bounds

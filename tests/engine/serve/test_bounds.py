@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from infercam.engine.common.errors import BackendError
-from infercam.engine.method.scheduler import OutOfMemory
+from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.method.task import Respond, Work
 from tests.engine.serve.serving import Gate, Served, png, until
 

@@ -20,7 +20,8 @@ from infercam.engine.common.errors import InfercamError
 from infercam.engine.data.sources import folder_source
 from infercam.engine.runners.plan import Plan
 from infercam.export.commands import build as build_cli
-from infercam.export.commands.build import register, spread
+from infercam.export.commands.build import register
+from infercam.export.plan.workflow import spread
 from tests.engine import tiny
 
 

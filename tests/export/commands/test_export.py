@@ -19,7 +19,9 @@ from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import ExportError, InfercamError, InputError
 from infercam.engine.data.class_names import default_classes, read_classes
 from infercam.export import export_onnx
-from infercam.export.commands.export import join_triples, parse_triple, register
+from infercam.export.commands.export import register
+from infercam.export.commands.triples import join_triples
+from infercam.export.make_bundle import parse_triple
 from infercam.export.writing.onnx_source import load_model
 
 

@@ -25,11 +25,11 @@ from infercam.engine.common.errors import (
 )
 from infercam.engine.method import reference
 from infercam.engine.runners.host import HostNetwork
-from infercam.engine.runners.plan import Options, Plan, PlanError, Profile, find_plan, list_plans
+from infercam.engine.runners.plan import Plan, PlanError, PlanOptions, Profile, find_plan, list_plans
 from infercam.engine.runners.tensorrt import environment, load_runner
-from infercam.export.fidelity import TOLERANCES, Report, Sample
-from infercam.export.plan.build import Request, Watch, build_plan, structure_hash
-from infercam.export.plan.builder import Cancelled, timing_cache_file
+from infercam.export.fidelity import TOLERANCES, FidelityReport, Sample
+from infercam.export.plan.build import BuildRequest, BuildWatch, build_plan, structure_hash
+from infercam.export.plan.builder import BuildCancelled, timing_cache_file
 from tests.engine import tiny
 from tests.shared import ROOT
 
@@ -55,9 +55,9 @@ def samples() -> list[Sample]:
     return [Sample(f"p{i}", tiny.picture(40, 52, i), mask=m) for i, m in enumerate(masks)]
 
 
-def request(bundle: Bundle, **changes) -> Request:
+def request(bundle: Bundle, **changes) -> BuildRequest:
     given = {"precision": "fp32", "profiles": [WIDE], "samples": samples, **changes}
-    return Request(bundle, **given)
+    return BuildRequest(bundle, **given)
 
 
 def half_graph(bundle: Bundle, output: int = TensorProto.FLOAT) -> Bundle:
@@ -89,7 +89,7 @@ def test_a_plan_is_built_checked_installed_and_run(bundle, trt):
     assert built.how == "built" and built.plan.folder.parent == bundle.path / "plans"
     assert folders(bundle.path / "plans") == [built.plan.record.key] == [built.plan.folder.name]
     assert folders(built.plan.folder) == ["plan.engine", "plan.json", "report.json"]
-    report = Report.model_validate_json((built.plan.folder / "report.json").read_bytes())
+    report = FidelityReport.model_validate_json((built.plan.folder / "report.json").read_bytes())
     assert report == built.report and report.missed is None and report.tolerance == TOLERANCES["fp32"]
     assert report.fidelity.images == 3 and report.fidelity.masks == 1 and report.fidelity.views == 3 * 4 * 2
     assert report.fidelity.response_error < 1e-6 and report.fidelity.iou > 0.999
@@ -143,8 +143,8 @@ def test_a_damaged_plan_is_rebuilt_never_trusted(bundle, trt, damage):
     [
         {"precision": "tf32"},
         {"profiles": [NARROW]},
-        {"options": Options(hardware_compatible=True)},
-        {"options": Options(workspace_mb=64)},
+        {"options": PlanOptions(hardware_compatible=True)},
+        {"options": PlanOptions(workspace_mb=64)},
     ],
 )
 def test_other_settings_are_another_plan_beside_it(bundle, trt, change):
@@ -218,11 +218,11 @@ def test_half_precision_outputs_are_refused(bundle, trt):
 @pytest.mark.parametrize(
     ("precision", "options", "flags"),
     [
-        ("fp32", Options(), []),
-        ("tf32", Options(), ["TF32"]),
-        ("fp32", Options(stripped=True), ["REFIT_IDENTICAL", "STRIP_PLAN"]),
-        ("fp32", Options(refittable=True), ["REFIT"]),
-        ("fp32", Options(stripped=True, refittable=True), ["REFIT", "STRIP_PLAN"]),
+        ("fp32", PlanOptions(), []),
+        ("tf32", PlanOptions(), ["TF32"]),
+        ("fp32", PlanOptions(stripped=True), ["REFIT_IDENTICAL", "STRIP_PLAN"]),
+        ("fp32", PlanOptions(refittable=True), ["REFIT"]),
+        ("fp32", PlanOptions(stripped=True, refittable=True), ["REFIT", "STRIP_PLAN"]),
     ],
 )
 def test_flags(bundle, trt, precision, options, flags):
@@ -234,7 +234,7 @@ def test_flags(bundle, trt, precision, options, flags):
 def test_a_version_compatible_plan_carries_no_code_and_is_checked_on_the_lean_runtime(
     bundle, trt, monkeypatch
 ):
-    wanted = request(bundle, options=Options(version_compatible=True))
+    wanted = request(bundle, options=PlanOptions(version_compatible=True))
     monkeypatch.setitem(sys.modules, "tensorrt_lean", None)
     with pytest.raises(MissingExtra, match="tensorrt-lean"):
         build_plan(wanted, trt.state.driver)
@@ -261,7 +261,7 @@ def test_a_profile_that_the_graph_does_not_take_is_refused(tmp_path, trt):
 # -- refit -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("stripped", [False, True])
 def test_new_weights_are_refitted_into_the_old_plan(bundle, trt, stripped):
-    options = Options(refittable=True, stripped=stripped)
+    options = PlanOptions(refittable=True, stripped=stripped)
     first = build_plan(request(bundle, options=options), trt.state.driver)
     other = retrained(bundle)
     second = build_plan(request(other, options=options), trt.state.driver)
@@ -271,14 +271,14 @@ def test_new_weights_are_refitted_into_the_old_plan(bundle, trt, stripped):
 
 
 def test_another_structure_is_built_anew(bundle, trt):
-    options = Options(refittable=True)
+    options = PlanOptions(refittable=True)
     build_plan(request(bundle, options=options), trt.state.driver)
     other = retrained(bundle, rename=True)
     assert build_plan(request(other, options=options), trt.state.driver).how == "built"
 
 
 def test_a_refit_that_fails_falls_back_to_a_build(bundle, trt):
-    options = Options(refittable=True)
+    options = PlanOptions(refittable=True)
     folder = build_plan(request(bundle, options=options), trt.state.driver).plan.folder
     (folder / "plan.engine").write_bytes(b"damaged")
     assert build_plan(request(retrained(bundle), options=options), trt.state.driver).how == "built"
@@ -297,7 +297,9 @@ def test_a_plan_that_misses_the_tolerance_is_not_installed(bundle, trt):
         build_plan(request(bundle), trt.state.driver)
     (name,) = folders(bundle.path / "plans" / "rejected")
     assert name in str(e.value) and folders(bundle.path / "plans") == ["rejected"]
-    report = Report.model_validate_json((bundle.path / "plans/rejected" / name / "report.json").read_bytes())
+    report = FidelityReport.model_validate_json(
+        (bundle.path / "plans/rejected" / name / "report.json").read_bytes()
+    )
     assert report.missed is not None and report.missed in str(e.value)
     with pytest.raises(PlanError, match="no TensorRT plan"):
         find_plan(bundle, "fp32", environment(trt.state.driver.info()))
@@ -380,11 +382,11 @@ def test_a_file_in_the_place_of_the_folder_is_one_line(bundle, trt, tmp_path):
 
 
 def test_a_stopped_build_installs_nothing_and_keeps_its_timings(bundle, trt):
-    watch = Watch()
+    watch = BuildWatch()
     seen = []
     watch.building = lambda phase, done, total: seen.append((phase, done, total))
     trt.state.on_step = lambda phase, step: watch.stopped.set() if step == 1 else None
-    with pytest.raises(Cancelled, match="nothing was installed"):
+    with pytest.raises(BuildCancelled, match="nothing was installed"):
         build_plan(request(bundle), trt.state.driver, watch)
     assert seen == [("Building Engine", 1, 2), ("Building Engine", 2, 2)]
     assert folders(bundle.path / "plans") == []
@@ -392,9 +394,9 @@ def test_a_stopped_build_installs_nothing_and_keeps_its_timings(bundle, trt):
 
 
 def test_a_build_stopped_during_the_check_installs_nothing(bundle, trt):
-    watch = Watch()
+    watch = BuildWatch()
     watch.checking = lambda images: watch.stopped.set()
-    with pytest.raises(Cancelled, match="before the plan was checked"):
+    with pytest.raises(BuildCancelled, match="before the plan was checked"):
         build_plan(request(bundle), trt.state.driver, watch)
     assert folders(bundle.path / "plans") == []
 

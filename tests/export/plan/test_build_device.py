@@ -9,10 +9,10 @@ import pytest
 
 from infercam.engine.api import Engine
 from infercam.engine.backends.device import DeviceBackend
-from infercam.engine.runners.plan import Options, Profile
+from infercam.engine.runners.plan import PlanOptions, Profile
 from infercam.engine.runners.tensorrt import load_runner
 from infercam.export.fidelity import Sample
-from infercam.export.plan.build import Request, build_plan
+from infercam.export.plan.build import BuildRequest, build_plan
 from infercam.export.plan.profiles import ImageSize, choose_profiles, measure_shapes
 from tests.cuda_emulator.driver import EmulatedDriver
 from tests.engine import tiny
@@ -33,7 +33,7 @@ def test_maps_by_a_plan_are_the_cpu_engines(tmp_path: Path, trt, monkeypatch, re
     ]
     driver = trt.state.driver = EmulatedDriver(deferred=True, seed=1)
     samples = [Sample(*p) for p in pictures]
-    build_plan(Request(bundle, "fp32", profiles, lambda: samples, Options(stripped=True)), driver)
+    build_plan(BuildRequest(bundle, "fp32", profiles, lambda: samples, PlanOptions(stripped=True)), driver)
     assert not (bundle.path / "plans").exists()
     backend = DeviceBackend(bundle, driver, load_runner(bundle, driver), budget=32 << 20)
     with Engine(bundle, backend) as device, Engine.load(bundle, "cpu") as cpu:

@@ -15,9 +15,9 @@ from infercam.engine.api import Engine
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import InputError
 from infercam.engine.data.sources import folder_source
+from infercam.engine.method.backend import Limits
 from infercam.engine.method.geometry import split_boxes
 from infercam.engine.method.recipe import RECIPES
-from infercam.engine.method.scheduler import Limits
 from infercam.engine.method.task import Respond
 from infercam.engine.runners.plan import pick_profile
 from infercam.export.plan.profiles import (

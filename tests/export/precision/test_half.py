@@ -12,7 +12,7 @@ from infercam.engine.common.errors import ExportError
 from infercam.export.graph.index import Graph, opset
 from infercam.export.precision.calibrate import float_tensors, magnitudes
 from infercam.export.precision.half import BF16, FP16, HALVES, emulated, linear_layers, to_half
-from infercam.export.runtime import Session
+from infercam.export.runtime import GraphSession
 from tests.engine import tiny
 
 
@@ -44,7 +44,7 @@ def test_strongly_typed_and_near(half, half_input: bool) -> None:
         ("response", "Conv"), ("pooled", "GlobalAveragePool"), ("flat", "Flatten"), ("scores", "Add")
     )}  # fmt: skip
     x = picture(2)
-    for got, want in zip(Session(emulated(found.model)).run(x), Session(model).run(x), strict=True):
+    for got, want in zip(GraphSession(emulated(found.model)).run(x), GraphSession(model).run(x), strict=True):
         assert got.dtype == np.float32 and got.shape == want.shape
         assert 0 < np.abs(got - want).max() < 8 * half.epsilon * np.abs(want).max()
 
@@ -58,7 +58,7 @@ def test_the_emulation_rounds_every_tensor(half) -> None:
         [helper.make_empty_tensor_value_info("c0"), helper.make_empty_tensor_value_info("r1")]
     )
     x = picture()
-    _, response, first, last = Session(found).run(x)
+    _, response, first, last = GraphSession(found).run(x)
     for tensor in (first, last):
         np.testing.assert_array_equal(tensor.astype(half.dtype).astype(np.float32), tensor)
 
@@ -81,7 +81,7 @@ def test_weights_beyond_the_type_are_named_and_stay() -> None:
     assert "node 'c0' (Conv)" not in to_half(model, BF16).kept
     seen = magnitudes(model, float_tensors(model), [picture()])
     found = to_half(model, FP16, ranges={name: m.largest for name, m in seen.items()}).model
-    assert np.isfinite(Session(emulated(found)).run(picture())[1]).all()
+    assert np.isfinite(GraphSession(emulated(found)).run(picture())[1]).all()
 
 
 def test_denormal_weights_are_named_and_stay() -> None:
@@ -123,7 +123,7 @@ def test_a_weight_shared_across_types_is_there_twice(toys) -> None:
     toy.nodes.append(helper.make_node("GlobalAveragePool", ["response"], ["mean"]))
     toy.nodes.append(helper.make_node("Flatten", ["mean"], ["scores"]))
     model = to_half(toy.model("scores", "response"), FP16).model
-    assert np.isfinite(Session(model).run(picture())[1]).all()
+    assert np.isfinite(GraphSession(model).run(picture())[1]).all()
     assert {t.name: t.data_type for t in model.graph.initializer if "scale" in t.name} == {
         "scale": TensorProto.FLOAT,
         "scale.fp16": TensorProto.FLOAT16,

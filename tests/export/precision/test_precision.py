@@ -20,7 +20,7 @@ from infercam.engine.method.recipe import recipe
 from infercam.export.commands import register
 from infercam.export.fidelity import TOLERANCES
 from infercam.export.graph.index import Graph
-from infercam.export.precision.precision import Settings, add_precision
+from infercam.export.precision.precision import PrecisionSettings, add_precision
 from infercam.export.writing import bundle_update
 from tests.engine import tiny
 
@@ -45,7 +45,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def test_added_and_recorded(bundle: Bundle, images, precision: str) -> None:
     said: list[str] = []
     loose = TOLERANCES[precision].model_copy(update={"iou": 0.6, "response_error": 0.5})
-    report = add_precision(bundle, Settings(precision, tolerance=loose), images, said.append)
+    report = add_precision(bundle, PrecisionSettings(precision, tolerance=loose), images, said.append)
     again = Bundle.load(bundle.path)
     assert again.manifest.precisions == {precision: report} and again.hash == bundle.hash
     assert again.graph(precision).name == f"response.{precision}.onnx"
@@ -65,7 +65,7 @@ def test_added_and_recorded(bundle: Bundle, images, precision: str) -> None:
 
 def test_fp8_wants_wide_layers(bundle: Bundle, images) -> None:
     with pytest.raises(ExportError, match="the graph has no layer that can be put in fp8"):
-        add_precision(bundle, Settings("fp8"), images)
+        add_precision(bundle, PrecisionSettings("fp8"), images)
 
 
 def test_fp8_of_wide_layers(tmp_path: Path, images, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_fp8_of_wide_layers(tmp_path: Path, images, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(quantise, "_FP8_CHANNELS", 3)
     bundle = tiny.build(tmp_path / "b")
-    report = add_precision(bundle, Settings("fp8", rest="fp16", half_input=True), images)
+    report = add_precision(bundle, PrecisionSettings("fp8", rest="fp16", half_input=True), images)
     assert report.quantised >= 1 and report.rest == "fp16" and report.input_type == "float16"
     model = onnx.load(str(Bundle.load(bundle.path).graph("fp8")))
     graph = Graph(model)
@@ -83,7 +83,7 @@ def test_fp8_of_wide_layers(tmp_path: Path, images, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_the_cpu_engine_runs_it(bundle: Bundle, images, precision: str) -> None:
-    add_precision(bundle, Settings(precision), images)
+    add_precision(bundle, PrecisionSettings(precision), images)
     one = recipe("released")
     with Engine.load(bundle.path, "cpu", 1) as plain, Engine.load(bundle.path, "cpu", 1, precision) as other:
         assert other.backend.precision == precision
@@ -94,14 +94,14 @@ def test_the_cpu_engine_runs_it(bundle: Bundle, images, precision: str) -> None:
 
 
 def test_a_half_input_runs_on_the_cpu(bundle: Bundle, images) -> None:
-    report = add_precision(bundle, Settings("fp16", half_input=True), images)
+    report = add_precision(bundle, PrecisionSettings("fp16", half_input=True), images)
     assert report.input_type == "float16"
     with Engine.load(bundle.path, "cpu", 1, "fp16") as engine:
         assert engine.maps(images[0], CLASSES).shape == (2, *images[0].shape[:2])
 
 
 def test_halves_need_no_images(bundle: Bundle) -> None:
-    report = add_precision(bundle, Settings("fp16"))
+    report = add_precision(bundle, PrecisionSettings("fp16"))
     assert "generated textures" in report.checked and report.map_iou >= 0.99
 
 
@@ -111,13 +111,13 @@ def test_a_missed_tolerance_leaves_the_bundle_alone(bundle: Bundle, images) -> N
     with pytest.raises(
         ExportError, match="int8 graph is not good enough and was not added: responses differ"
     ):
-        add_precision(bundle, Settings("int8", tolerance=strict), images)
+        add_precision(bundle, PrecisionSettings("int8", tolerance=strict), images)
     assert hashes(bundle.path) == before
 
 
 def test_a_second_one_replaces_the_first(bundle: Bundle, images, monkeypatch: pytest.MonkeyPatch) -> None:
-    add_precision(bundle, Settings("fp16"), images)
-    add_precision(Bundle.load(bundle.path), Settings("fp16", half_input=True), images)
+    add_precision(bundle, PrecisionSettings("fp16"), images)
+    add_precision(Bundle.load(bundle.path), PrecisionSettings("fp16", half_input=True), images)
     again = Bundle.load(bundle.path)
     assert sorted(p.name for p in bundle.path.iterdir()) == [
         "manifest.json",
@@ -131,32 +131,32 @@ def test_a_second_one_replaces_the_first(bundle: Bundle, images, monkeypatch: py
 
     monkeypatch.setattr(bundle_update, "atomic_write", killed)
     with pytest.raises(KeyboardInterrupt):
-        add_precision(again, Settings("fp16"), images)
+        add_precision(again, PrecisionSettings("fp16"), images)
     assert Bundle.load(bundle.path).manifest == again.manifest
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Settings("fp4"), "no precision 'fp4'; there are: fp16, bf16, int8, fp8"),
-        (Settings("fp16", rest="bf16"), "--rest goes with int8 and fp8"),
-        (Settings("int8", rest="int8"), "fp32, fp16 or bf16, not 'int8'"),
-        (Settings("int8", half_input=True), "a float16 input goes with fp16 or bf16"),
-        (Settings("fp16", keep=("nosuch",)), "--keep nosuch: the graph has no layer of that name"),
+        (PrecisionSettings("fp4"), "no precision 'fp4'; there are: fp16, bf16, int8, fp8"),
+        (PrecisionSettings("fp16", rest="bf16"), "--rest goes with int8 and fp8"),
+        (PrecisionSettings("int8", rest="int8"), "fp32, fp16 or bf16, not 'int8'"),
+        (PrecisionSettings("int8", half_input=True), "a float16 input goes with fp16 or bf16"),
+        (PrecisionSettings("fp16", keep=("nosuch",)), "--keep nosuch: the graph has no layer of that name"),
     ],
 )
-def test_settings_that_cannot_be(bundle: Bundle, images, settings: Settings, message: str) -> None:
+def test_settings_that_cannot_be(bundle: Bundle, images, settings: PrecisionSettings, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         add_precision(bundle, settings, images)
 
 
 def test_quantising_needs_images(bundle: Bundle, images) -> None:
     with pytest.raises(ExportError, match="int8 is calibrated on your images: give at least 8"):
-        add_precision(bundle, Settings("int8"), images[:7])
+        add_precision(bundle, PrecisionSettings("int8"), images[:7])
 
 
 def test_layers_that_the_user_keeps(bundle: Bundle, images) -> None:
-    report = add_precision(bundle, Settings("fp16", keep=("c0",)), images)
+    report = add_precision(bundle, PrecisionSettings("fp16", keep=("c0",)), images)
     assert any(line.startswith("node 'c0' (Conv): as asked") for line in report.kept)
     model = onnx.load(str(Bundle.load(bundle.path).graph("fp16")))
     first = next(n for n in model.graph.node if n.op_type == "Conv")
@@ -191,6 +191,8 @@ def test_a_real_classifier_in_fp16(shared: Path, tmp_path: Path) -> None:
 
     bundle = export_onnx(shared / "models" / "mobilenetv2_voc.onnx", tmp_path / "voc")
     photos = sorted((shared / "voc" / "VOC2012" / "JPEGImages").glob("*.jpg"))[::50]
-    report = add_precision(bundle, Settings("fp16", longest_side=320), [read_image(p) for p in photos])
+    report = add_precision(
+        bundle, PrecisionSettings("fp16", longest_side=320), [read_image(p) for p in photos]
+    )
     assert report.map_iou >= 0.99
     assert any("blocks.0/dw" in line for line in report.kept)

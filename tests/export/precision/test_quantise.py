@@ -16,7 +16,7 @@ from infercam.export.precision.calibrate import CLIPS, Magnitudes, float_tensors
 from infercam.export.precision.half import FP16, emulated, to_half
 from infercam.export.precision.leave_out import fewest_left_out
 from infercam.export.precision.quantise import FP8, INT8, layers, prepared, quantised, rounding
-from infercam.export.runtime import Session
+from infercam.export.runtime import GraphSession
 from tests.engine import tiny
 
 X = np.random.default_rng(0).standard_normal((2, 3, 33, 47), dtype=np.float32)
@@ -46,7 +46,7 @@ def test_the_graph_computes_with_the_rounded_tensors() -> None:
     """Against the fp32 network fed with what the rounding leaves of picture and weights."""
     model = base()
     first = layers(model, INT8)[:1]
-    got = Session(quantised(model, INT8, first, {"image": 2.0})).run(X)[1]
+    got = GraphSession(quantised(model, INT8, first, {"image": 2.0})).run(X)[1]
     plain = tiny.model()
     for t in plain.graph.initializer:
         if t.name == "w0":
@@ -54,7 +54,7 @@ def test_the_graph_computes_with_the_rounded_tensors() -> None:
             scale = (np.abs(w).reshape(8, -1).max(axis=1) / 127)[:, None, None, None].astype(np.float32)
             t.CopyFrom(numpy_helper.from_array((np.rint(w / scale) * scale).astype(np.float32), "w0"))
     x = (np.clip(np.rint(X * np.float32(127 / 2)), -128, 127) * np.float32(2 / 127)).astype(np.float32)
-    np.testing.assert_allclose(got, Session(plain).run(x)[1], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(got, GraphSession(plain).run(x)[1], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("transposed", "axis"), [(1, 0), (0, 1)], ids=["Gemm with transB", "Gemm"])
@@ -86,7 +86,7 @@ def test_half_scales_survive_the_conversion() -> None:
     stored = {t.name: t for t in mixed.graph.initializer}
     assert stored["w0.scale.fp16"].data_type == TensorProto.FLOAT16
     assert "w0.scale" not in stored
-    got, want = (Session(m).run(X)[1] for m in (emulated(mixed), graph))
+    got, want = (GraphSession(m).run(X)[1] for m in (emulated(mixed), graph))
     assert np.abs(got - want).max() < 0.03 * np.abs(want).max()
 
 
@@ -106,7 +106,7 @@ def test_a_channel_of_zeros() -> None:
             t.CopyFrom(numpy_helper.from_array(w, "w1"))
     model = prepared(model, INT8)
     graph = quantised(model, INT8, layers(model, INT8), {"image": 0.0, "r0": 3.0})
-    assert np.isfinite(Session(graph).run(X)[1]).all()
+    assert np.isfinite(GraphSession(graph).run(X)[1]).all()
 
 
 @settings(max_examples=30)
@@ -154,7 +154,7 @@ def test_magnitudes_of_a_graphs_tensors() -> None:
     steps = []
     found = magnitudes(model, tensors, [X[:1], X[1:]], lambda: steps.append(1))
     model.graph.output.extend(helper.make_empty_tensor_value_info(t) for t in ("c0", "r1"))
-    scores, _, c0, r1 = Session(model).run(X)
+    scores, _, c0, r1 = GraphSession(model).run(X)
     for name, value in (("c0", c0), ("r1", r1), ("scores", scores)):
         assert found[name].largest == pytest.approx(np.abs(value).max(), rel=1e-5)
     assert len(steps) == 2 and found["c0"].counts.sum() + found["c0"].zeros == c0[:, :, ::3, ::3].size

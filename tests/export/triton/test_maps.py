@@ -18,10 +18,12 @@ import pytest
 from PIL import Image
 
 from infercam.engine.api import Engine
+from infercam.engine.backends.cpu import CpuBackend
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError
+from infercam.engine.method.backend import Limits
 from infercam.export.triton.config import Serving
-from infercam.export.triton.repository import Request, package
+from infercam.export.triton.repository import PackageRequest, package
 from tests import fake_triton
 from tests.engine import tiny
 from tests.fake_triton import Refused, Server, TritonError
@@ -57,7 +59,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def packaged(bundle: Bundle, root: Path, **serving: Any) -> Path:
-    package(Request(bundle, root, Serving(**({"device": "cpu"} | serving)), only=["maps"]))
+    package(PackageRequest(bundle, root, Serving(**({"device": "cpu"} | serving)), only=["maps"]))
     return root / f"{bundle.manifest.name}_maps"
 
 
@@ -104,8 +106,10 @@ def test_many_requests_at_once_with_mixed_recipes(server: Server, bundle: Bundle
         assert got["classes"].tolist() == [tiny.CLASSES.index(c) for c in cases[i][2]]
 
 
-def test_requests_share_batches(bundle: Bundle, tmp_path: Path) -> None:
+def test_requests_share_batches(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton hands requests over one by one; pictures of one size meet in the scheduler's batches all the same."""
+    batches = Limits(batch_pixels=1 << 20, batch_views=64, images=16)  # as a GPU takes them
+    monkeypatch.setattr(CpuBackend, "limits", property(lambda self: batches))
     picture = png(tiny.picture(64, 64))
     with Server(packaged(bundle, tmp_path)) as server:
         asked = [

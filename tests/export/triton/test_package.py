@@ -21,11 +21,11 @@ from typer.testing import CliRunner
 from infercam.engine.bundle import Bundle, FileEntry, Manifest, file_entry
 from infercam.engine.cli import app
 from infercam.engine.common.errors import BundleError, ExportError, InputError
-from infercam.engine.runners.plan import Options, PlanRecord, Profile, graph_hash
+from infercam.engine.runners.plan import PlanOptions, PlanRecord, Profile, graph_hash
 from infercam.export.commands import register
 from infercam.export.triton import config, repository
 from infercam.export.triton.config import Serving
-from infercam.export.triton.repository import KINDS, MARK, Request, is_ours, package
+from infercam.export.triton.repository import KINDS, MARK, PackageRequest, is_ours, package
 from infercam.export.triton.signature import read_signature
 from infercam.export.triton.text_format import Word, to_text
 from tests.engine import tiny
@@ -110,7 +110,7 @@ def test_a_config_that_the_schema_does_not_take_is_refused() -> None:
 # -- the ONNX model ----------------------------------------------------------------------------------------------
 def test_onnx_config(bundle: Bundle, tmp_path: Path) -> None:
     serving = Serving(max_batch=5, queue_delay_us=1234, instances=3, device="gpu")
-    done = package(Request(bundle, tmp_path / "repo", serving, only=["onnx"]))
+    done = package(PackageRequest(bundle, tmp_path / "repo", serving, only=["onnx"]))
     folder = tmp_path / "repo" / "tiny-4_onnx"
     assert list(done.models) == [folder]
     found = parsed(folder)
@@ -133,7 +133,7 @@ def test_onnx_config(bundle: Bundle, tmp_path: Path) -> None:
     ("device", "kind"), [("auto", "KIND_AUTO"), ("cpu", "KIND_CPU"), ("gpu", "KIND_GPU")]
 )
 def test_devices(bundle: Bundle, tmp_path: Path, device: Any, kind: str) -> None:
-    package(Request(bundle, tmp_path, Serving(device=device), only=["onnx", "maps"]))
+    package(PackageRequest(bundle, tmp_path, Serving(device=device), only=["onnx", "maps"]))
     assert ModelInstanceGroup.Kind.Name(parsed(tmp_path / "tiny-4_onnx").instance_group[0].kind) == kind
     maps = parsed(tmp_path / "tiny-4_maps")
     assert maps.instance_group[0].kind == ModelInstanceGroup.KIND_MODEL
@@ -141,7 +141,7 @@ def test_devices(bundle: Bundle, tmp_path: Path, device: Any, kind: str) -> None
 
 
 def test_warm_up_is_an_input_that_the_model_takes(bundle: Bundle, tmp_path: Path) -> None:
-    package(Request(bundle, tmp_path, only=["onnx"]))
+    package(PackageRequest(bundle, tmp_path, only=["onnx"]))
     found = parsed(tmp_path / "tiny-4_onnx")
     (sample,) = found.model_warmup
     assert sample.batch_size == 1
@@ -152,7 +152,7 @@ def test_warm_up_is_an_input_that_the_model_takes(bundle: Bundle, tmp_path: Path
 
 
 def test_one_picture_a_batch_is_not_batched(bundle: Bundle, tmp_path: Path) -> None:
-    package(Request(bundle, tmp_path, Serving(max_batch=1), only=["onnx"]))
+    package(PackageRequest(bundle, tmp_path, Serving(max_batch=1), only=["onnx"]))
     found = parsed(tmp_path / "tiny-4_onnx")
     assert found.max_batch_size == 1
     assert not found.HasField("dynamic_batching")
@@ -160,7 +160,7 @@ def test_one_picture_a_batch_is_not_batched(bundle: Bundle, tmp_path: Path) -> N
 
 def test_a_graph_of_fixed_size_and_batch(tmp_path: Path) -> None:
     fixed = tiny.build(tmp_path / "b", fixed=(32, 48), batch=False)
-    package(Request(fixed, tmp_path / "repo", only=["onnx"]))
+    package(PackageRequest(fixed, tmp_path / "repo", only=["onnx"]))
     found = parsed(tmp_path / "repo/tiny-4_onnx")
     assert found.max_batch_size == 0
     assert not found.HasField("dynamic_batching")
@@ -172,14 +172,14 @@ def test_a_graph_of_fixed_size_and_batch(tmp_path: Path) -> None:
 
 def test_a_graph_of_fixed_size_and_any_batch(tmp_path: Path) -> None:
     fixed = tiny.build(tmp_path / "b", fixed=(32, 48))
-    package(Request(fixed, tmp_path / "repo", only=["onnx"]))
+    package(PackageRequest(fixed, tmp_path / "repo", only=["onnx"]))
     found = parsed(tmp_path / "repo/tiny-4_onnx")
     assert found.max_batch_size == 8
     assert list(found.input[0].dims) == [3, 32, 48]
 
 
 def test_the_packaged_graph_gives_the_bundle_s_outputs(bundle: Bundle, tmp_path: Path) -> None:
-    package(Request(bundle, tmp_path, only=["onnx"]))
+    package(PackageRequest(bundle, tmp_path, only=["onnx"]))
     ours = ort.InferenceSession(str(bundle.graph()))
     theirs = ort.InferenceSession(str(tmp_path / "tiny-4_onnx/1/model.onnx"))
     x = np.random.default_rng(0).standard_normal((3, 3, 37, 51), dtype=np.float32)
@@ -216,7 +216,7 @@ def test_half_precision_input_and_weights_beside_the_graph(tmp_path: Path) -> No
     model.graph.node.insert(0, cast)
     model.graph.input[0].CopyFrom(half)
     both = with_graph(tmp_path / "b", "fp16", model, external=True)
-    package(Request(both, tmp_path / "repo", precision="fp16", only=["onnx"]))
+    package(PackageRequest(both, tmp_path / "repo", precision="fp16", only=["onnx"]))
     folder = tmp_path / "repo/tiny-4_onnx"
     found = parsed(folder)
     assert found.input[0].data_type == 10  # TYPE_FP16
@@ -247,7 +247,7 @@ def test_a_graph_that_is_not_what_the_manifest_says(tmp_path: Path, change: Any,
     manifest = good.manifest.model_copy(update=change(good.manifest))
     (tmp_path / "b/manifest.json").write_text(manifest.model_dump_json())
     with pytest.raises(ExportError, match=says):
-        package(Request(Bundle.load(tmp_path / "b"), tmp_path / "repo", only=["onnx"]))
+        package(PackageRequest(Bundle.load(tmp_path / "b"), tmp_path / "repo", only=["onnx"]))
     assert not (tmp_path / "repo").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b"]
 
@@ -271,7 +271,7 @@ def test_a_file_that_is_no_onnx(tmp_path: Path) -> None:
     manifest["files"]["response.onnx"] = file_entry(tmp_path / "b/response.onnx").model_dump()
     (tmp_path / "b/manifest.json").write_text(json.dumps(manifest))
     with pytest.raises((ExportError, BundleError)) as caught:
-        package(Request(Bundle.load(tmp_path / "b"), tmp_path / "repo"))
+        package(PackageRequest(Bundle.load(tmp_path / "b"), tmp_path / "repo"))
     assert "response.onnx" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -279,7 +279,9 @@ def test_a_file_that_is_no_onnx(tmp_path: Path) -> None:
 # -- the TensorRT model --------------------------------------------------------------------------------------------
 def test_tensorrt_config(bundle: Bundle, tmp_path: Path) -> None:
     put_plan(tmp_path / "plans", bundle)
-    request = Request(bundle, tmp_path / "repo", Serving(max_batch=32, instances=2), plans=tmp_path / "plans")
+    request = PackageRequest(
+        bundle, tmp_path / "repo", Serving(max_batch=32, instances=2), plans=tmp_path / "plans"
+    )
     done = package(request)
     assert [f.name for f in done.models] == ["tiny-4_onnx", "tiny-4_tensorrt", "tiny-4_maps"]
     folder = tmp_path / "repo/tiny-4_tensorrt"
@@ -298,11 +300,11 @@ def test_tensorrt_config(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_without_a_plan_tensorrt_is_left_out(bundle: Bundle, tmp_path: Path) -> None:
-    done = package(Request(bundle, tmp_path / "repo"))
+    done = package(PackageRequest(bundle, tmp_path / "repo"))
     assert sorted(f.name for f in done.models) == ["tiny-4_maps", "tiny-4_onnx"]
     assert "infercam build" in done.left_out["tensorrt"]
     with pytest.raises(ExportError, match="infercam build"):
-        package(Request(bundle, tmp_path / "other", only=["tensorrt"]))
+        package(PackageRequest(bundle, tmp_path / "other", only=["tensorrt"]))
     assert not (tmp_path / "other").exists()
 
 
@@ -313,7 +315,7 @@ def test_the_plan_s_gpu_can_be_named(bundle: Bundle, tmp_path: Path) -> None:
 
     def chosen(**more: Any) -> bytes:
         root = tmp_path / f"repo{len(list(tmp_path.iterdir()))}"
-        package(Request(bundle, root, only=["tensorrt"], plans=plans, **more))
+        package(PackageRequest(bundle, root, only=["tensorrt"], plans=plans, **more))
         return (root / "tiny-4_tensorrt/1/model.plan").read_bytes()
 
     assert chosen(plan_gpu="h100") == b"a plan"
@@ -325,13 +327,13 @@ def test_the_plan_s_gpu_can_be_named(bundle: Bundle, tmp_path: Path) -> None:
         match=r"no plan for 'L4' \(there are: fp32 for NVIDIA .*; fp32 for NVIDIA .*infercam build",
     ):
         chosen(plan_gpu="L4")
-    assert "several GPUs" in package(Request(bundle, tmp_path / "r", plans=plans)).left_out["tensorrt"]
+    assert "several GPUs" in package(PackageRequest(bundle, tmp_path / "r", plans=plans)).left_out["tensorrt"]
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"options": Options(stripped=True)}, "no weights"),
+        ({"options": PlanOptions(stripped=True)}, "no weights"),
         ({"onnx_sha256": "0" * 64}, "another fp32 graph"),
         ({"bundle_hash": "0" * 64}, "another bundle"),
         ({"profiles": [Profile(smallest=(2, 9, 9), best=(2, 9, 9), largest=(4, 9, 9))]}, "no single picture"),
@@ -342,20 +344,20 @@ def test_plans_that_triton_cannot_serve(
 ) -> None:
     put_plan(tmp_path / "plans", bundle, **changes)
     with pytest.raises(ExportError, match=says):
-        package(Request(bundle, tmp_path / "repo", only=["tensorrt"], plans=tmp_path / "plans"))
+        package(PackageRequest(bundle, tmp_path / "repo", only=["tensorrt"], plans=tmp_path / "plans"))
 
 
 def test_a_damaged_plan_is_not_packaged(bundle: Bundle, tmp_path: Path) -> None:
     record = put_plan(tmp_path / "plans", bundle)
     (tmp_path / "plans" / record.key / "plan.engine").write_bytes(b"a plam")
-    done = package(Request(bundle, tmp_path / "repo", plans=tmp_path / "plans"))
+    done = package(PackageRequest(bundle, tmp_path / "repo", plans=tmp_path / "plans"))
     assert "damaged" in done.left_out["tensorrt"]
     assert not (tmp_path / "repo/tiny-4_maps/1/bundle/plans").exists()
 
 
 def test_cpu_needs_no_plan(bundle: Bundle, tmp_path: Path) -> None:
     put_plan(tmp_path / "plans", bundle)
-    done = package(Request(bundle, tmp_path / "repo", Serving(device="cpu"), plans=tmp_path / "plans"))
+    done = package(PackageRequest(bundle, tmp_path / "repo", Serving(device="cpu"), plans=tmp_path / "plans"))
     assert "--cpu" in done.left_out["tensorrt"]
     assert not (tmp_path / "repo/tiny-4_maps/1/bundle/plans").exists()
 
@@ -363,7 +365,7 @@ def test_cpu_needs_no_plan(bundle: Bundle, tmp_path: Path) -> None:
 # -- the whole method -------------------------------------------------------------------------------------------
 def test_maps_config_and_files(bundle: Bundle, tmp_path: Path) -> None:
     serving = Serving(recipe="best", queue=7, max_pixels=1000, score_threshold=0.25)
-    package(Request(bundle, tmp_path, serving, only=["maps"]))
+    package(PackageRequest(bundle, tmp_path, serving, only=["maps"]))
     folder = tmp_path / "tiny-4_maps"
     found = parsed(folder)
     assert (found.backend, found.platform, found.max_batch_size) == ("python", "", 0)
@@ -403,7 +405,7 @@ def test_maps_config_and_files(bundle: Bundle, tmp_path: Path) -> None:
 def test_what_is_refused(
     bundle: Bundle, tmp_path: Path, changes: dict[str, Any], error: type[Exception], says: str
 ) -> None:
-    request = replace(Request(bundle, tmp_path / "repo"), **changes)
+    request = replace(PackageRequest(bundle, tmp_path / "repo"), **changes)
     with pytest.raises(error, match=says):
         package(request)
     assert list(tmp_path.iterdir()) == []
@@ -414,7 +416,7 @@ def test_class_names_that_are_not_one_line(tmp_path: Path) -> None:
     manifest = good.manifest.model_copy(update={"classes": ["a\nb", *good.manifest.classes[1:]]})
     (tmp_path / "b/manifest.json").write_text(manifest.model_dump_json())
     with pytest.raises(ExportError, match="one line"):
-        package(Request(Bundle.load(tmp_path / "b"), tmp_path / "repo"))
+        package(PackageRequest(Bundle.load(tmp_path / "b"), tmp_path / "repo"))
 
 
 # -- in place, whole or not at all --------------------------------------------------------------------------------
@@ -422,12 +424,12 @@ def test_adds_to_a_repository_and_replaces_only_its_own(bundle: Bundle, tmp_path
     repo = tmp_path / "repo"
     (repo / "theirs" / "1").mkdir(parents=True)
     (repo / "theirs/config.pbtxt").write_text("name: 'theirs'")
-    package(Request(bundle, repo, only=["onnx"]))
+    package(PackageRequest(bundle, repo, only=["onnx"]))
     before = files(repo)
     with pytest.raises(ExportError, match=r"tiny-4_onnx.*--force"):
-        package(Request(bundle, repo))
+        package(PackageRequest(bundle, repo))
     assert files(repo) == before
-    package(Request(bundle, repo, Serving(max_batch=3), force=True))
+    package(PackageRequest(bundle, repo, Serving(max_batch=3), force=True))
     assert parsed(repo / "tiny-4_onnx").max_batch_size == 3
     assert (repo / "theirs/config.pbtxt").read_text() == "name: 'theirs'"
     assert sorted(p.name for p in repo.iterdir()) == ["theirs", "tiny-4_maps", "tiny-4_onnx"]
@@ -444,24 +446,24 @@ def test_another_s_model_of_that_name_is_never_replaced(
     if mark is not None:
         (theirs / MARK).write_text(mark)
     with pytest.raises(ExportError, match="not made by infercam"):
-        package(Request(bundle, tmp_path / "repo", force=True))
+        package(PackageRequest(bundle, tmp_path / "repo", force=True))
     assert (theirs / "precious").read_text() == "work"
     assert [p.name for p in (tmp_path / "repo").iterdir()] == ["tiny-4_maps"]
 
 
 def test_a_link_is_not_ours(bundle: Bundle, tmp_path: Path) -> None:
-    package(Request(bundle, tmp_path / "elsewhere", only=["onnx"]))
+    package(PackageRequest(bundle, tmp_path / "elsewhere", only=["onnx"]))
     (tmp_path / "repo").mkdir()
     (tmp_path / "repo/tiny-4_onnx").symlink_to(tmp_path / "elsewhere/tiny-4_onnx")
     with pytest.raises(ExportError, match="not made by infercam"):
-        package(Request(bundle, tmp_path / "repo", force=True))
+        package(PackageRequest(bundle, tmp_path / "repo", force=True))
     assert is_ours(tmp_path / "elsewhere/tiny-4_onnx")
 
 
 def test_a_file_in_the_way(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "repo").write_text("notes")
     with pytest.raises(ExportError, match="not a folder"):
-        package(Request(bundle, tmp_path / "repo"))
+        package(PackageRequest(bundle, tmp_path / "repo"))
     assert (tmp_path / "repo").read_text() == "notes"
 
 
@@ -472,7 +474,7 @@ def test_a_failure_in_the_middle_leaves_all_as_it_was(
     """Six renames replace three models: two each. Whichever fails, the old repository stands."""
     put_plan(tmp_path / "plans", bundle)
     repo = tmp_path / "repo"
-    package(Request(bundle, repo, plans=tmp_path / "plans"))
+    package(PackageRequest(bundle, repo, plans=tmp_path / "plans"))
     before = files(repo)
     rename, calls = Path.rename, []
 
@@ -484,7 +486,7 @@ def test_a_failure_in_the_middle_leaves_all_as_it_was(
 
     monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises(ExportError, match="No space left"):
-        package(Request(bundle, repo, Serving(max_batch=2), plans=tmp_path / "plans", force=True))
+        package(PackageRequest(bundle, repo, Serving(max_batch=2), plans=tmp_path / "plans", force=True))
     monkeypatch.undo()
     assert files(repo) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["plans", "repo"]
@@ -498,7 +500,7 @@ def test_a_failure_in_writing_leaves_nothing(
 
     monkeypatch.setattr(repository, "_flush", full)
     with pytest.raises(ExportError, match=r"repo: cannot be written: No space left"):
-        package(Request(bundle, tmp_path / "deep/repo"))
+        package(PackageRequest(bundle, tmp_path / "deep/repo"))
     assert list((tmp_path / "deep").iterdir()) == []
 
 
@@ -507,7 +509,7 @@ def test_a_bundle_changed_since_is_refused(tmp_path: Path) -> None:
     graph = tmp_path / "b/response.onnx"
     graph.write_bytes(graph.read_bytes() + b"\0")
     with pytest.raises(BundleError, match="changed since export"):
-        package(Request(good, tmp_path / "repo", only=["maps"]))
+        package(PackageRequest(good, tmp_path / "repo", only=["maps"]))
     assert not (tmp_path / "repo").exists()
 
 
@@ -540,7 +542,7 @@ def test_the_command_says_what_it_leaves_out(run: Any, bundle: Bundle, tmp_path:
 def test_the_command_says_how_to_serve_a_version_compatible_plan(
     run: Any, bundle: Bundle, tmp_path: Path
 ) -> None:
-    put_plan(tmp_path / "plans", bundle, options=Options(version_compatible=True))
+    put_plan(tmp_path / "plans", bundle, options=PlanOptions(version_compatible=True))
     done = run(bundle.path, "-o", tmp_path / "repo", "--cache", tmp_path / "plans")
     assert "version-compatible=true" in done.output
     assert "NVIDIA H100" in done.output
@@ -585,7 +587,7 @@ def test_mobilenetv2(tmp_path: Path, shared: Path) -> None:
     from infercam.export import export_onnx
 
     bundle = export_onnx(shared / "models/mobilenetv2_voc.onnx", tmp_path / "bundle")
-    package(Request(bundle, tmp_path / "repo"))
+    package(PackageRequest(bundle, tmp_path / "repo"))
     found = parsed(tmp_path / "repo/mobilenetv2_voc_onnx")
     assert {o.name: list(o.dims) for o in found.output} == {"scores": [20], "response": [20, -1, -1]}
     labels = (tmp_path / "repo/mobilenetv2_voc_onnx/labels.txt").read_text().splitlines()

@@ -25,7 +25,7 @@ from tritonclient.utils import InferenceServerException
 from infercam.engine.api import Engine
 from infercam.engine.bundle import Bundle
 from infercam.export.triton.config import Serving
-from infercam.export.triton.repository import Request, package
+from infercam.export.triton.repository import PackageRequest, package
 from tests.engine import tiny
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def ports(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     if command is None:
         pytest.skip("INFERCAM_TRITONSERVER is not set: no Triton server at hand")
     root = tmp_path_factory.mktemp("triton")
-    package(Request(bundle, root / "repo", Serving(device="cpu"), only=["maps"]))
+    package(PackageRequest(bundle, root / "repo", Serving(device="cpu"), only=["maps"]))
     found = (free_port(), free_port())
     options = ["--http-address=127.0.0.1", "--grpc-address=127.0.0.1", "--allow-metrics=false"]
     options += [f"--http-port={found[0]}", f"--grpc-port={found[1]}", f"--model-repository={root / 'repo'}"]

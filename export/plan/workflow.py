@@ -1,0 +1,236 @@
+"""A TensorRT plan from settings: the images it is tuned for and checked on, how far it may be off, what it runs on.
+
+The work is in profiles.py (shapes), builder.py (TensorRT) and build.py (checking, installing);
+`build_from_settings` is what a Python user calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import cast, get_args
+
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+
+from infercam.engine.bundle import Bundle
+from infercam.engine.common.errors import InputError
+from infercam.engine.common.options import option
+from infercam.engine.common.progress import counting_bar
+from infercam.engine.data import voc
+from infercam.engine.data.images import image_size
+from infercam.engine.data.sources import Source
+from infercam.engine.device.driver import Driver
+from infercam.engine.inputs import SourceSettings
+from infercam.engine.method.backend import Limits
+from infercam.engine.method.recipe import MODES, Mode, Recipe, recipe
+from infercam.engine.runners.plan import PlanOptions, Precision
+from infercam.engine.runners.tensorrt_api import require_tensorrt
+from infercam.export.fidelity import TOLERANCES, Tolerance, onnx_network, read_samples
+from infercam.export.plan.build import BuildRequest, BuildWatch, Built, build_plan
+from infercam.export.plan.profiles import (
+    DEVICE_LIMITS,
+    ClassesOf,
+    ImageSize,
+    Reach,
+    Shapes,
+    choose_profiles,
+    measure_shapes,
+    record,
+    smallest_that_runs,
+    smallest_view,
+)
+
+_LOOKED_AT = 20_000  # headers read to find the largest image: a few seconds
+stderr = Console(stderr=True, highlight=False)
+Run = Callable[[Callable[[], Built]], Built]
+
+
+class PlanSourceSettings(BaseModel):
+    """Images like those to come; see `SourceSettings`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: Path | None = option(None, "Folder of images like those to come.")
+    voc: Path | None = option(None, "VOC tree; with --split.")
+    split: str | None = option(None, "Split of the VOC tree: train, val, …")
+    list_file: Path | None = option(None, "List of paths or ids, or psa's.", "--list")
+    root: Path | None = option(None, "Folder that --list is relative to.")
+
+    def settings(self) -> SourceSettings:
+        return SourceSettings(**self.model_dump())
+
+
+class BuildSettings(BaseModel):
+    """What the plan is for, what it is checked by, and what TensorRT is told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: str | None = option(
+        None, "The images' classes, as in `infercam run`; default: their numbers are drawn."
+    )
+    recipe: str = option("released", "Recipe whose batches the plan is for.")
+    mode: str = option("both", "baseline, split, erase, both.")
+    limit: int = option(200, "Sizes of so many images, spread over all, are looked at.", ge=1)
+    profiles: int = option(4, "Optimisation profiles, at most.", ge=1, le=16)
+    batch_pixels: int = option(4_000_000, "Network pixels in one batch, at most.", ge=1)
+    centres: str = option(
+        "drawn", "Where tiles are split: `drawn`, or `cpu`: by running --check-images images on the CPU."
+    )
+    check_images: int = option(16, "The plan is compared on so many images.", ge=1)
+    max_error: float | None = option(None, "Largest mean relative error of the responses.", ge=0)
+    min_iou: float | None = option(None, "Least mean IoU of the maps at threshold 0.3.", ge=0, le=1)
+    max_miou_drop: float | None = option(None, "Most points of best mIoU lost, where there are masks.", ge=0)
+    workspace: int | None = option(None, "Megabytes of scratch memory that a layer may take.", ge=1)
+    version_compatible: bool = option(False, "For the lean runtime of later versions too.")
+    hardware_compatible: bool = option(False, "For every GPU of compute capability 8.0 or later.")
+    strip_weights: bool = option(False, "A small plan: weights come from the bundle on loading.")
+    refit: bool = option(False, "Refittable: weights of a classifier trained again go in without a build.")
+    cache: Path | None = option(
+        None,
+        "Folder for plans, of several bundles if you like (`infercam run` looks where INFERCAM_PLANS says); "
+        "default BUNDLE/plans.",
+    )
+    force: bool = option(False, "Build even where a plan that fits is there.")
+
+
+def build_from_settings(
+    bundle: Path,
+    precision: str,
+    source: SourceSettings,
+    s: BuildSettings,
+    open_driver: Callable[[], Driver],
+    watching: Callable[[int], tuple[BuildWatch, Run]] | None = None,
+) -> tuple[Built, Shapes]:
+    """Build (or keep) the plan and compare it with the fp32 graph; the plan, and the shapes it is tuned for.
+
+    open_driver: the GPU, opened once everything else is known to be right. watching: given the number of images to
+    check on, where the build reports to and how its call is made (by default here, silently).
+    Raises InputError, BundleError, MissingExtra, BackendError, PlanError, and Cancelled from a watch that stops it.
+    """
+    if s.centres not in ("drawn", "cpu"):
+        raise InputError(f"--centres {s.centres}: there are `drawn` and `cpu`")
+    checked = _precision(precision)
+    within = _tolerance(TOLERANCES[checked], s.max_error, s.min_iou, s.max_miou_drop)
+    plan_options = _options(
+        s.version_compatible, s.hardware_compatible, s.strip_weights, s.refit, s.workspace
+    )
+    chosen, mode = _recipe(s.recipe, s.mode)
+    images = source.open()
+    loaded = Bundle.load(bundle)
+    require_tensorrt("infercam build")  # before anything that takes time
+    gpu = open_driver()
+    try:
+        check, masks = spread(images, s.check_images), _masks_fit(images, loaded)
+        classes_of = _classes_of(s.labels, loaded, source)
+        limits = replace(DEVICE_LIMITS, batch_pixels=s.batch_pixels)
+        if s.centres == "cpu":
+            shapes = _replayed(loaded, check, chosen, mode, limits, classes_of)
+        else:
+            shapes = _simulated(loaded, spread(images, s.limit), chosen, mode, limits, classes_of)
+        tuned = choose_profiles(shapes, loaded.manifest, s.profiles, _reach(loaded, images, chosen, shapes))
+        request = BuildRequest(
+            loaded,
+            checked,
+            tuned,
+            lambda: read_samples(check, classes_of, masks),
+            plan_options,
+            within,
+            scales=chosen.views.scales,
+            cache=s.cache,
+            force=s.force,
+        )
+        watch, run = (BuildWatch(), lambda call: call()) if watching is None else watching(len(check))
+        return run(lambda: build_plan(request, gpu, watch)), shapes
+    finally:
+        gpu.close()
+
+
+def _precision(name: str) -> Precision:
+    if name not in get_args(Precision):
+        raise InputError(f"no precision {name!r}; there are: {', '.join(get_args(Precision))}")
+    return cast("Precision", name)
+
+
+def _tolerance(usual: Tolerance, error: float | None, iou: float | None, drop: float | None) -> Tolerance:
+    given = {"response_error": error, "iou": iou, "miou_drop": drop}
+    return usual.model_copy(update={k: v for k, v in given.items() if v is not None})
+
+
+def _options(version: bool, hardware: bool, strip: bool, refit: bool, workspace: int | None) -> PlanOptions:
+    if version and strip:
+        raise InputError(
+            "--strip-weights needs the full TensorRT to put the weights back, --version-compatible runs on the lean "
+            "runtime: take one of the two"
+        )
+    return PlanOptions(
+        version_compatible=version,
+        hardware_compatible=hardware,
+        stripped=strip,
+        refittable=refit,
+        workspace_mb=workspace,
+    )
+
+
+def _recipe(name: str, mode: str) -> tuple[Recipe, Mode]:
+    if mode not in MODES:
+        raise InputError(f"no mode {mode!r}; there are: {', '.join(MODES)}")
+    return recipe(name), mode
+
+
+def spread(source: Source, count: int) -> Source:
+    """At most `count` items, evenly spread over the source."""
+    if len(source) <= count:
+        return source
+    return source[:: len(source) // count][:count]
+
+
+def _masks_fit(source: Source, bundle: Bundle) -> bool:
+    """Whether the source's masks are of the bundle's classes: VOC's are only where the classes are VOC's."""
+
+    fit = source.kind != "voc" or bundle.manifest.classes == voc.CLASSES
+    if not fit:
+        stderr.print("note: the bundle's classes are not VOC's, so its masks are not compared with")
+    return fit
+
+
+def _classes_of(labels: str | None, bundle: Bundle, source: SourceSettings) -> ClassesOf | None:
+    """An image's classes by its labels; None where no labels are given."""
+    if labels is None:
+        return None
+    found = source.labels(labels, bundle.manifest.classes)
+    return lambda item: found.lookup(item.id)
+
+
+def _simulated(
+    bundle: Bundle, sample: Source, recipe: Recipe, mode: Mode, limits: Limits, classes_of: ClassesOf | None
+) -> Shapes:
+    """The batches of the sample, from the images' sizes."""
+    with stderr.status(f"forming the batches of {len(sample)} images"):
+        counts = ((item, None if classes_of is None else len(classes_of(item))) for item in sample)
+        sizes = [ImageSize(item.id, *image_size(item.path), classes=count) for item, count in counts]
+        return measure_shapes(bundle, sizes, recipe, mode, limits)
+
+
+def _reach(bundle: Bundle, source: Source, recipe: Recipe, shapes: Shapes) -> Reach:
+    """What the plan must take beside the sample's shapes: the recipe's smallest tile, the source's largest image."""
+    largest = 1
+    for item in spread(source, _LOOKED_AT):
+        with suppress(InputError):  # a picture that cannot be read is a matter of the run, not of the plan
+            largest = max(largest, *image_size(item.path))
+    network = onnx_network(bundle.graph("fp32"), bundle.manifest)
+    seen = min(min(shape[1:]) for shape in shapes)
+    smallest = smallest_that_runs(network, smallest_view(recipe), seen)
+    return Reach(smallest, round(largest * max(recipe.views.scales)))
+
+
+def _replayed(
+    bundle: Bundle, check: Source, recipe: Recipe, mode: Mode, limits: Limits, classes_of: ClassesOf | None
+) -> Shapes:
+    """The batches of the images to check on, from what the CPU engine finds in them."""
+    with counting_bar(None, stderr, transient=False) as bar:
+        task = bar.add_task("centres on the CPU", total=len(check))
+        sizes, recording = record(bundle, check, recipe, mode, classes_of, lambda n: bar.advance(task, n))
+    return measure_shapes(bundle, sizes, recipe, mode, limits, recording)
