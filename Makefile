@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint audit clean
+.PHONY: demo test test-all robustness lint audit clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,10 @@ test: lint $(VENV)/.browser
 # With Ray and a stand-in for S3. Peers of `infercam bench` are tested where they are installed.
 test-all: lint $(VENV)/.browser $(VENV)/.all
 	$(BIN)/python -m pytest
+
+# Kills, full disks, damaged input, attacks, a long run: what is lost is counted (20 minutes on 2 cores).
+robustness: $(VENV)/.all
+	$(BIN)/python -m tests.robustness
 
 # What the two images install, against the published advisories; one that cannot be looked up fails, too.
 audit: $(VENV)/.dev

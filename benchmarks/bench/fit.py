@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 
@@ -27,10 +27,10 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> Exponent:
         raise ValueError("a power law is fitted to as many positive x as y")
     if len(set(x)) < 2:
         raise ValueError("a power law needs two different x")
-    a, b = [math.log(v) for v in x], [math.log(v) for v in y]
-    mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
-    spread = sum((v - mean_a) ** 2 for v in a)
-    slope = sum((u - mean_a) * (v - mean_b) for u, v in zip(a, b, strict=True)) / spread
-    residual = sum((v - mean_b - slope * (u - mean_a)) ** 2 for u, v in zip(a, b, strict=True))
-    error = math.sqrt(residual / (len(a) - 2) / spread) if len(a) > 2 else None
-    return Exponent(exponent=slope, error=error, factor=math.exp(mean_b - slope * mean_a))
+    if len(x) == 2:
+        slope, level = np.polyfit(np.log(x), np.log(y), 1)
+        error = None
+    else:
+        (slope, level), covariance = np.polyfit(np.log(x), np.log(y), 1, cov=True)
+        error = float(np.sqrt(covariance[0, 0]))
+    return Exponent(exponent=float(slope), error=error, factor=float(np.exp(level)))

@@ -41,12 +41,12 @@ from infercam.benchmarks.gpu.kernels import KernelClock, ProfilerClock, WallCloc
 from infercam.benchmarks.gpu.profile import busy_share, copy_rate, matmul_rate
 from infercam.benchmarks.gpu.rig import (
     DRY,
+    EMULATED,
     SWITCHES,
     GpuBench,
     GpuPlan,
     GpuSwitches,
     Named,
-    emulated_driver,
     photos,
     pick_driver,
     random_network,
@@ -281,7 +281,7 @@ def main(
     bundle: Annotated[Path | None, typer.Option(help="a MobileNetV2 bundle: are its maps the same?")] = None,
     model: Annotated[Path | None, typer.Option(help="the same classifier as ONNX or a checkpoint")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="pictures of each measurement")] = None,
-    driver: Annotated[str, typer.Option(help="auto, cuda (pycuda) or cupy")] = "auto",
+    driver: Annotated[str | None, typer.Option(help="cuda (pycuda; default), or MODULE:NAME of one")] = None,
     off: Annotated[str, typer.Option(help=f"leave out: {', '.join(SWITCHES)}; separated by commas")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="once, tiny, on the emulated device")] = False,
     name: Annotated[str | None, typer.Option(help="default: gpu, or gpu-dry-run")] = None,
@@ -294,7 +294,7 @@ def main(
         raise BackendError(f"--off: no {', '.join(unknown)}; there are: {', '.join(SWITCHES)}")
     plan = DRY if dry_run else GpuPlan()
     plan = dataclasses.replace(plan, images=images or plan.images)
-    make_driver = emulated_driver if dry_run else pick_driver(driver)
+    make_driver = pick_driver(driver or (EMULATED if dry_run else "cuda"))
     described = _describe(make_driver)
     pictures = photos(plan, voc, split, labels) if voc else synthetic(plan)
     bench = GpuBench(plan, make_driver, random_network(plan), pictures, without)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from infercam.benchmarks.gpu.profile import WaitingDriver
 from infercam.benchmarks.yardsticks.torch_cuda import module_bundle, torch_cuda_backend
 from infercam.engine.api import Engine
 from infercam.engine.bundle import Bundle, InputSpec
-from infercam.engine.common.errors import BackendError, InfercamError
+from infercam.engine.common.errors import BackendError
 from infercam.engine.data.images import read_image
 from infercam.engine.data.labels import load_labels
 from infercam.engine.data.sources import voc_source
@@ -177,34 +177,27 @@ def photos(plan: GpuPlan, voc: Path, split: str, labels: str | None) -> list[Nam
     ]
 
 
+EMULATED = "tests.cuda_emulator.driver:EmulatedDriver"
+"""The tests' device, for a dry run from the root of a checkout."""
+
+
 def pick_driver(name: str) -> Callable[[], Driver]:
-    """`cuda` (pycuda), `cupy`, or `auto`: the first that works. Raises BackendError."""
-    from infercam.benchmarks.gpu.cupy_driver import CupyDriver
-    from infercam.engine.device.cuda import CudaDriver
+    """What makes the device: `cuda` (pycuda), or MODULE:NAME of a class with the driver's protocol.
 
-    makers: dict[str, Callable[[], Driver]] = {"cuda": CudaDriver, "cupy": CupyDriver}
-    if name != "auto":
-        return makers[name]
-    reasons = []
-    for make in makers.values():
-        try:
-            make().close()
-            return make
-        except InfercamError as e:
-            reasons.append(str(e))
-    raise BackendError("; ".join(dict.fromkeys(reasons)))
+    Raises BackendError where there is no such thing.
+    """
+    if name == "cuda":
+        from infercam.engine.device.cuda import CudaDriver
 
-
-def emulated_driver() -> Driver:
-    """The tests' device, for a dry run; raises BackendError outside the repository."""
-    tests = Path(__file__).resolve().parents[1] / "tests"
-    if not (tests / "cuda_emulator").is_dir():
-        raise BackendError("--dry-run needs the repository's tests folder beside benchmarks")
-    sys.path.insert(0, str(tests))
-    from cuda_emulator.driver import EmulatedDriver
-
-    driver: Driver = EmulatedDriver()
-    return driver
+        return CudaDriver
+    module, _, attribute = name.partition(":")
+    try:
+        found: Callable[[], Driver] = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise BackendError(
+            f"--driver {name}: {e}; give cuda or MODULE:NAME (--dry-run needs a checkout's root to run in)"
+        ) from None
+    return found
 
 
 def random_network(plan: GpuPlan) -> nn.Module:

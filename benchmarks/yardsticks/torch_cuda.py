@@ -3,7 +3,7 @@
 The module works on the backend's pointers, wrapped as tensors without a copy, on the backend's stream. Each saving
 has a switch of its own: half precision weights, channels_last, CUDA graphs per (batch, shape).
 
-    backend = torch_cuda_backend(module, classes, spec, CupyDriver(), half=True, channels_last=True)
+    backend = torch_cuda_backend(module, classes, spec, CudaDriver(), half=True, channels_last=True)
 
 On a CPU device the pointers are host memory: so the code is tested where there is no GPU.
 """

@@ -17,8 +17,9 @@ if sys.platform != "win32":
     import fcntl
 
 TEMP_PREFIX = ".tmp-"
-_UMASK = os.umask(0)  # can only be read by setting it, for the whole process: once, before there are threads
-os.umask(_UMASK)
+UMASK = os.umask(0)  # can only be read by setting it, for the whole process: once, before there are threads
+os.umask(UMASK)
+"""The user's, as it was when the process began: whoever needs it takes it from here."""
 
 
 @contextlib.contextmanager
@@ -35,7 +36,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         with _kept_locked(fd):
             with os.fdopen(fd, mode, encoding=encoding) as f:
                 yield f
-            Path(name).chmod(0o666 & ~_UMASK)  # mkstemp makes 0600
+            Path(name).chmod(0o666 & ~UMASK)  # mkstemp makes 0600
             Path(name).replace(target)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -79,10 +79,6 @@ def mask_path(root: Path, item_id: str) -> Path:
     return root / MASKS / f"{item_id}.png"
 
 
-def annotation_path(root: Path, item_id: str) -> Path:
-    return root / ANNOTATIONS / f"{item_id}.xml"
-
-
 @cache
 def palette() -> bytes:
     """The 768 bytes of PASCAL VOC's palette: entry i spreads the bits of i over red, green and blue."""

@@ -7,7 +7,7 @@ runs the same code on host pointers, for tests.
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.runners.plan import graph_of
 
 Provider = Literal["cuda", "tensorrt", "cpu"]
-PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 
 ANY_BATCH = 1 << 16
 _NAMES = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -42,24 +41,13 @@ def overlay(image: np.ndarray, record: MapRecord) -> np.ndarray:
     return _grid([_panel(photo, record, k) for k in range(len(record.maps))])
 
 
-def write_heatmaps(
-    items: Iterable[tuple[np.ndarray, MapRecord]], folder: str | os.PathLike[str], suffix: str = ".jpg"
-) -> int:
-    """Write `<folder>/<id><suffix>` (.jpg or .png) for every (image, record); returns how many.
-
-    Raises StoreError where a file cannot be written, InputError as `overlay`.
-    """
-    count = 0
-    for image, record in items:
-        write_overlay(folder, image, record, suffix)
-        count += 1
-    return count
-
-
 def write_overlay(
     folder: str | os.PathLike[str], image: np.ndarray, record: MapRecord, suffix: str = ".jpg"
 ) -> Path:
-    """Write one overlay atomically and return its path; arguments and errors as `write_heatmaps`."""
+    """Write one overlay atomically and return its path; suffix: .jpg or .png.
+
+    Raises StoreError where it cannot be written, InputError as `overlay`.
+    """
     if suffix not in (".jpg", ".png"):
         raise InputError(f"overlays are written as .jpg or .png, not {suffix!r}")
     parts = record.id.split("/")

@@ -22,7 +22,7 @@ from infercam.engine.bundle import (
     file_entry,
     read_manifest,
 )
-from infercam.engine.common.atomic import TEMP_PREFIX
+from infercam.engine.common.atomic import TEMP_PREFIX, UMASK
 from infercam.engine.common.errors import BundleError, ExportError
 from infercam.engine.common.validation import first_problem
 from infercam.export.graph.surgery import ResponseGraph
@@ -155,11 +155,9 @@ def _write(
 
 def _share(folder: Path) -> None:
     """Give what tempfile made private the permissions that the user's umask asks for, and flush it to disk."""
-    umask = os.umask(0)
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)
+    folder.chmod(0o777 & ~UMASK)
     for file in folder.iterdir():
-        file.chmod(0o666 & ~umask)
+        file.chmod(0o666 & ~UMASK)
         with file.open("rb") as f:
             os.fsync(f.fileno())
 

@@ -4,7 +4,7 @@
     python -m tests.robustness --quick    a few rounds of each
     python -m tests.robustness --only kill-run,full-disk
 
-Prints rounds, inputs tried and losses, and writes results/holds.json, where `--only` replaces its own sections.
+Prints rounds, inputs tried and losses, and writes results/robustness.json, where `--only` replaces its own sections.
 Exit code 1 if anything was lost.
 """
 
@@ -62,7 +62,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="A few rounds of each.")] = False,
     only: Annotated[str, typer.Option(help=f"Of {', '.join(SECTIONS)}; separated by commas.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice but the machine's timing.")] = 0,
-    results: Annotated[Path, typer.Option(help="Folder to write holds.json to.")] = RESULTS,
+    results: Annotated[Path, typer.Option(help="Folder to write robustness.json to.")] = RESULTS,
     work: Annotated[Path | None, typer.Option(help="Scratch folder (default: a temporary one).")] = None,
 ) -> None:
     """Break things, count what is lost."""
@@ -73,7 +73,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="infercam-holds-", dir=work) as scratch:
         outcomes = [o for name in names for o in prove(name, Path(scratch), size)]
     Console().print(table(outcomes))
-    kept = _others(results / "holds.json", names) if only else []
+    kept = _others(results / "robustness.json", names) if only else []
     content = {"size": asdict(size), "sections": kept + [o.to_json() for o in outcomes]}
     console.print(f"-> {write_result('holds', content, results)}", soft_wrap=True)
     if any(outcome.losses for outcome in outcomes):

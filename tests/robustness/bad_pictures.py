@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from tests.robustness.mutate import Rng, damaged
@@ -277,9 +276,3 @@ def _tiff(
     directory = struct.pack("<H", len(entries))
     directory += b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory + b"\0" * 4
-
-
-def solid(file: Path, side: int = 24) -> Path:
-    """A small good picture."""
-    Image.fromarray(np.full((side, side, 3), 90, np.uint8)).save(file)
-    return file

@@ -87,24 +87,6 @@ def _window(rng: Rng, side: int, size: int) -> tuple[slice, slice]:
     return slice(0, side), slice(start, start + side)
 
 
-def random_resized_crop(
-    rng: Rng,
-    image: Pixels,
-    size: int,
-    share: tuple[float, float] = (0.25, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Pixels:
-    """A random part of the picture (its share of the area, its ratio of sides) resized to size×size."""
-    height, width = image.shape[:2]
-    area = rng.uniform(*share) * height * width
-    aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
-    h = min(height, max(1, round(float(np.sqrt(area / aspect)))))
-    w = min(width, max(1, round(float(np.sqrt(area * aspect)))))
-    y = int(rng.integers(0, height - h, endpoint=True))
-    x = int(rng.integers(0, width - w, endpoint=True))
-    return resize(image[y : y + h, x : x + w], {}, size, size)[0]
-
-
 def random_flip(rng: Rng, image: Pixels, planes: Mapping[str, Pixels]) -> tuple[Pixels, Planes]:
     """Mirror left and right, half of the time."""
     if rng.random() < 0.5:

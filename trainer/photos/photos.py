@@ -52,10 +52,6 @@ class Photos:
     def __contains__(self, item_id: object) -> bool:
         return item_id in self._files
 
-    @property
-    def has_labels(self) -> bool:
-        return self._labels is not None
-
     def path(self, item_id: str) -> Path:
         """The image's file; raises InputError for an id that the source does not have."""
         return Path(self._file(item_id)[0])

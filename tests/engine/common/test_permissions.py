@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ from infercam.engine.data.labels import load_labels
 from infercam.engine.data.sources import folder_source, list_source, voc_source
 
 NOBODY = 65534
+codecs.lookup("utf-8-sig")  # loaded now: where the interpreter's own folder is root's, nobody could not
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from infercam.engine.common.errors import InputError, StoreError
-from infercam.engine.store.heatmaps import blend, overlay, write_heatmaps, write_overlay
+from infercam.engine.store.heatmaps import blend, overlay, write_overlay
 from infercam.engine.store.mapstore import MapRecord
 
 CAPTION = 22
@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_named() -> None:
 def test_files(tmp_path: Path, suffix: str) -> None:
     image = np.zeros((60, 80, 3), np.uint8)
     image[..., 0] = 255  # red: catches swapped channels
-    assert write_heatmaps([(image, record())], tmp_path, suffix) == 1
+    assert write_overlay(tmp_path, image, record(), suffix) == tmp_path / f"a/b{suffix}"
     found = cv2.imread(str(tmp_path / f"a/b{suffix}"))[..., ::-1]
     assert found.shape == (82, 80, 3)
     assert np.abs(found[CAPTION + 10, 40].astype(int) - [255, 0, 0]).max() <= 12
