@@ -70,12 +70,12 @@ def main(
     if unknown := [name for name in names if name not in SECTIONS]:
         raise typer.BadParameter(f"no section {unknown[0]!r}; there are: {', '.join(SECTIONS)}")
     size = Size(**{**asdict(QUICK if quick else FULL), "seed": seed})
-    with tempfile.TemporaryDirectory(prefix="infercam-holds-", dir=work) as scratch:
+    with tempfile.TemporaryDirectory(prefix="infercam-robustness-", dir=work) as scratch:
         outcomes = [o for name in names for o in prove(name, Path(scratch), size)]
     Console().print(table(outcomes))
     kept = _others(results / "robustness.json", names) if only else []
     content = {"size": asdict(size), "sections": kept + [o.to_json() for o in outcomes]}
-    console.print(f"-> {write_result('holds', content, results)}", soft_wrap=True)
+    console.print(f"-> {write_result('robustness', content, results)}", soft_wrap=True)
     if any(outcome.losses for outcome in outcomes):
         raise typer.Exit(1)
 

@@ -12,7 +12,7 @@ SMALL = Size(rounds=2, images=45, files=6, soak=250, connections=50, seed=3)
 
 @pytest.fixture(scope="session")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
-    return Rig(tmp_path_factory.mktemp("holds"), 40, seed=3, size=(64, 80))
+    return Rig(tmp_path_factory.mktemp("robustness"), 40, seed=3, size=(64, 80))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'infercam[train]'")
@@ -252,6 +254,104 @@ def test_steps_need_each_other(root: Path) -> None:
     (root / "bad.toml").write_text(text[:a] + text[b:])
     with pytest.raises(InputError, match=r"\[affinity\] without \[labels\]"):
         read_pipeline(root / "bad.toml")
+
+
+EVERY_TABLE = """
+[classify]
+arch = "small"
+random = true
+epochs = 1
+batch = 4
+long_side = [90, 130]
+crop = 96
+side = 96
+validate = true
+threads = 1
+[maps]
+recipe = "fast"
+mode = "both"
+backend = "cpu"
+threads = 1
+set = {threshold = 0.6}
+[labels]
+kind = "threshold"
+threshold = 0.3
+workers = 0
+[affinity]
+arch = "small"
+weights = "classify"
+crop = 96
+epochs = 1
+batch = 4
+threads = 1
+[walk]
+log2_steps = 2
+crf = {iterations = 1}
+threads = 1
+workers = 0
+[saliency]
+superpixels = 60
+workers = 0
+[segment]
+arch = "small"
+random = true
+crop = 97
+epochs = 1
+batch = 4
+saliency_mode = "refine"
+threads = 1
+[test]
+scales = [1.0]
+mirror = false
+crf = false
+threads = 1
+workers = 0
+"""
+
+
+def test_every_table_that_is_documented_runs(tmp_path: Path) -> None:
+    """Nets that have learned nothing: what each table asks for is done, kept, and done again for another setting."""
+    pytest.importorskip("pydensecrf")
+    write_voc_tree(tmp_path / "voc", 6, 3, (96, 120), train=6)
+    file = tmp_path / "settings.toml"
+    file.write_text(DATA + EVERY_TABLE)
+    found = run(file, tmp_path / "out")
+    assert list(found) == ["classify", "maps", "labels", "affinity", "walk", "saliency", "segment", "test"]
+    assert {o.status for o in found.values()} == {"done"}
+    assert found["saliency"].figures == {"photos": 6.0}
+    assert len(list((tmp_path / "out" / "saliency").glob("*.png"))) == 6
+    assert {o.status for o in run(file, tmp_path / "out").values()} == {"kept"}
+    file.write_text(DATA + EVERY_TABLE.replace("superpixels = 60", "superpixels = 50"))
+    again = run(file, tmp_path / "out")
+    assert [n for n, o in again.items() if o.status == "done"] == ["saliency", "segment", "test"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        'images = "voc/JPEGImages"\nlimit = 3\n',
+        'list = "ids.txt"\nroot = "voc/JPEGImages"\nclasses = "classes.txt"\n',
+    ],
+)
+def test_other_sources_and_a_folder_of_saliency(tmp_path: Path, data: str) -> None:
+    write_voc_tree(tmp_path / "voc", 4, 3, (96, 120), train=4)
+    names = sorted(f.name for f in (tmp_path / "voc" / "JPEGImages").iterdir())[:3]
+    (tmp_path / "ids.txt").write_text("\n".join(names) + "\n")
+    (tmp_path / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n")
+    (tmp_path / "grey").mkdir()
+    for name in names:
+        cv2.imwrite(str(tmp_path / "grey" / f"{Path(name).stem}.png"), np.full((96, 120), 200, np.uint8))
+    tables = EVERY_TABLE.replace("validate = true\n", "").replace(
+        'saliency_mode = "refine"', 'saliency_mode = "background"\nsaliency = "grey"'
+    )
+    parts = [tables.index(f"[{name}]") for name in ("affinity", "segment", "test")]
+    tables = tables[: parts[0]] + tables[parts[1] : parts[2]]
+    file = tmp_path / "settings.toml"
+    file.write_text('[data]\nlabels = "voc/labels.json"\n' + data + tables)
+    found = run(file, tmp_path / "out")
+    assert list(found) == ["classify", "maps", "labels", "segment"]
+    assert {o.status for o in found.values()} == {"done"}
+    assert len(list((tmp_path / "out" / "labels").glob("*.png"))) == 3
 
 
 def command(*words: object) -> list[str]:
