@@ -58,6 +58,11 @@ class InputSpec(_Strict):
             raise ValueError("height and width are both fixed or both free")
         return self
 
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """(height, width), where the network takes only one."""
+        return (self.height, self.width) if self.height and self.width else None
+
 
 class FileEntry(_Strict):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

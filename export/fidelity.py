@@ -223,8 +223,8 @@ def _compare_one(
 ) -> None:
     """One picture: its plain views, then the views with erased what the reference's map shows."""
     spec = manifest.input
-    if spec.height and spec.width:
-        sizes = [(spec.height, spec.width)]
+    if spec.fixed_size is not None:
+        sizes = [spec.fixed_size]
     else:
         height, width = sample.pixels.shape[:2]
         sizes = [view_size(height, width, scale) for scale in scales]

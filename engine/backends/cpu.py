@@ -85,7 +85,7 @@ class CpuBackend:
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="infercam-cpu")
         self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._in_flight = 0
-        self.fixed_size = (spec.height, spec.width) if spec.height and spec.width else None
+        self.fixed_size = spec.fixed_size
 
     @property
     def limits(self) -> Limits:

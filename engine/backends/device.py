@@ -100,7 +100,7 @@ class DeviceBackend:
         self.driver = driver
         self.runner = runner
         spec = self.manifest.input
-        self.fixed_size = (spec.height, spec.width) if spec.height and spec.width else None
+        self.fixed_size = spec.fixed_size
         self._closed = False
         self._batches: deque[Event] = deque()
         self._advances: list[Advance] = []

@@ -79,7 +79,7 @@ class OrtRunner:
     def response_shape(self, height: int, width: int) -> OutputShape:
         """Of one view; raises BackendError where the network does not take that size."""
         spec, (rows, columns) = self._manifest.input, self._axes
-        if spec.height is not None and (height, width) != (spec.height, spec.width):
+        if spec.fixed_size is not None and (height, width) != spec.fixed_size:
             raise BackendError(f"the graph takes {spec.height}x{spec.width} only, not {height}x{width}")
         if rows.cells(height) is None or columns.cells(width) is None:
             shape = self._probe(height, width)

@@ -136,8 +136,7 @@ class _Simulated:
 
     @property
     def fixed_size(self) -> tuple[int, int] | None:
-        spec = self.manifest.input
-        return (spec.height, spec.width) if spec.height and spec.width else None
+        return self.manifest.input.fixed_size
 
     def estimate(self, image: ImageTask) -> int:
         return 0
@@ -275,7 +274,7 @@ def choose_profiles(
     of its pixels, and reaches 1/8 of a side beyond what was seen. The last one also takes the same sizes turned
     by 90 degrees and the sides of `reach`, in batches of no more pixels than the largest seen.
     """
-    if manifest.input.height and manifest.input.width:
+    if manifest.input.fixed_size is not None:
         return [_profile(shapes, margin=0)]
     groups = _partition(shapes, count - 1) if count > 1 else []
     return list(dict.fromkeys([*map(_profile, groups), _whole_range(shapes, reach)]))

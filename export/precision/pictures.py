@@ -43,7 +43,7 @@ def pictures(images: Sequence[np.ndarray], manifest: Manifest) -> list[SamplePic
     for i, image in enumerate(images):
         height, width = image.shape[:2]
         spec = manifest.input
-        fixed = (spec.height, spec.width) if spec.height and spec.width else None
+        fixed = spec.fixed_size
         shape = fixed or view_size(height, width, SCALES[i % len(SCALES)])
         out.append(SamplePicture(resize_pixels(image, *shape), (height, width)))
     return out
