@@ -18,7 +18,7 @@ from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.common.errors import InputError
 from infercam.engine.data.images import read_image
 from infercam.engine.method.loop import Loop
-from infercam.engine.method.recipe import MODES, Mode, Recipe, Views, recipe
+from infercam.engine.method.recipe import Mode, Recipe, Views, checked_mode, recipe
 from infercam.engine.method.scheduler import Finished, NotFinite, Scheduler
 from infercam.engine.method.task import ImageTask
 from infercam.engine.method.trace import Trace
@@ -203,8 +203,7 @@ class Engine:
 
     def _settled(self, recipe: str | Recipe, mode: Mode) -> Recipe:
         """The recipe as this bundle runs it in that mode; raises InputError."""
-        if mode not in MODES:
-            raise InputError(f"no mode {mode!r}; there are: {', '.join(MODES)}")
+        checked_mode(mode)
         chosen = self.recipe(recipe)
         if (
             mode == "baseline"

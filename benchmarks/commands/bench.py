@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from infercam.benchmarks.bench.setup import BenchSettings
+from infercam.benchmarks.bench.settings import BenchSettings
 from infercam.engine.common.errors import InputError, MissingExtra, StoreError
 from infercam.engine.common.options import options
 from infercam.engine.common.signals import ended_by_signals

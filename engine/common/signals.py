@@ -27,12 +27,8 @@ def caught_signals(first: Callable[[], None] = lambda: None) -> Iterator[list[in
         caught.append(number)
         first()
 
-    before = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handled(handle):
         yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -43,9 +39,16 @@ def ended_by_signals(said: Callable[[], None]) -> Iterator[None]:
         said()
         raise SystemExit(128 + number)
 
-    before = {s: signal.signal(s, end) for s in (signal.SIGINT, signal.SIGTERM)}
+    with handled(end):
+        yield
+
+
+@contextmanager
+def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT go to `handler`; afterwards to whom they went before."""
+    before = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -175,6 +175,13 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+def checked_mode(name: str) -> Mode:
+    """The mode of that name; raises InputError, which lists them."""
+    if name not in MODES:
+        raise InputError(f"no mode {name!r}; there are: {', '.join(MODES)}")
+    return name
+
+
 def recipe(name_or_recipe: str | Recipe, **changes: Any) -> Recipe:
     """A named recipe (or the one given) with some constants changed.
 

@@ -21,7 +21,7 @@ from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import InputError, StoreError
 from infercam.engine.common.options import numbers, option, settings_text
 from infercam.engine.inputs import SourceSettings
-from infercam.engine.method.recipe import MODES, Recipe, recipe
+from infercam.engine.method.recipe import Recipe, checked_mode, recipe
 from infercam.engine.run.run import LabelLookup, Run, Summary, Watcher
 from infercam.engine.run.settings import Predicted
 from infercam.engine.run.shards import Shard
@@ -60,12 +60,6 @@ class RecipeSettings(BaseModel):
             views |= {k: changes.pop(k) for k in ("scales", "mirror") if k in changes}
             changes["views"] = views
         return recipe(base, **changes)
-
-    def checked_mode(self) -> Any:
-        """Raises InputError for an unknown mode."""
-        if self.mode not in MODES:
-            raise InputError(f"no mode {self.mode!r}; there are: {', '.join(MODES)}")
-        return self.mode
 
     def _changes(self) -> dict[str, Any]:
         """The constants that are changed, by their names in the recipe."""
@@ -185,7 +179,7 @@ def open_run(
     MissingExtra or StoreError for what cannot be used.
     """
     pool, part = settings.pool(), settings.part()
-    chosen, mode = settings.build(), settings.checked_mode()
+    chosen, mode = settings.build(), checked_mode(settings.mode)
     source = images.open()
     for note in source.notes:
         say(f"note: {note}")

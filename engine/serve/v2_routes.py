@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from infercam.engine.api import Label
 from infercam.engine.common.errors import InputError
 from infercam.engine.data.images import RGB
-from infercam.engine.method.recipe import MODES, RECIPES, Mode
+from infercam.engine.method.recipe import RECIPES, checked_mode
 from infercam.engine.serve.bodies import read_body
 from infercam.engine.serve.hosted import HostedBundle
 from infercam.engine.serve.protocol import (
@@ -168,11 +168,9 @@ def _wish(service: Service, hosted: HostedBundle, call: InferenceCall) -> MapsRe
     threshold = given.get("score_threshold", 0.5)
     if recipe not in RECIPES:
         raise InputError(f"no recipe {recipe!r}; there are: {', '.join(RECIPES)}")
-    if mode not in MODES:
-        raise InputError(f"no mode {mode!r}; there are: {', '.join(MODES)}")
+    chosen = checked_mode(mode)
     if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
         raise InputError(f"score_threshold is a number from 0 to 1, not {threshold!r}")
-    chosen: Mode = mode
     return MapsRequest(_classes(hosted, call), recipe, chosen, float(threshold), call.wants("scores"))
 
 

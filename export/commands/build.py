@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
@@ -17,8 +16,8 @@ from rich.markup import escape
 
 from infercam.engine.common.options import options
 from infercam.engine.common.progress import counting_bar
-from infercam.export.plan.table import profile_table
-from infercam.export.plan.workflow import BuildSettings, PlanSourceSettings, build_from_settings
+from infercam.engine.common.signals import handled
+from infercam.export.plan.settings import BuildSettings, PlanSourceSettings
 
 if TYPE_CHECKING:
     from infercam.engine.device.driver import Driver
@@ -54,6 +53,7 @@ def build(
     is kept aside with its report, and the exit code is 1.
     """
     from infercam.export.plan.builder import BuildCancelled
+    from infercam.export.plan.workflow import build_from_settings
 
     caught: list[int] = []
     with ExitStack() as stack:
@@ -118,18 +118,14 @@ def _watching(images: int, caught: list[int]) -> Iterator[BuildWatch]:
         watch.stopped.set()
         stderr.print("stopping: TensorRT ends the step it is in (once more to stop at once)")
 
-    before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with bar:
-            yield watch
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handled(stop), bar:
+        yield watch
 
 
 # -- in the end ------------------------------------------------------------------------------------------------
 def _summary(built: Built, shapes: Shapes) -> None:
     from infercam.export.plan.profiles import coverage
+    from infercam.export.plan.table import profile_table
 
     r = built.plan.record
     took = (

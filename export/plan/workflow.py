@@ -12,20 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
-from pydantic import BaseModel, ConfigDict
-from rich.console import Console
-
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import InputError
-from infercam.engine.common.options import option
-from infercam.engine.common.progress import counting_bar
+from infercam.engine.common.progress import counting_bar, stderr
 from infercam.engine.data import voc
 from infercam.engine.data.images import image_size
 from infercam.engine.data.sources import Source
 from infercam.engine.device.driver import Driver
 from infercam.engine.inputs import SourceSettings
 from infercam.engine.method.backend import Limits
-from infercam.engine.method.recipe import MODES, Mode, Recipe, recipe
+from infercam.engine.method.recipe import Mode, Recipe, checked_mode, recipe
 from infercam.engine.runners.plan import PlanOptions, Precision
 from infercam.engine.runners.tensorrt_api import require_tensorrt
 from infercam.export.fidelity import TOLERANCES, Tolerance, onnx_network, read_samples
@@ -42,58 +38,10 @@ from infercam.export.plan.profiles import (
     smallest_that_runs,
     smallest_view,
 )
+from infercam.export.plan.settings import BuildSettings
 
 _LOOKED_AT = 20_000  # headers read to find the largest image: a few seconds
-stderr = Console(stderr=True, highlight=False)
 Run = Callable[[Callable[[], Built]], Built]
-
-
-class PlanSourceSettings(BaseModel):
-    """Images like those to come; see `SourceSettings`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    images: Path | None = option(None, "Folder of images like those to come.")
-    voc: Path | None = option(None, "VOC tree; with --split.")
-    split: str | None = option(None, "Split of the VOC tree: train, val, …")
-    list_file: Path | None = option(None, "List of paths or ids, or psa's.", "--list")
-    root: Path | None = option(None, "Folder that --list is relative to.")
-
-    def settings(self) -> SourceSettings:
-        return SourceSettings(**self.model_dump())
-
-
-class BuildSettings(BaseModel):
-    """What the plan is for, what it is checked by, and what TensorRT is told."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    labels: str | None = option(
-        None, "The images' classes, as in `infercam run`; default: their numbers are drawn."
-    )
-    recipe: str = option("released", "Recipe whose batches the plan is for.")
-    mode: str = option("both", "baseline, split, erase, both.")
-    limit: int = option(200, "Sizes of so many images, spread over all, are looked at.", ge=1)
-    profiles: int = option(4, "Optimisation profiles, at most.", ge=1, le=16)
-    batch_pixels: int = option(4_000_000, "Network pixels in one batch, at most.", ge=1)
-    centres: str = option(
-        "drawn", "Where tiles are split: `drawn`, or `cpu`: by running --check-images images on the CPU."
-    )
-    check_images: int = option(16, "The plan is compared on so many images.", ge=1)
-    max_error: float | None = option(None, "Largest mean relative error of the responses.", ge=0)
-    min_iou: float | None = option(None, "Least mean IoU of the maps at threshold 0.3.", ge=0, le=1)
-    max_miou_drop: float | None = option(None, "Most points of best mIoU lost, where there are masks.", ge=0)
-    workspace: int | None = option(None, "Megabytes of scratch memory that a layer may take.", ge=1)
-    version_compatible: bool = option(False, "For the lean runtime of later versions too.")
-    hardware_compatible: bool = option(False, "For every GPU of compute capability 8.0 or later.")
-    strip_weights: bool = option(False, "A small plan: weights come from the bundle on loading.")
-    refit: bool = option(False, "Refittable: weights of a classifier trained again go in without a build.")
-    cache: Path | None = option(
-        None,
-        "Folder for plans, of several bundles if you like (`infercam run` looks where INFERCAM_PLANS says); "
-        "default BUNDLE/plans.",
-    )
-    force: bool = option(False, "Build even where a plan that fits is there.")
 
 
 def build_from_settings(
@@ -108,7 +56,7 @@ def build_from_settings(
 
     open_driver: the GPU, opened once everything else is known to be right. watching: given the number of images to
     check on, where the build reports to and how its call is made (by default here, silently).
-    Raises InputError, BundleError, MissingExtra, BackendError, PlanError, and Cancelled from a watch that stops it.
+    Raises InputError, BundleError, MissingExtra, BackendError, PlanError; BuildCancelled where a watch stops it.
     """
     if s.centres not in ("drawn", "cpu"):
         raise InputError(f"--centres {s.centres}: there are `drawn` and `cpu`")
@@ -175,9 +123,7 @@ def _options(version: bool, hardware: bool, strip: bool, refit: bool, workspace:
 
 
 def _recipe(name: str, mode: str) -> tuple[Recipe, Mode]:
-    if mode not in MODES:
-        raise InputError(f"no mode {mode!r}; there are: {', '.join(MODES)}")
-    return recipe(name), mode
+    return recipe(name), checked_mode(mode)
 
 
 def spread(source: Source, count: int) -> Source:
@@ -189,7 +135,6 @@ def spread(source: Source, count: int) -> Source:
 
 def _masks_fit(source: Source, bundle: Bundle) -> bool:
     """Whether the source's masks are of the bundle's classes: VOC's are only where the classes are VOC's."""
-
     fit = source.kind != "voc" or bundle.manifest.classes == voc.CLASSES
     if not fit:
         stderr.print("note: the bundle's classes are not VOC's, so its masks are not compared with")

@@ -36,7 +36,7 @@ from infercam.engine.api import Engine, Result
 from infercam.engine.common.errors import BackendError, InputError
 from infercam.engine.data.images import decode_image
 from infercam.engine.live import LiveEngine
-from infercam.engine.method.recipe import MODES, Mode, recipe
+from infercam.engine.method.recipe import Mode, checked_mode, recipe
 
 OUTPUTS = ("maps", "classes", "scores")
 PARAMETERS = ("recipe", "mode", "score_threshold")
@@ -108,9 +108,7 @@ class TritonPythonModel:
     def _read(self, request: Any, sender: Any) -> MapsJob:
         given = json.loads(request.parameters() or "{}")
         values = {name: given.get(name, self._settings.get(name)) for name in PARAMETERS}
-        mode = values["mode"] or "both"
-        if mode not in MODES:
-            raise InputError(f"no mode {mode!r}; there are: {', '.join(MODES)}")
+        mode = checked_mode(values["mode"] or "both")
         recipe(str(values["recipe"]))
         classes = _strings(request, "classes")
         images = _strings(request, "image")

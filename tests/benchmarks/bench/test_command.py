@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from infercam.benchmarks.bench.result import BenchResult, read_result
-from infercam.benchmarks.bench.setup import BenchSettings, make_plan
+from infercam.benchmarks.bench.settings import BenchSettings
+from infercam.benchmarks.bench.setup import make_plan
 from infercam.benchmarks.common import command, machine
 from infercam.engine.common.errors import InfercamError
 from infercam.engine.method.recipe import RECIPES
