@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from infercam.engine.common.errors import MissingExtra
+
 _IN_MEMORY = 1 << 30  # protobuf cannot serialise 2 GB; half of that leaves room for a copy
 
 
@@ -28,40 +30,54 @@ class RunError(Exception):
 
 
 class GraphSession:
-    """One loaded model; `run` takes one float32 array and returns every output as an array."""
+    """One loaded model, or file of one; `run` takes one float32 array and returns outputs as arrays.
 
-    def __init__(self, model: onnx.ModelProto, threads: int = 0) -> None:
-        import onnxruntime as ort
+    Raises MissingExtra without ONNX Runtime, RunError where it cannot load the model.
+    """
+
+    def __init__(self, model: onnx.ModelProto | Path, threads: int = 0) -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            raise MissingExtra("onnxruntime", "cpu", "running a graph on the CPU") from None
 
         options = ort.SessionOptions()
         options.log_severity_level = 4  # failures are caught and reported by us
         # Q/DQ nodes compute what they say: fused into integer kernels they round otherwise, and fp8 has none.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-        weights = sum(t.ByteSize() for t in model.graph.initializer)
-        options.intra_op_num_threads = threads or (1 if weights < 1 << 20 else 0)
+        options.enable_mem_pattern = False  # nearly every call has another shape
+        small = isinstance(model, onnx.ModelProto) and _weights(model) < 1 << 20
+        options.intra_op_num_threads = threads or (1 if small else 0)
         try:
-            self._session = self._load(ort, options, model, weights)
+            self._session = self._load(ort, options, model)
         except Exception as e:  # ONNX Runtime's exceptions share no base below Exception
             raise RunError(str(e)) from None
         self.input = self._session.get_inputs()[0].name
 
     @staticmethod
-    def _load(ort: Any, options: Any, model: onnx.ModelProto, weights: int) -> Any:
+    def _load(ort: Any, options: Any, model: onnx.ModelProto | Path) -> Any:
         make = ort.InferenceSession
         providers = ["CPUExecutionProvider"]
-        if weights < _IN_MEMORY:
+        if isinstance(model, Path):
+            return make(str(model), options, providers=providers)
+        if _weights(model) < _IN_MEMORY:
             return make(model.SerializeToString(), options, providers=providers)
         with tempfile.TemporaryDirectory(prefix="infercam-") as folder:
             file = Path(folder) / "model.onnx"
             save(model, file)
             return make(str(file), options, providers=providers)
 
-    def run(self, x: np.ndarray) -> list[np.ndarray]:
-        """All outputs for one input array; raises RunError."""
+    def run(self, x: np.ndarray, outputs: list[str] | None = None) -> list[np.ndarray]:
+        """The outputs of those names (all by default) for one input array; raises RunError."""
         try:
-            return [np.asarray(y) for y in self._session.run(None, {self.input: x})]
+            return [np.asarray(y) for y in self._session.run(outputs, {self.input: x})]
         except Exception as e:
             raise RunError(str(e)) from None
+
+
+def _weights(model: onnx.ModelProto) -> int:
+    """Bytes of the weights."""
+    return sum(t.ByteSize() for t in model.graph.initializer)
 
 
 def _without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -86,7 +102,7 @@ def save(model: onnx.ModelProto, file: Path, *, limit: int = _IN_MEMORY, inline:
     traced from, folders of that machine included) does not go with it.
     """
     model = _without_notes(model)
-    if sum(t.ByteSize() for t in model.graph.initializer) < limit:
+    if _weights(model) < limit:
         file.write_bytes(model.SerializeToString())
         return [file]
     data = file.with_name(f"{file.name}.data")

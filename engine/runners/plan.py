@@ -3,7 +3,7 @@
     BUNDLE/plans/KEY/          or CACHE/KEY/: `--cache`, or the folder that INFERCAM_PLANS names
       plan.engine              what TensorRT wrote
       plan.json                PlanRecord: validated and hash-checked before the plan is touched
-      report.json              how it compares with ONNX Runtime (export/fidelity.py)
+      report.json              how it compares with ONNX Runtime (export/compare.py)
     BUNDLE/plans/rejected/KEY/ a plan that missed the tolerance: never loaded
 
 A plan is code for one TensorRT version and one GPU, made from one graph: where any of these differs, or the file

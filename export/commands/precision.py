@@ -63,7 +63,7 @@ def precision(
 
     require_onnx()
     from infercam.engine.bundle import Bundle
-    from infercam.export.fidelity import TOLERANCES
+    from infercam.export.compare import TOLERANCES
     from infercam.export.precision.pictures import read_pictures
     from infercam.export.precision.precision import PRECISIONS, PrecisionSettings, add_precision
 

@@ -48,7 +48,7 @@ from infercam.engine.runners.plan import (
 )
 from infercam.engine.runners.tensorrt import TensorRTRunner, environment
 from infercam.engine.runners.tensorrt_api import require_lean, require_tensorrt
-from infercam.export.fidelity import (
+from infercam.export.compare import (
     SCALES,
     TOLERANCES,
     FidelityReport,
@@ -81,7 +81,7 @@ class BuildRequest:
     samples: Callable[[], Iterable[Sample]]
     options: PlanOptions = field(default_factory=PlanOptions)
     tolerance: Tolerance | None = None
-    """None: fidelity.TOLERANCES of the precision."""
+    """None: compare.TOLERANCES of the precision."""
     scales: Sequence[float] = SCALES
     """Of the views compared."""
     cache: Path | None = None

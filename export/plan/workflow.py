@@ -24,7 +24,7 @@ from infercam.engine.method.backend import Limits
 from infercam.engine.method.recipe import Mode, Recipe, checked_mode, recipe
 from infercam.engine.runners.plan import PlanOptions, Precision
 from infercam.engine.runners.tensorrt_api import require_tensorrt
-from infercam.export.fidelity import TOLERANCES, Tolerance, onnx_network, read_samples
+from infercam.export.compare import TOLERANCES, Tolerance, onnx_network, read_samples
 from infercam.export.plan.build import BuildRequest, BuildWatch, Built, build_plan
 from infercam.export.plan.profiles import (
     DEVICE_LIMITS,

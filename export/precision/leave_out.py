@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from infercam.export.agreement import Agreement
+from infercam.export.compare import Agreement
 
 
 def fewest_left_out(

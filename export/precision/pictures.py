@@ -14,10 +14,10 @@ from infercam.engine.common.errors import ExportError, InputError
 from infercam.engine.data.images import read_image
 from infercam.engine.data.sources import folder_source
 from infercam.engine.method.geometry import view_size
-from infercam.engine.method.reference import resize_pixels
-from infercam.export.agreement import Agreement, Comparison, present_classes
+from infercam.engine.method.reference import normalise, resize_pixels
+from infercam.export.compare import Agreement, Comparison, predicted
 from infercam.export.runtime import GraphSession, RunError
-from infercam.export.writing.verify import normalise, texture
+from infercam.export.writing.verify import texture
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
 """Of the views, in turn over the pictures."""
@@ -34,7 +34,7 @@ class SamplePicture:
 
     def array(self, manifest: Manifest) -> np.ndarray:
         """The network's input, float32 1×3×h×w."""
-        return normalise(self.pixels, manifest.input)
+        return normalise(self.pixels, manifest.input)[None]
 
 
 def pictures(images: Sequence[np.ndarray], manifest: Manifest) -> list[SamplePicture]:
@@ -72,16 +72,17 @@ class Reference:
         self._responses = []
         for picture in self.pictures:
             scores, response = _run(session, picture.array(manifest))
-            self._responses.append((response[0], present_classes(scores[0], manifest.multi_label)))
+            self._responses.append((response[0], predicted(scores[0], manifest.multi_label)))
 
     def agreement(self, session: GraphSession, limit: int | None = None) -> Agreement:
         """Of `session` (a graph with the same inputs and outputs) on the first `limit` pictures."""
         comparison = Comparison()
-        for picture, (response, classes) in list(zip(self.pictures, self._responses, strict=True))[:limit]:
+        known = list(zip(self.pictures, self._responses, strict=True))[:limit]
+        for i, (picture, (response, classes)) in enumerate(known):
             _, other = _run(session, picture.array(self.manifest))
             if other[0].shape != response.shape:
                 raise ExportError(f"the converted graph's response is {other[0].shape}, not {response.shape}")
-            comparison.add(response, other[0], classes, picture.size)
+            comparison.add(f"picture {i + 1}", [(response, other[0])], classes, picture.size)
         return comparison.result()
 
 

@@ -19,8 +19,7 @@ from onnx import ModelProto
 from infercam.engine.bundle import Bundle, PrecisionReport
 from infercam.engine.common.errors import ExportError
 from infercam.engine.method.reference import Network
-from infercam.export.agreement import Agreement
-from infercam.export.fidelity import TOLERANCES, Fidelity, Sample, Tolerance, compare
+from infercam.export.compare import TOLERANCES, Agreement, Fidelity, Sample, Tolerance, compare
 from infercam.export.precision.calibrate import float_tensors, magnitudes
 from infercam.export.precision.half import HALVES, HalfType, emulated, linear_layers, to_half
 from infercam.export.precision.leave_out import fewest_left_out

@@ -13,7 +13,7 @@ import numpy as np
 from onnx import ModelProto
 
 from infercam.engine.common.errors import ExportError
-from infercam.export.agreement import Agreement
+from infercam.export.compare import Agreement
 from infercam.export.precision.calibrate import CLIPS, Magnitudes
 from infercam.export.precision.leave_out import fewest_left_out
 from infercam.export.precision.pictures import Reference

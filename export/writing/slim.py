@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 from onnx import ModelProto
 
+from infercam.export.compare import relative_error
 from infercam.export.graph.index import Graph
 from infercam.export.graph.surgery import RESPONSE, SCORES, ResponseGraph
 from infercam.export.runtime import GraphSession, RunError
-from infercam.export.writing.verify import relative_error
 
 MAX_BYTES = 1 << 30  # onnxslim serialises the model several times
 _TOLERANCE = 1e-5

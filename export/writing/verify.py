@@ -17,9 +17,8 @@ import numpy as np
 
 from infercam.engine.bundle import InputSpec, Verification
 from infercam.engine.common.errors import ExportError
-from infercam.export.fidelity import (
-    relative_error as relative_error,  # also for those who import it from here
-)
+from infercam.engine.method.reference import normalise
+from infercam.export.compare import relative_error
 from infercam.export.graph.surgery import ResponseGraph
 from infercam.export.runtime import GraphSession, RunError
 
@@ -89,10 +88,10 @@ def trials(graph: ResponseGraph, spec: InputSpec, images: Sequence[np.ndarray] =
         array = rng.standard_normal((n, 3, h, w), dtype=np.float32)
         yield Trial(f"random {n}x3x{h}x{w}", array)
     for n, (h, w) in zip(reversed(batches), _sizes(graph), strict=True):
-        array = np.concatenate([normalise(texture(h, w, seed), spec) for seed in range(n)])
+        array = np.stack([normalise(texture(h, w, seed), spec) for seed in range(n)])
         yield Trial(f"textures {n}x3x{h}x{w}", array)
     for i, image in enumerate(images[:MAX_IMAGES]):
-        array = normalise(_fit(image, graph), spec)
+        array = normalise(_fit(image, graph), spec)[None]
         yield Trial(f"image {i + 1}: {'x'.join(map(str, array.shape))}", array)
 
 
@@ -117,13 +116,6 @@ def texture(height: int, width: int, seed: int) -> np.ndarray:
         picture[(y - cy) ** 2 + (x - cx) ** 2 < r * r] = rng.uniform(0, 255, 3)
     picture += rng.normal(0, 8, picture.shape)
     return np.clip(picture, 0, 255).astype(np.uint8)
-
-
-def normalise(image: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """`(pixel * scale - mean) / std` of an (H, W, 3) uint8 RGB picture, as float32 (1, 3, H, W)."""
-    pixels = image[..., ::-1] if spec.colour == "BGR" else image
-    scaled = (pixels.astype(np.float64) * spec.scale - np.array(spec.mean)) / np.array(spec.std)
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None].astype(np.float32))
 
 
 def _fit(image: np.ndarray, graph: ResponseGraph) -> np.ndarray:
@@ -192,7 +184,7 @@ def _check_distinct(session: GraphSession, graph: ResponseGraph, spec: InputSpec
     """A dead network (all weights zero, an input that is ignored) would pass every other check."""
     h, w = graph.smallest if graph.height is None else (graph.height, graph.width or graph.height)
     maps = [
-        _run(session, Trial(f"texture {seed}", normalise(texture(h, w, seed), spec)), graph.classes)[1]
+        _run(session, Trial(f"texture {seed}", normalise(texture(h, w, seed), spec)[None]), graph.classes)[1]
         for seed in (0, 1)
     ]
     difference = relative_error(maps[0], maps[1])

@@ -27,7 +27,7 @@ from infercam.engine.method import reference
 from infercam.engine.runners.host import HostNetwork
 from infercam.engine.runners.plan import Plan, PlanError, PlanOptions, Profile, find_plan, list_plans
 from infercam.engine.runners.tensorrt import environment, load_runner
-from infercam.export.fidelity import TOLERANCES, FidelityReport, Sample
+from infercam.export.compare import TOLERANCES, FidelityReport, Sample
 from infercam.export.plan.build import BuildRequest, BuildWatch, build_plan, structure_hash
 from infercam.export.plan.builder import BuildCancelled, timing_cache_file
 from tests.engine import tiny

@@ -11,7 +11,7 @@ from infercam.engine.api import Engine
 from infercam.engine.backends.device import DeviceBackend
 from infercam.engine.runners.plan import PlanOptions, Profile
 from infercam.engine.runners.tensorrt import load_runner
-from infercam.export.fidelity import Sample
+from infercam.export.compare import Sample
 from infercam.export.plan.build import BuildRequest, build_plan
 from infercam.export.plan.profiles import ImageSize, choose_profiles, measure_shapes
 from tests.cuda_emulator.driver import EmulatedDriver

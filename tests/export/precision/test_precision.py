@@ -18,7 +18,7 @@ from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import ExportError
 from infercam.engine.method.recipe import recipe
 from infercam.export.commands import register
-from infercam.export.fidelity import TOLERANCES
+from infercam.export.compare import TOLERANCES
 from infercam.export.graph.index import Graph
 from infercam.export.precision.precision import PrecisionSettings, add_precision
 from infercam.export.writing import bundle_update

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from infercam.engine.common.errors import ExportError
-from infercam.export.agreement import Agreement, Comparison, iou, maps_of, present_classes
+from infercam.export.compare import Agreement
 from infercam.export.graph.index import attributes
 from infercam.export.precision.calibrate import CLIPS, Magnitudes, float_tensors, magnitudes
 from infercam.export.precision.half import FP16, emulated, to_half
@@ -160,29 +160,11 @@ def test_magnitudes_of_a_graphs_tensors() -> None:
     assert len(steps) == 2 and found["c0"].counts.sum() + found["c0"].zeros == c0[:, :, ::3, ::3].size
 
 
-# -- agreement and choice --------------------------------------------------------------------------------------
-def test_agreement() -> None:
-    rng = np.random.default_rng(0)
-    response = rng.standard_normal((5, 6, 7)).astype(np.float32)
-    same, off = Comparison(), Comparison()
-    same.add(response, response, [0, 2], (24, 28))
-    found = same.result()
-    assert (found.error, found.iou, found.worst_iou, found.overlap) == (0, 1, 1, 1)
-    off.add(response, response * np.float32(1.1), [0], (24, 28))
-    assert off.result().error == pytest.approx(1 / 11, rel=1e-5), "relative to the larger"
-    assert off.result().overlap > 0.999, "maps are normalised"
-    off.add(response, np.full_like(response, np.inf), [1], (24, 28))
-    assert off.result().worst_iou == 0 and off.result().error == np.inf
-    maps = maps_of(response, [1], (24, 28))
-    assert maps.shape == (1, 24, 28) and 0.99 < maps.max() <= 1 and maps.min() >= 0
-    assert iou(np.zeros(3, bool), np.zeros(3, bool)) == 1
-    assert present_classes(np.array([-3.0, -1.0, -2.0])) == [1]
-    assert present_classes(np.array([3.0, -1.0, 2.0])) == [0, 2]
-    assert present_classes(np.array([3.0, -1.0, 4.0]), multi_label=False) == [2]
-
-
+# -- choice ----------------------------------------------------------------------------------------------------
 def agreed(value: float) -> Agreement:
-    return Agreement(images=1, error=0, iou=value, worst_iou=value, overlap=value)
+    return Agreement(
+        views=1, maps=1, error=0, worst_error=0, iou=value, worst_iou=value, worst_image="p", overlap=value
+    )
 
 
 @settings(max_examples=30)

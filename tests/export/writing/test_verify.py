@@ -13,13 +13,14 @@ from onnx import numpy_helper
 
 from infercam.engine.bundle import Bundle, InputSpec
 from infercam.engine.common.errors import ExportError
+from infercam.export.compare import relative_error
 from infercam.export.graph.surgery import response_graph
 from infercam.export.runtime import save
 from infercam.export.writing import bundle_writer
 from infercam.export.writing.bundle_writer import write_bundle
 from infercam.export.writing.onnx_source import onnx_scores
 from infercam.export.writing.slim import simplify
-from infercam.export.writing.verify import SourceLimit, normalise, relative_error, texture, trials, verify
+from infercam.export.writing.verify import SourceLimit, texture, trials, verify
 
 SPEC = InputSpec()
 
@@ -164,16 +165,6 @@ def test_relative_error():
     assert relative_error(np.array([100.0]), np.array([101.0])) == pytest.approx(1 / 101)
     assert relative_error(np.zeros(3), np.zeros(3)) == 0
     assert relative_error(np.array([1e-9]), np.array([0.0])) == 1
-
-
-def test_normalise_follows_the_manifest():
-    image = np.zeros((2, 3, 3), np.uint8)
-    image[..., 0], image[..., 1], image[..., 2] = 255, 51, 0
-    rgb = normalise(image, InputSpec(scale=1 / 255, mean=(0.5, 0.2, 0.0), std=(0.5, 1, 2)))
-    np.testing.assert_allclose(rgb[0, :, 0, 0], [1, 0, 0], atol=1e-7)
-    bgr = normalise(image, InputSpec(colour="BGR", scale=1, mean=(0, 50, 250), std=(1, 1, 5)))
-    np.testing.assert_allclose(bgr[0, :, 0, 0], [0, 1, 1], atol=1e-6)
-    assert rgb.dtype == np.float32 and rgb.shape == (1, 3, 2, 3)
 
 
 def test_images_of_a_wrong_kind_are_refused(graph, scores):

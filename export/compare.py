@@ -1,9 +1,11 @@
 """How far a faster form of the network is from the fp32 graph, on real images and in the maps' own terms.
 
-Any two networks can be compared: a TensorRT plan with ONNX Runtime, an int8 graph with the fp32 one. Both get the
-same inputs, those that the method makes: every scale of the picture, then the same with erased what the first
-map shows (method/README.md §1, §3 step 1). Reported: the relative error of the responses, IoU of maps,
-and, where ground truth is given, the change of the best mIoU (§4).
+Any two networks can be compared: a TensorRT plan with ONNX Runtime, an int8 graph with the fp32 one. `Comparison`
+measures, everywhere: the relative error of the responses, IoU and overlap of the maps made of them. Two ways lead
+there. `compare` gives both networks the inputs that the method makes, every scale of the picture, then the same
+with erased what the first map shows (method/README.md §1, §3 step 1), and tells, where ground truth is given, the
+change of the best mIoU (§4). Searches that try hundreds of graphs compare one view a picture
+(precision/pictures.py).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from infercam.engine.bundle import Manifest
-from infercam.engine.common.errors import BackendError, InputError, MissingExtra
+from infercam.engine.common.errors import BackendError, InputError
 from infercam.engine.data.images import read_image
 from infercam.engine.data.sources import Item
 from infercam.engine.evaluation.evaluate import read_mask
@@ -26,11 +28,13 @@ from infercam.engine.evaluation.scores import summarise
 from infercam.engine.method import host_ops, reference
 from infercam.engine.method.geometry import view_size
 from infercam.engine.method.reference import Network
+from infercam.export.runtime import GraphSession, RunError
 
 Float = NDArray[np.float32]
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
 MAP_THRESHOLD = 0.3
+"""Of the normalised map: what counts as the object when the overlap is taken."""
 _ERASED = 0.7  # normalised response that the method erases
 _NOT_FINITE = 1e9  # error of a response with infinities or NaN in it: JSON has no infinity
 
@@ -158,21 +162,95 @@ def relative_error(a: NDArray, b: NDArray) -> float:
 def onnx_network(graph: Path, manifest: Manifest) -> Network:
     """A graph of the bundle in ONNX Runtime on all cores; raises MissingExtra or BackendError."""
     try:
-        import onnxruntime as ort
-    except ImportError:
-        raise MissingExtra("onnxruntime", "cpu", "comparing with the fp32 graph") from None
-    options = ort.SessionOptions()
-    options.enable_mem_pattern = False  # every call has another shape
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    except Exception as e:  # ONNX Runtime's exceptions share no base below Exception
-        raise BackendError(f"{graph}: ONNX Runtime cannot load it: {str(e).splitlines()[0]}") from None
+        session = GraphSession(graph)
+    except RunError as e:
+        raise BackendError(f"{graph}: ONNX Runtime cannot load it: {e}") from None
+    return lambda x: np.asarray(session.run(x, [manifest.response])[0], np.float32)
 
-    def run(x: Float) -> Float:
-        return np.asarray(session.run([manifest.response], {manifest.input.name: x})[0], np.float32)
 
-    return run
+def predicted(scores: NDArray, multi_label: bool = True) -> list[int]:
+    """The classes whose maps are compared where nobody names them: those that the scores predict, the best one where
+    they predict none (method/README.md §1).
+
+    scores: logits (C,). Positive logits are probabilities above a half; a single-label classifier has one class.
+    """
+    positive = np.flatnonzero(scores > 0).tolist() if multi_label else []
+    return positive or [int(scores.argmax())]
+
+
+def maps_of(responses: Sequence[Float], shape: tuple[int, int]) -> Float:
+    """Normalised maps K×H×W in 0..1 at `shape` (H, W), of one picture's responses K×h×w before ReLU, one a view."""
+    count = len(responses[0])
+    total = host_ops.sum_views([(r, None) for r in responses], count, *shape)
+    return reference.normalised(total) if count else total
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of some pictures' maps with the reference's (1 is perfect, but for the errors, where 0 is)."""
+
+    views: int
+    maps: int
+    """Pairs of maps of which at least one is not empty at MAP_THRESHOLD; without any, the maps agree."""
+    error: float
+    """Largest difference of the responses relative to the largest response, mean over views."""
+    worst_error: float
+    iou: float
+    """Intersection over union of the maps above MAP_THRESHOLD, mean over maps."""
+    worst_iou: float
+    worst_image: str | None
+    """The picture of worst_iou; None without maps."""
+    overlap: float
+    """Sum of the smaller over sum of the larger map value, mean over maps: the smooth form of `iou`."""
+
+
+class Comparison:
+    """Gathers the agreement over pictures, one `add` each."""
+
+    def __init__(self) -> None:
+        self._errors: list[float] = []
+        self._maps: list[tuple[float, str, float]] = []  # IoU, picture, overlap
+
+    def add(
+        self,
+        id: str,
+        views: Sequence[tuple[Float, Float]],
+        classes: Sequence[int],
+        shape: tuple[int, int],
+    ) -> tuple[Float, Float]:
+        """Both networks' responses C×h×w to each view of one picture of `shape` (H, W); `classes`: whose maps count.
+
+        Returns both maps K×H×W. A candidate that is not finite (an overflow) agrees on nothing.
+        """
+        finite = all(np.isfinite(b).all() for _, b in views)
+        self._errors += [relative_error(a, b) if np.isfinite(b).all() else _NOT_FINITE for a, b in views]
+        kept = list(classes)
+        ours = maps_of([a[kept] for a, _ in views], shape)
+        theirs = maps_of([b[kept] if finite else np.zeros_like(b[kept]) for _, b in views], shape)
+        for a, b in zip(ours, theirs, strict=True):
+            x, y = a > MAP_THRESHOLD, b > MAP_THRESHOLD
+            union = np.count_nonzero(x | y)
+            if union:
+                overlap = float(np.minimum(a, b).sum()) / float(np.maximum(a, b).sum())
+                self._maps.append((float(np.count_nonzero(x & y) / union), id, overlap))
+        return ours, theirs
+
+    def result(self) -> Agreement:
+        """Raises InputError where nothing was compared."""
+        if not self._errors:
+            raise InputError("no images to compare on")
+        worst = min(self._maps, default=(1.0, None, 1.0))
+        ious, overlaps = [m[0] for m in self._maps], [m[2] for m in self._maps]
+        return Agreement(
+            views=len(self._errors),
+            maps=len(self._maps),
+            error=float(np.mean(self._errors)),
+            worst_error=max(self._errors),
+            iou=float(np.mean(ious)) if ious else 1.0,
+            worst_iou=worst[0],
+            worst_image=worst[1],
+            overlap=float(np.mean(overlaps)) if overlaps else 1.0,
+        )
 
 
 class _Seen:
@@ -180,8 +258,7 @@ class _Seen:
 
     def __init__(self, classes: int) -> None:
         self.images = 0
-        self.errors: list[float] = []
-        self.ious: list[tuple[float, str]] = []
+        self.agreement = Comparison()
         self.classes = classes
         self.histograms: tuple[JointHistogram, ...] = ()  # where there is ground truth: it allows 254 classes
         self.masks = 0
@@ -194,19 +271,17 @@ class _Seen:
         self.masks += 1
 
     def summary(self) -> Fidelity:
-        if not self.images:
-            raise InputError("no images to compare on")
-        worst = min(self.ious, default=(None, None))
+        found = self.agreement.result()
         mious = [summarise(h).all.miou for h in self.histograms] if self.masks else [None, None]
         return Fidelity(
             images=self.images,
-            views=len(self.errors),
-            maps=len(self.ious),
-            response_error=float(np.mean(self.errors)),
-            worst_response_error=max(self.errors),
-            iou=float(np.mean([iou for iou, _ in self.ious])) if self.ious else None,
-            worst_iou=worst[0],
-            worst_image=worst[1],
+            views=found.views,
+            maps=found.maps,
+            response_error=found.error,
+            worst_response_error=found.worst_error,
+            iou=found.iou if found.maps else None,
+            worst_iou=found.worst_iou if found.maps else None,
+            worst_image=found.worst_image,
             masks=self.masks,
             reference_miou=mious[0],
             candidate_miou=mious[1],
@@ -223,10 +298,10 @@ def _compare_one(
 ) -> None:
     """One picture: its plain views, then the views with erased what the reference's map shows."""
     spec = manifest.input
+    height, width = sample.pixels.shape[:2]
     if spec.fixed_size is not None:
         sizes = [spec.fixed_size]
     else:
-        height, width = sample.pixels.shape[:2]
         sizes = [view_size(height, width, scale) for scale in scales]
     inputs = [reference.normalise(reference.resize_pixels(sample.pixels, *size), spec) for size in sizes]
     classes: list[int] | None = None if sample.classes is None else list(sample.classes)
@@ -235,39 +310,21 @@ def _compare_one(
         pairs: list[tuple[Float, Float]] = []
         for x, size in zip(inputs, sizes, strict=True):
             view = x if left is None else reference.erase(x, reference.resize_nearest(left, *size))
-            a, b = reference_network(view[None])[0], candidate(view[None])[0]
-            seen.errors.append(relative_error(a, b) if np.isfinite(b).all() else _NOT_FINITE)
-            classes = classes if classes is not None else _classes(sample, a, manifest)
-            pairs.append((a[classes], np.nan_to_num(b[classes])))
-        maps = [_maps([pair[which] for pair in pairs], sample.pixels.shape[:2]) for which in (0, 1)]
-        seen.ious += [(iou, sample.id) for iou in _ious(maps[0], maps[1])]
+            pairs.append((reference_network(view[None])[0], candidate(view[None])[0]))
+        if classes is None:
+            classes = _classes(sample, pairs[0][0], manifest)
+        maps = seen.agreement.add(sample.id, pairs, classes, (height, width))
         if left is None and sample.mask is not None:
-            seen.count(maps, classes or [], sample.mask, sample.id)
+            seen.count(maps, classes, sample.mask, sample.id)
         left = maps[0].max(axis=0, initial=0) < np.float32(_ERASED)
     seen.images += 1
 
 
 def _classes(sample: Sample, response: Float, manifest: Manifest) -> list[int]:
-    """The classes in the mask; without one those that the response predicts, one at least (method/README.md §1)."""
+    """The classes in the mask; without one those that the response predicts, one at least."""
     if sample.mask is not None:
         return [int(v) - 1 for v in np.unique(sample.mask) if 0 < v <= len(manifest.classes)]
-    scores = response.mean(axis=(1, 2), dtype=np.float64) + manifest.bias
-    positive = np.flatnonzero(scores > 0).tolist() if manifest.multi_label else []
-    return positive or [int(scores.argmax())]
-
-
-def _maps(responses: Sequence[Float], shape: tuple[int, ...]) -> Float:
-    """Normalised maps K×H×W of one picture from its responses at all scales."""
-    count = len(responses[0])
-    total = host_ops.sum_views([(r, None) for r in responses], count, shape[0], shape[1])
-    return reference.normalised(total) if count else total
-
-
-def _ious(a: Float, b: Float) -> Iterator[float]:
-    for one, other in zip(a > MAP_THRESHOLD, b > MAP_THRESHOLD, strict=True):
-        union = np.count_nonzero(one | other)
-        if union:
-            yield np.count_nonzero(one & other) / union
+    return predicted(response.mean(axis=(1, 2), dtype=np.float64) + manifest.bias, manifest.multi_label)
 
 
 class FidelityReport(_Strict):

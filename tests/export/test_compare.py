@@ -11,14 +11,17 @@ from infercam.engine.common.errors import BackendError, InputError
 from infercam.engine.data.sources import folder_source
 from infercam.engine.method import reference
 from infercam.engine.method.recipe import Recipe, Views
-from infercam.export.fidelity import (
+from infercam.export.compare import (
     SCALES,
     TOLERANCES,
+    Comparison,
     Fidelity,
     Sample,
     Tolerance,
     compare,
+    maps_of,
     onnx_network,
+    predicted,
     read_samples,
     relative_error,
 )
@@ -181,6 +184,41 @@ def test_samples_are_read_one_at_a_time(tmp_path):
     assert [next(samples).id, next(samples).id] == ["p000", "p001"]
     with pytest.raises(InputError, match="p002"):
         next(samples)
+
+
+def test_agreement_of_single_views() -> None:
+    rng = np.random.default_rng(0)
+    response = rng.standard_normal((5, 6, 7)).astype(np.float32)
+    same, off = Comparison(), Comparison()
+    same.add("p", [(response, response)], [0, 2], (24, 28))
+    found = same.result()
+    assert (found.error, found.iou, found.worst_iou, found.overlap, found.maps) == (0, 1, 1, 1, 2)
+    off.add("p", [(response, response * np.float32(1.1))], [0], (24, 28))
+    assert off.result().error == pytest.approx(1 / 11, rel=1e-5), "relative to the larger"
+    assert off.result().overlap > 0.999, "maps are normalised"
+    off.add("q", [(response, np.full_like(response, np.inf))], [1], (24, 28))
+    found = off.result()
+    assert (found.worst_iou, found.worst_image, found.views) == (0, "q", 2) and found.error > 1e6
+    maps = maps_of([response[[1]]], (24, 28))
+    assert maps.shape == (1, 24, 28) and 0.99 < maps.max() <= 1 and maps.min() >= 0
+
+
+def test_maps_that_are_empty_in_both_say_nothing_of_the_agreement() -> None:
+    response = np.ones((2, 3, 3), np.float32)
+    response[0] = -1
+    found = Comparison()
+    found.add("p", [(response, response)], [0], (9, 9))
+    assert (found.result().maps, found.result().iou, found.result().worst_image) == (0, 1, None)
+    shown = response.copy()
+    shown[0, 1, 1] = 1  # one of the two shows something: nothing of it is shared
+    found.add("q", [(response, shown)], [0, 1], (9, 9))
+    assert (found.result().maps, found.result().iou) == (2, 0.5)
+
+
+def test_predicted_classes() -> None:
+    assert predicted(np.array([-3.0, -1.0, -2.0])) == [1]
+    assert predicted(np.array([3.0, -1.0, 2.0])) == [0, 2]
+    assert predicted(np.array([3.0, -1.0, 4.0]), multi_label=False) == [2]
 
 
 def test_relative_error():
