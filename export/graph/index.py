@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -166,51 +165,6 @@ def _skeleton(model: ModelProto) -> ModelProto:
         o.CopyFrom(next(v for v in model.graph.output if v.name == o.name))
         o.type.tensor_type.ClearField("shape")
     return copy
-
-
-def prune(model: ModelProto) -> None:
-    """Remove, in place, nodes and weights that no output needs, and inputs that are weights."""
-    g = model.graph
-    needed = {o.name for o in g.output}
-    kept: list[NodeProto] = []
-    for node in reversed(g.node):
-        if any(o in needed for o in node.output):
-            kept.append(node)
-            needed |= used_by(node)
-    weights = [t for t in g.initializer if t.name in needed]
-    names = {t.name for t in g.initializer}
-    inputs = [i for i in g.input if i.name in needed and i.name not in names]
-    _replace(g.node, reversed(kept))
-    _replace(g.initializer, weights)
-    _replace(g.input, inputs)
-    del g.value_info[:], g.quantization_annotation[:], g.sparse_initializer[:]
-    g.doc_string = ""
-
-
-def sort_nodes(model: ModelProto) -> None:
-    """Put the nodes in topological order, in place (nodes added last may feed earlier ones)."""
-    g = model.graph
-    made = {o for n in g.node for o in n.output}
-    waiting, order = list(g.node), []
-    while waiting:
-        ready = [n for n in waiting if not any(i in made for i in used_by(n))]
-        if not ready:
-            raise ValueError("the graph has a cycle")
-        order.extend(ready)
-        for n in ready:
-            made.difference_update(n.output)
-        done = {id(n) for n in ready}
-        waiting = [n for n in waiting if id(n) not in done]
-    _replace(g.node, order)
-
-
-def _replace(field: Sequence[object], values: Iterable[object]) -> None:
-    kept = []
-    for v in values:
-        kept.append(type(v)())
-        kept[-1].CopyFrom(v)  # type: ignore[attr-defined]
-    del field[:]  # type: ignore[attr-defined]
-    field.extend(kept)  # type: ignore[attr-defined]
 
 
 def fresh_name(model: ModelProto, base: str) -> str:

@@ -23,7 +23,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.dynamic import find_sizes
 from infercam.export.graph.head import Head, Layout, channel_axis, find_head, float_type
-from infercam.export.graph.index import Graph, attributes, fresh_name, label, opset, prune, rename, sort_nodes
+from infercam.export.graph.index import Graph, attributes, fresh_name, label, opset, rename
+from infercam.export.graph.passes import tidy
 from infercam.export.graph.tokens import token_grid
 
 MIN_OPSET = 7
@@ -100,7 +101,7 @@ def response_graph(
     keep = _checked_rows(keep_classes, head)
     notes = list(head.notes)
     bias = _rewrite(graph, head, keep, notes)
-    prune(work)
+    tidy(work)
     if channels_last:
         notes.append(f"input '{picture}' is channels-last; a transpose was put before it")
         _transpose_input(work, picture)
@@ -218,7 +219,7 @@ def _checked_rows(keep: Sequence[int] | None, head: Head) -> list[int] | None:
 
 
 def _rewrite(graph: Graph, head: Head, keep: list[int] | None, notes: list[str]) -> np.ndarray:
-    """Replace the head in `graph.model`, which must be pruned afterwards; returns the bias, float32 (C,)."""
+    """Replace the head in `graph.model`, which must be tidied afterwards; returns the bias, float32 (C,)."""
     model = graph.model
     for name in (RESPONSE, SCORES):  # free the names (an old output is often called 'scores')
         other = fresh_name(model, name)
@@ -249,7 +250,6 @@ def _rewrite(graph: Graph, head: Head, keep: list[int] | None, notes: list[str])
     model.graph.output.append(
         helper.make_tensor_value_info(RESPONSE, TensorProto.FLOAT, ["N", classes, "h", "w"])
     )
-    sort_nodes(model)
     return bias32
 
 

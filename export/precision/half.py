@@ -16,7 +16,8 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from infercam.engine.common.errors import ExportError
-from infercam.export.graph.index import Graph, attributes, fresh_name, label, opset, sort_nodes, used_by
+from infercam.export.graph.index import Graph, attributes, fresh_name, label, opset, used_by
+from infercam.export.graph.passes import lift_constants, tidy
 from infercam.export.graph.surgery import RESPONSE
 
 
@@ -115,7 +116,7 @@ def to_half(
     """
     quantised = any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node)
     model = upgraded(model, max(half.opset, QUANTISE_OPSET if quantised else 0))
-    fold_constants(model)
+    lift_constants(model)
     graph = Graph(model)
     _refuse_subgraphs(graph)
     kept = _kept(graph, half, ranges or {}, keep or {})
@@ -144,16 +145,6 @@ def upgraded(model: ModelProto, version: int) -> ModelProto:
         raise ExportError(
             f"the graph (opset {opset(model)}) cannot be raised to opset {version}: {first}"
         ) from None
-
-
-def fold_constants(model: ModelProto) -> None:
-    """Turn Constant nodes into initialisers, in place: converting a type is then one thing."""
-    graph = Graph(model)
-    for node in [n for n in model.graph.node if n.op_type == "Constant"]:
-        value = graph.constant(node.output[0])
-        if value is not None:
-            model.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
-            model.graph.node.remove(node)
 
 
 def response_layer(graph: Graph) -> set[int]:
@@ -285,11 +276,7 @@ class _Converter:
                     self.types[o] = kind
         for node in nodes:
             self._convert_inputs(node)
-        used = {i for n in model.graph.node for i in n.input}
-        for tensor in [t for t in model.graph.initializer if t.name not in used]:
-            model.graph.initializer.remove(tensor)
-        del model.graph.value_info[:]
-        sort_nodes(model)
+        tidy(model)
 
     def _was_float(self, tensor: str, node: NodeProto) -> bool:
         kind = self.graph.elem_type(tensor)
@@ -375,8 +362,7 @@ def emulated(model: ModelProto) -> ModelProto:
         for i, o in enumerate(node.output):
             if o in half_of:
                 node.output[i] = _rounded(copy, o, half_of[o])
-    del copy.graph.value_info[:]
-    sort_nodes(copy)
+    tidy(copy)
     return copy
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from infercam.engine.common.errors import ExportError
-from infercam.export.graph.index import Graph, attributes, fresh_name, label, prune, sort_nodes
-from infercam.export.precision.half import QUANTISE_OPSET, fold_constants, response_layer, upgraded
+from infercam.export.graph.index import Graph, attributes, fresh_name, label
+from infercam.export.graph.passes import lift_constants, tidy
+from infercam.export.precision.half import QUANTISE_OPSET, response_layer, upgraded
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def prepared(model: ModelProto, kind: QuantisedType) -> ModelProto:
     """A copy of a float32 response graph that can be quantised to `kind`; raises ExportError."""
     copy = upgraded(model, kind.opset)
     copy.ir_version = max(copy.ir_version, kind.ir_version)
-    fold_constants(copy)
+    lift_constants(copy)
     if any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in copy.graph.node):
         raise ExportError("the fp32 graph has quantised layers already; quantise the original classifier")
     return copy
@@ -120,8 +121,7 @@ def quantised(
         node = by_output[layer.output]
         node.input[0] = rewriter.activation(layer.activation, clips[layer.activation])
         node.input[1] = rewriter.weight(layer)
-    sort_nodes(copy)
-    prune(copy)
+    tidy(copy)
     return copy
 
 
