@@ -1,10 +1,12 @@
-"""SLIC superpixels (Achanta et al. 2012) on NumPy, without the step that enforces connectedness."""
+"""SLIC superpixels (Achanta et al. 2012), without the step that enforces connectedness, and what touches what."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from infercam.engine.common.errors import MissingExtra
 
 Float = NDArray[np.float32]
 Index = NDArray[np.int32]
@@ -18,41 +20,24 @@ def lab(image: NDArray[np.uint8]) -> Float:
 def slic(colour: Float, count: int, compactness: float = 20.0, rounds: int = 5) -> Index:
     """About `count` superpixels of a Lab picture H×W×3: index of each pixel, H×W, 0..n-1 without gaps.
 
-    Every pixel chooses among the 3×3 cells of the seeds' grid around its own, so the cost does not grow with
-    their number.
+    compactness: the Lab distance that weighs as much as a superpixel's side. Raises MissingExtra without
+    scikit-image.
     """
-    height, width = colour.shape[:2]
-    step = max(1.0, np.sqrt(height * width / count))
-    rows, columns = max(1, round(height / step)), max(1, round(width / step))
-    if rows == 1 or columns == 1:  # a strip narrower than a step: its length alone has them all
-        rows, columns = min(rows, count), min(columns, count)
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    points = np.dstack([colour, y * (compactness / step), x * (compactness / step)]).astype(np.float32)
-    row = np.minimum((np.arange(height) * rows) // height, rows - 1)
-    column = np.minimum((np.arange(width) * columns) // width, columns - 1)
-    own = (row[:, None] * columns + column[None, :]).astype(np.int32)
-    candidates = _around(row, column, rows, columns)
-    index = own
-    for _ in range(rounds):
-        centres = means(points, index, rows * columns)
-        best = np.full((height, width), np.inf, np.float32)
-        for candidate in candidates:
-            away = points - centres[candidate]
-            distance = np.einsum("hwc,hwc->hw", away, away)
-            closer = distance < best
-            best = np.where(closer, distance, best)
-            index = np.where(closer, candidate, index)
-    return np.unique(index, return_inverse=True)[1].reshape(height, width).astype(np.int32)
-
-
-def _around(row: NDArray, column: NDArray, rows: int, columns: int) -> list[Index]:
-    """The nine grid cells around each pixel's own, H×W each (clamped at the picture's edge)."""
-    out = []
-    for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            r, c = np.clip(row + dy, 0, rows - 1), np.clip(column + dx, 0, columns - 1)
-            out.append((r[:, None] * columns + c[None, :]).astype(np.int32))
-    return out
+    try:
+        from skimage.segmentation import slic as segment
+    except ImportError:
+        raise MissingExtra("scikit-image", "train", "superpixels") from None
+    span = float(colour.max() - colour.min()) or 1.0  # scikit-image brings the picture to 0..1
+    index = segment(
+        colour,
+        n_segments=count,
+        compactness=compactness / span,
+        max_num_iter=rounds,
+        convert2lab=False,
+        enforce_connectivity=False,
+        start_label=0,
+    )
+    return np.unique(index, return_inverse=True)[1].reshape(index.shape).astype(np.int32)
 
 
 def means(values: Float, index: Index, count: int) -> Float:
