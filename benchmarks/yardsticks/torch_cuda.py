@@ -69,7 +69,7 @@ class _Response(nn.Module):
 
 
 class TorchRunner:
-    """See runners/protocol.Runner.
+    """See device/runner.py: Runner.
 
     module: `features` with a linear layer `fc8` or `classifier`, or else `forward_cam` (and `forward` for scores).
     enqueue: runs a function in the order of an emulated stream (a CPU device only).

@@ -64,7 +64,7 @@ class TileState:
 
 
 class CpuBackend:
-    """See protocol.Backend. `threads`: worker threads (default: the cores this process may use).
+    """See method/backend.py: Backend. `threads`: worker threads (default: the cores this process may use).
 
     precision: which of the bundle's graphs to run: fp32; fp16, computed in fp32 here; or int8, slower than fp32 here:
     its scales are those that GPUs take, and ONNX Runtime does not fuse them into integer kernels on the CPU.

@@ -79,7 +79,7 @@ class _Awaited(NamedTuple):
 
 
 class DeviceBackend:
-    """See protocol.Backend. Takes over `driver` and `runner`: closes them when it is closed.
+    """See method/backend.py: Backend. Takes over `driver` and `runner`: closes them when it is closed.
 
     budget: bytes of device memory for images and batches, beside the network's own (default: a share of what is
     free now). batch_pixels: network pixels of a batch (default: what the budget allows, at most BATCH_PIXELS).
@@ -174,7 +174,7 @@ class DeviceBackend:
                 self._ready.append(Done(work, error=_translate(e)))
 
     def collect(self) -> list[Done]:
-        """See protocol.Backend. Where there is no room, it waits for the oldest batch alone: the next one is then
+        """See method/backend.py: Backend. Where there is no room, it waits for the oldest batch alone: the next one is then
         submitted while the others run."""
         with self.driver.current():
             self._flush()
@@ -198,7 +198,7 @@ class DeviceBackend:
         self._ready += [Done(work, result) for work, result in zip(awaited.works, results, strict=True)]
 
     def inspect(self, tile: Tile) -> Inspected:
-        """See protocol.Backend; waits for the device."""
+        """See method/backend.py: Backend; waits for the device."""
         size, classes = (tile.box.height, tile.box.width), len(tile.image.classes)
         planes = np.empty((classes, maps_stride(size)), np.float32)
         mask = np.empty(mask_nbytes(size), np.uint8)

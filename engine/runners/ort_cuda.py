@@ -41,7 +41,7 @@ _NO_SYNC = "disable_synchronize_execution_providers"  # the backend waits by eve
 
 
 class OrtRunner:
-    """A graph of the bundle in an ONNX Runtime session; see protocol.Runner.
+    """A graph of the bundle in an ONNX Runtime session; see device/runner.py: Runner.
 
     precision: a graph of the bundle, or `tf32`: the fp32 graph with TF32 matrix products. memory_limit: bytes that
     the session may take for itself. Raises MissingExtra without onnxruntime; BackendError where only the CPU build
@@ -75,7 +75,7 @@ class OrtRunner:
         self._options.add_run_config_entry(_NO_SYNC, "1")
         self._axes: tuple[_Axis, _Axis] = (_Axis(self._manifest.stride), _Axis(self._manifest.stride))
 
-    # -- protocol.Runner -------------------------------------------------------------------------------------
+    # -- device/runner.py: Runner ----------------------------------------------------------------------------
     def response_shape(self, height: int, width: int) -> OutputShape:
         """Of one view; raises BackendError where the network does not take that size."""
         spec, (rows, columns) = self._manifest.input, self._axes

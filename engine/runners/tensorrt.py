@@ -86,7 +86,7 @@ class _Slot:
 
 
 class TensorRTRunner:
-    """A plan on a device; see protocol.Runner. Not thread-safe: the backend's driver thread calls it, within
+    """A plan on a device; see device/runner.py: Runner. Not thread-safe: the backend's driver thread calls it, within
     `driver.current()`.
 
     Raises PlanError where the plan does not fit the bundle, the GPU or the TensorRT that is installed, or is
@@ -128,7 +128,7 @@ class TensorRTRunner:
         self._unused = _Block(driver, memory or driver)
         self._shapes: dict[tuple[int, int], OutputShape] = {}
 
-    # -- protocol.Runner -------------------------------------------------------------------------------------
+    # -- device/runner.py: Runner ----------------------------------------------------------------------------
     def response_shape(self, height: int, width: int) -> OutputShape:
         """Of one view; raises BackendError where no profile takes that size."""
         found = self._shapes.get((height, width))

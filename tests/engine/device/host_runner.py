@@ -1,4 +1,4 @@
-"""The network behind runners/protocol.Runner, on the emulated device: ONNX Runtime on the CPU over its memory."""
+"""The network behind device/runner.py: Runner, on the emulated device: ONNX Runtime on the CPU over its memory."""
 
 from __future__ import annotations
 
