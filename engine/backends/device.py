@@ -174,8 +174,8 @@ class DeviceBackend:
                 self._ready.append(Done(work, error=_translate(e)))
 
     def collect(self) -> list[Done]:
-        """See method/backend.py: Backend. Where there is no room, it waits for the oldest batch alone: the next one is then
-        submitted while the others run."""
+        """See method/backend.py: Backend. Where there is no room, it waits for the oldest batch alone: the next one
+        is then submitted while the others run."""
         with self.driver.current():
             self._flush()
             if not self._ready and not self.has_room():
