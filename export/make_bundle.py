@@ -128,7 +128,7 @@ def _onnx_options(mean: str | None, std: str | None, scale: str | None, colour: 
 
 
 def _classes(file: Path | None) -> list[str] | None:
-    return None if file is None else read_classes(file)
+    return None if file is None else read_classes(file, repeated=True)
 
 
 def _images(folder: Path | None) -> list[np.ndarray]:

@@ -49,20 +49,36 @@ class Graph:
 
     def constant(self, name: str) -> np.ndarray | None:
         """Value of a tensor that does not depend on the input, else None."""
-        if name not in self._constants:
-            self._constants[name] = None  # a cycle in a broken graph ends here
-            self._constants[name] = self._evaluate(name)
-        return self._constants[name]
+        known = self._constants
+        waiting = [name]  # a list, no recursion: chains of a thousand nodes are common
+        while waiting:
+            tensor = waiting[-1]
+            needed = [] if tensor in known else self._needed(tensor)
+            unknown = next((i for i in needed if i not in known), None)
+            if unknown is None or unknown in waiting:  # the latter: a cycle in a broken graph ends here
+                waiting.pop()
+                if tensor not in known:
+                    known[tensor] = None if unknown is not None else self._evaluate(tensor, needed)
+            elif any(known[i] is None for i in needed if i in known):
+                known[tensor] = None
+            else:
+                waiting.append(unknown)
+        return known[name]
 
-    def _evaluate(self, name: str) -> np.ndarray | None:
+    def _needed(self, name: str) -> list[str]:
+        """What must be known before `name` can be evaluated."""
+        node = None if name in self.initializers else self.producer.get(name)
+        return [] if node is None or _is_no_function(node) else [i for i in node.input if i]
+
+    def _evaluate(self, name: str, needed: list[str]) -> np.ndarray | None:
         if name in self.initializers:
             return numpy_helper.to_array(self.initializers[name])
         node = self.producer.get(name)
-        if node is None or node.op_type.startswith("Random") or any(a.HasField("g") for a in node.attribute):
+        if node is None or _is_no_function(node):
             return None
         feeds: dict[str, np.ndarray] = {}
-        for tensor in filter(None, node.input):
-            value = self.constant(tensor)
+        for tensor in needed:
+            value = self._constants[tensor]
             if value is None:
                 return None
             feeds[tensor] = value
@@ -111,6 +127,11 @@ class Graph:
                     following.extend(used_by(node))
             front = following
         return found
+
+
+def _is_no_function(node: NodeProto) -> bool:
+    """Whether a node's value is not told by its inputs (random numbers), or needs its sub-graphs to be run."""
+    return node.op_type.startswith("Random") or any(a.HasField("g") for a in node.attribute)
 
 
 def used_by(node: NodeProto) -> set[str]:

@@ -98,6 +98,7 @@ def response_graph(
     graph = Graph(work)
     head = pick_head(graph, output)
     picture, channels_last = _picture(graph, head, input_name)
+    picture = _free_names(graph, head, picture)
     keep = _checked_rows(keep_classes, head)
     notes = list(head.notes)
     bias = _rewrite(graph, head, keep, notes)
@@ -202,6 +203,17 @@ def _picture(graph: Graph, head: Head, wanted: str | None) -> tuple[str, bool]:
     raise ExportError(f"input '{info.name}' is {_text(shape)}; a picture has 3 channels: N,3,H,W")
 
 
+def _free_names(graph: Graph, head: Head, picture: str) -> str:
+    """Rename what is called like our outputs (an old output often is, an input may be); the picture's new name."""
+    for name in (RESPONSE, SCORES):
+        other = fresh_name(graph.model, name)
+        if head.features == name:
+            head.features = other
+        rename(graph.model, name, other)
+        picture = other if picture == name else picture
+    return picture
+
+
 def _text(shape: Sequence[object]) -> str:
     return "x".join("?" if d is None else str(d) for d in shape)
 
@@ -221,11 +233,6 @@ def _checked_rows(keep: Sequence[int] | None, head: Head) -> list[int] | None:
 def _rewrite(graph: Graph, head: Head, keep: list[int] | None, notes: list[str]) -> np.ndarray:
     """Replace the head in `graph.model`, which must be tidied afterwards; returns the bias, float32 (C,)."""
     model = graph.model
-    for name in (RESPONSE, SCORES):  # free the names (an old output is often called 'scores')
-        other = fresh_name(model, name)
-        if head.features == name:
-            head.features = other
-        rename(model, name, other)
     build = _Builder(model)
     if head.weight is not None:
         features = _to_map(Graph(model), build, head.features, head.layout)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from onnx import ModelProto, helper
+from onnx.external_data_helper import _get_all_tensors, load_external_data_for_tensor, uses_external_data
 from pydantic import ValidationError
 
 from infercam.engine.bundle import Bundle, InputSpec, Triple, sha256_file
@@ -18,6 +19,7 @@ from infercam.engine.common.validation import first_problem
 from infercam.engine.data.class_names import default_classes
 from infercam.engine.onnx_files import external_locations
 from infercam.export.graph.index import Graph
+from infercam.export.graph.passes import tidy
 from infercam.export.graph.surgery import ResponseGraph, prepare, response_graph
 from infercam.export.runtime import GraphSession, RunError
 from infercam.export.writing.bundle_writer import write_bundle
@@ -106,7 +108,7 @@ def _spec(
 def load_model(file: Path) -> ModelProto:
     """Read an ONNX file, weights in its own folder included; raises ExportError.
 
-    Weights may lie in files beside the model (over 2 GB they must); a path that leads out of its folder is refused.
+    Weights may lie in files beside the model (over 2 GB they must); a path that leads elsewhere is refused.
     """
     if not file.is_file():
         raise ExportError(f"{file}: no such file")
@@ -116,17 +118,24 @@ def load_model(file: Path) -> ModelProto:
         raise ExportError(f"{file}: is not an ONNX model ({' '.join(str(e).split())[:100]})") from None
     if not model.graph.node and not model.ir_version:
         raise ExportError(f"{file}: is not an ONNX model")
-    locations = _locations(file)
-    for location in locations:
-        _check_location(file, location)
-    if locations:
-        try:
-            onnx.load_external_data_for_model(model, str(file.parent))
-        except Exception as e:
-            raise ExportError(
-                f"{file}: its external weights cannot be read: {' '.join(str(e).split())[:200]}"
-            ) from None
+    targets = {location: _target(file, location) for location in _locations(file)}
+    try:
+        _load_weights(model, targets)
+    except Exception as e:
+        text = " ".join(str(e).split())[:200]
+        raise ExportError(f"{file}: its external weights cannot be read: {text}") from None
     return model
+
+
+def _load_weights(model: ModelProto, targets: dict[str, Path]) -> None:
+    """Read external weights from where their links lead: onnx itself refuses links."""
+    for tensor in _get_all_tensors(model) if targets else ():
+        for entry in tensor.external_data if uses_external_data(tensor) else ():
+            if entry.key == "location":
+                target = targets[entry.value]
+                entry.value = target.name
+                load_external_data_for_tensor(tensor, str(target.parent))
+                break
 
 
 def _locations(file: Path) -> list[str]:
@@ -137,29 +146,38 @@ def _locations(file: Path) -> list[str]:
         raise ExportError(str(e)) from None
 
 
-def _check_location(file: Path, location: str) -> None:
+def _target(file: Path, location: str) -> Path:
+    """The file that a tensor's location means, links followed; raises ExportError for one that is elsewhere.
+
+    Allowed are the model's folder and, where the model itself is a link, the folder it leads to: this is how
+    Hugging Face's cache keeps both (links in snapshots/, files in blobs/).
+    """
     folder = file.parent.resolve()
-    target = (folder / location).resolve()
-    if not location or "\0" in location or not target.is_relative_to(folder):
+    allowed = (folder, file.resolve().parent)
+    target = folder if "\0" in location else (folder / location).resolve()
+    if not location or "\0" in location or not any(target.is_relative_to(f) for f in allowed):
         raise ExportError(
             f"{file}: has weights outside the model's folder ({shown(location) or 'no path'}); "
             "put the file beside the model and re-save it"
         )
     if not target.is_file():
         raise ExportError(f"{file}: has weights in '{shown(location)}', which is missing")
+    return target
 
 
 def onnx_scores(
     model: ModelProto, graph: ResponseGraph, keep_classes: Sequence[int] | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The classifier's own logits, run untouched in ONNX Runtime, at the shapes it was declared for."""
+    """The classifier's own logits, its nodes run untouched in ONNX Runtime, at the shapes it was declared for."""
     original = prepare(model)
-    shape = Graph(original).shape(graph.input_name) or (None,) * 4
+    del original.graph.output[:]
+    original.graph.output.append(helper.make_empty_tensor_value_info(graph.logits))
+    tidy(original)  # what the logits do not depend on needs not be fed
+    index = Graph(original)
+    shape = index.shape(index.image_inputs()[0].name) or (None,) * 4
     if graph.channels_last:
         shape = (shape[0], shape[3], shape[1], shape[2])
     fixed = [d if isinstance(d, int) and d > 0 else None for d in shape]
-    del original.graph.output[:]
-    original.graph.output.append(helper.make_empty_tensor_value_info(graph.logits))
     try:
         session = GraphSession(original)
     except RunError as e:

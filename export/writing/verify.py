@@ -61,19 +61,21 @@ def verify(
     inputs: list[str] = []
     score_error = source_error = 0.0
     compared = 0
+    reason = ""
     for trial in trials(graph, spec, images):
         scores, response = _run(session, trial, graph.classes)
         score_error = max(score_error, _check_mean(trial, scores, response, graph.bias, tolerance))
         try:
             theirs = np.asarray(source_scores(trial.array), np.float32)
         except SourceLimit as e:
-            inputs.append(f"{trial.name} (not compared: {e})")
+            reason = str(e)
+            inputs.append(f"{trial.name} (not compared: {reason})")
             continue
         source_error = max(source_error, _check_source(trial, scores, theirs, tolerance))
         inputs.append(trial.name)
         compared += 1
     if not compared:
-        raise ExportError("verification: the source ran on none of the inputs, so nothing was compared")
+        raise ExportError(f"verification: the source ran on none of the inputs: {reason}")
     _check_distinct(session, graph, spec)
     return Verification(
         inputs=inputs, tolerance=tolerance, max_score_error=score_error, max_source_error=source_error

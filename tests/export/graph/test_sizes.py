@@ -261,3 +261,14 @@ def test_a_graph_that_does_not_run_is_refused(toys):
     _, out = head(t, toys, f)
     with pytest.raises(ExportError, match="misfit"):
         response_graph(t.model(out))
+
+
+def test_a_chain_of_five_hundred_nodes(toys):
+    """No walk over a graph recurses: Python would stop it at 1,000 frames."""
+    t = toys.Toy()
+    y = t.features(channels=4)
+    for _ in range(300):
+        y = t.node("Relu", t.node("Conv", y, t.const(np.eye(4, dtype=np.float32)[:, :, None, None])))
+    _, out = head(t, toys, y, 4)
+    graph = response_graph(t.model(out))
+    assert (graph.height, graph.stride) == (None, 4)
