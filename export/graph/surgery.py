@@ -12,7 +12,7 @@ on the pooled features as a 1x1 convolution without bias, so that every position
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,10 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.dynamic import find_sizes
-from infercam.export.graph.head import Head, Layout, channel_axis, find_head, float_type
+from infercam.export.graph.head import Head, find_head, float_type
 from infercam.export.graph.index import Graph, attributes, fresh_name, label, opset, rename
 from infercam.export.graph.passes import tidy
+from infercam.export.graph.pooling import Layout, Pooling, channel_axis
 from infercam.export.graph.tokens import token_grid
 
 MIN_OPSET = 7
@@ -179,7 +180,8 @@ def pick_head(graph: Graph, output: str | None) -> Head:
 
 def _picture(graph: Graph, head: Head, wanted: str | None) -> tuple[str, bool]:
     """Name of the picture input, and whether it is channels-last; refuses what is no picture."""
-    used = {i for n in graph.ancestors(head.features) for i in n.input} | {head.features}
+    used = {p.features for p in head.poolings}
+    used |= {i for p in head.poolings for n in graph.ancestors(p.features) for i in n.input}
     fed = [i for i in graph.image_inputs() if i.name in used]
     if not fed:
         raise ExportError("the logits depend on no input of the model")
@@ -207,8 +209,7 @@ def _free_names(graph: Graph, head: Head, picture: str) -> str:
     """Rename what is called like our outputs (an old output often is, an input may be); the picture's new name."""
     for name in (RESPONSE, SCORES):
         other = fresh_name(graph.model, name)
-        if head.features == name:
-            head.features = other
+        head.poolings = [replace(p, features=other) if p.features == name else p for p in head.poolings]
         rename(graph.model, name, other)
         picture = other if picture == name else picture
     return picture
@@ -235,7 +236,10 @@ def _rewrite(graph: Graph, head: Head, keep: list[int] | None, notes: list[str])
     model = graph.model
     build = _Builder(model)
     if head.weight is not None:
-        features = _to_map(Graph(model), build, head.features, head.layout)
+        maps = [_to_map(Graph(model), build, p.features, p.layout) for p in head.poolings]
+        features = (
+            maps[0] if len(maps) == 1 else build.node("Concat", maps, build.tensor("features.all"), axis=1)
+        )
         rows = head.weight if keep is None else head.weight[keep]
         weight = build.constant(rows.astype(np.float32)[:, :, None, None], "response.weight")
         build.node("Conv", [features, weight], RESPONSE, kernel_shape=[1, 1])
@@ -312,11 +316,12 @@ def _linear_before_pooling(
     An activation between the last convolution and the pooling stays: mean(relu(conv(x))) is not
     mean(conv(x)), so the response of such a classifier is the activated map.
     """
-    _require_linear_layer(graph, head, notes)
+    pool = head.poolings[0]
+    _require_linear_layer(graph, pool, notes)
     bias = head.bias
-    tensor = head.features
+    tensor = pool.features
     node = graph.producer.get(tensor)
-    axis = channel_axis(head.layout)
+    axis = channel_axis(pool.layout)
     if node is not None and node.op_type == "Conv" and len(node.input) > 2 and node.input[2]:
         own = graph.constant(node.input[2])
         if own is not None:
@@ -325,7 +330,7 @@ def _linear_before_pooling(
     elif node is not None and node.op_type == "Add":
         tensor, own = _without_shift(graph, node, axis, len(bias))
         bias = bias + own
-    mapped = _to_map(graph, build, tensor, head.layout)
+    mapped = _to_map(graph, build, tensor, pool.layout)
     if keep is None:
         build.node("Identity", [mapped], RESPONSE)
         return bias
@@ -359,29 +364,29 @@ def _without_shift(graph: Graph, node: NodeProto, axis: int, classes: int) -> tu
     return node.output[0], np.zeros(classes)
 
 
-def _require_linear_layer(graph: Graph, head: Head, notes: list[str]) -> None:
+def _require_linear_layer(graph: Graph, pool: Pooling, notes: list[str]) -> None:
     """Refuse a feature extractor: there must be a convolution or matrix just before the pooling."""
-    tensor: str = head.features
+    tensor: str = pool.features
     between: list[NodeProto] = []
     while (node := graph.producer.get(tensor)) is not None:
         if node.op_type in _LINEAR:
             if between:
                 names = ", ".join(label(n) for n in between)
                 notes.append(
-                    f"{names} between {label(node)} and {label(head.pool)}: the response is the map after it"
+                    f"{names} between {label(node)} and {label(pool.node)}: the response is the map after it"
                 )
             return
         constants = [graph.constant(i) is not None for i in node.input]
         shift = node.op_type in ("Add", "Sub", "Mul", "Div") and sum(constants) == 1
         if node.op_type not in _POINTWISE and not shift:
             raise ExportError(
-                f"no linear layer before or after {label(head.pool)}: it pools the output of {label(node)}; "
+                f"no linear layer before or after {label(pool.node)}: it pools the output of {label(node)}; "
                 "this looks like a feature extractor, not a classifier"
             )
         if node.op_type not in ("Add", "Sub", "Identity", "Dropout", "Transpose"):
             between.append(node)
         tensor = node.input[constants.index(False)] if shift else node.input[0]
-    raise ExportError(f"no linear layer before or after {label(head.pool)}")
+    raise ExportError(f"no linear layer before or after {label(pool.node)}")
 
 
 # --- inputs and checks -----------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import isqrt
 
 from infercam.engine.common.errors import ExportError
-from infercam.export.graph.head import Layout
 from infercam.export.graph.index import Graph, label
+from infercam.export.graph.pooling import Layout
 
 _MERGES = 6  # a Swin halves its grid three times; more than six never occurs
 

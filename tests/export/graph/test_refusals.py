@@ -98,9 +98,9 @@ def test_mean_over_one_axis_only(toys):
 def test_two_poolings_joined(toys):
     t = toys.Toy()
     f = t.features()
-    y = t.node("Concat", t.node("GlobalAveragePool", f), t.node("GlobalMaxPool", f), axis=1, name="join")
+    y = t.node("Concat", t.node("GlobalAveragePool", f), t.node("GlobalMaxPool", f, name="max"), axis=1)
     text = refusal(t.model(fc(t, toys, t.node("Flatten", y), 2 * toys.K)))
-    assert "'join' (Concat)" in text
+    assert "'max' (GlobalMaxPool)" in text and "maximum" in text
 
 
 def test_weights_that_depend_on_the_picture(toys):
