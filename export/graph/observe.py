@@ -12,7 +12,7 @@ from infercam.engine.common.errors import ExportError
 from infercam.export.graph.passes import tidy
 from infercam.export.runtime import GraphSession, RunError
 
-_SIDES = (64, 128, 224, 256, 299, 384, 448, 512)  # tried where the model declares none; smallest first
+_SIDES = [(s, s) for s in (64, 128, 224, 256, 299, 384, 448, 512)]  # tried where the model declares none
 _RUNS = 3
 
 
@@ -37,8 +37,13 @@ class Observed:
     failure: str = ""
 
 
-def observe(model: ModelProto, shapes: Sequence[str], values: Sequence[str] = ()) -> Observed:
-    """Run the model, as far as these tensors need it."""
+def observe(
+    model: ModelProto,
+    shapes: Sequence[str],
+    values: Sequence[str] = (),
+    sides: Sequence[tuple[int, int]] = _SIDES,
+) -> Observed:
+    """Run the model, as far as these tensors need it; `sides` are the sizes to try where it declares none."""
     copy = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     copy.graph.CopyFrom(model.graph)
     ask = {f"infercam.shape.{i}": name for i, name in enumerate(shapes)}
@@ -54,7 +59,7 @@ def observe(model: ModelProto, shapes: Sequence[str], values: Sequence[str] = ()
         return Observed([], str(e))
     found: list[Seen] = []
     failure = ""
-    for x, side in _pictures(copy.graph.input[0], found):
+    for x, side in _pictures(copy.graph.input[0], sides, found):
         try:
             out = dict(zip([*ask, *values], session.run(x), strict=True))
         except RunError as e:
@@ -67,7 +72,9 @@ def observe(model: ModelProto, shapes: Sequence[str], values: Sequence[str] = ()
     return Observed(found, failure or "no picture fits its input")
 
 
-def _pictures(info: ValueInfoProto, found: list[Seen]) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+def _pictures(
+    info: ValueInfoProto, sides: Sequence[tuple[int, int]], found: list[Seen]
+) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
     """Pictures of the declared sizes, where these are free of two sizes, then two at once of a size that ran."""
     kind = info.type.tensor_type
     shape = [d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim]
@@ -82,9 +89,10 @@ def _pictures(info: ValueInfoProto, found: list[Seen]) -> Iterator[tuple[np.ndar
         size = (batch, high, wide, 3) if last else (batch, 3, high, wide)
         return (rng.random(size) * (255 if dtype.kind in "iu" else 1)).astype(dtype)
 
-    for side in _SIDES if h is None or w is None else _SIDES[:1]:
+    for high, wide in sides if h is None or w is None else sides[:1]:
         if len(found) == 2:
             break
-        yield picture(n or 1, h or side, w or side), (h or side, w or side)
+        side = (h or high, w or wide)
+        yield picture(n or 1, *side), side
     if found and n is None:
         yield picture(2, *found[0].side), found[0].side

@@ -24,6 +24,7 @@ from infercam.engine.common.errors import ExportError
 from infercam.export.graph.dynamic import find_sizes
 from infercam.export.graph.head import Head, find_head, float_type
 from infercam.export.graph.index import Graph, attributes, fresh_name, label, opset, rename
+from infercam.export.graph.observe import observe
 from infercam.export.graph.passes import tidy
 from infercam.export.graph.pooling import Layout, Pooling, channel_axis
 from infercam.export.graph.tokens import token_grid
@@ -72,6 +73,8 @@ class ResponseGraph:
     """Whether the source takes (N, H, W, 3); the response graph always takes (N, 3, H, W)."""
     smallest: tuple[int, int] = (64, 64)
     """Height and width at which the graph was first seen to run: a cheap size to verify at."""
+    source_size: tuple[int, int] | None = None
+    """The only size at which the source pools its whole map, where it pools a fixed window."""
 
     @property
     def classes(self) -> int:
@@ -99,9 +102,10 @@ def response_graph(
     graph = Graph(work)
     head = pick_head(graph, output)
     picture, channels_last = _picture(graph, head, input_name)
-    picture = _free_names(graph, head, picture)
     keep = _checked_rows(keep_classes, head)
     notes = list(head.notes)
+    windows = [(p.node.input[0], p.window) for p in head.poolings if p.window and len(p.window) == 2]
+    picture = _free_names(graph, head, picture)
     bias = _rewrite(graph, head, keep, notes)
     tidy(work)
     if channels_last:
@@ -122,6 +126,7 @@ def response_graph(
         logits=head.logits,
         channels_last=channels_last,
         smallest=sizes.smallest,
+        source_size=_source_size(model, windows, sizes.stride),
     )
 
 
@@ -387,6 +392,23 @@ def _require_linear_layer(graph: Graph, pool: Pooling, notes: list[str]) -> None
             between.append(node)
         tensor = node.input[constants.index(False)] if shift else node.input[0]
     raise ExportError(f"no linear layer before or after {label(pool.node)}")
+
+
+def _source_size(
+    model: ModelProto, windows: Sequence[tuple[str, tuple[int, ...]]], stride: int
+) -> tuple[int, int] | None:
+    """The size of the picture whose map is just as large as the window that pools it; None where there is none."""
+    for name, window in windows:
+        h, w = (d * stride for d in window)
+        for _ in range(2):  # convolutions without padding lose a few rows: the second try makes up for them
+            runs = observe(prepare(model), [name], sides=[(h, w)]).runs
+            seen = runs[0].shapes[name][2:] if runs else ()
+            if len(seen) != 2:
+                break
+            if seen == window:
+                return runs[0].side
+            h, w = h + (window[0] - seen[0]) * stride, w + (window[1] - seen[1]) * stride
+    return None
 
 
 # --- inputs and checks -----------------------------------------------------------------------------------

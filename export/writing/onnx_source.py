@@ -178,6 +178,8 @@ def onnx_scores(
     if graph.channels_last:
         shape = (shape[0], shape[3], shape[1], shape[2])
     fixed = [d if isinstance(d, int) and d > 0 else None for d in shape]
+    if graph.source_size is not None:
+        fixed[2:] = graph.source_size
     try:
         session = GraphSession(original)
     except RunError as e:

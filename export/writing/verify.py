@@ -92,6 +92,10 @@ def trials(graph: ResponseGraph, spec: InputSpec, images: Sequence[np.ndarray] =
     for n, (h, w) in zip(reversed(batches), _sizes(graph), strict=True):
         array = np.stack([normalise(texture(h, w, seed), spec) for seed in range(n)])
         yield Trial(f"textures {n}x3x{h}x{w}", array)
+    if graph.source_size is not None and graph.height in (None, graph.source_size[0]):
+        h, w = graph.source_size
+        yield Trial(f"random 1x3x{h}x{w}", rng.standard_normal((1, 3, h, w), dtype=np.float32))
+        yield Trial(f"textures 1x3x{h}x{w}", normalise(texture(h, w, 0), spec)[None])
     for i, image in enumerate(images[:MAX_IMAGES]):
         array = normalise(_fit(image, graph), spec)[None]
         yield Trial(f"image {i + 1}: {'x'.join(map(str, array.shape))}", array)

@@ -142,6 +142,22 @@ def test_inputs_that_the_source_cannot_run_are_recorded_as_not_compared(graph, s
         verify(graph, never, SPEC)
 
 
+@pytest.mark.parametrize("pads", [0, 1])
+def test_a_source_that_pools_a_fixed_window_is_compared_where_that_is_the_whole_map(toys, pads):
+    """AvgPool2d(7) exported with free axes: elsewhere the source fails, or means something else."""
+    t = toys.Toy()
+    y = t.node("Conv", t.features(), t.random(toys.K, toys.K, 3, 3), pads=[pads] * 4)
+    y = t.node("AveragePool", t.node("Relu", y), kernel_shape=[20, 20], name="pool")
+    y = t.node("Reshape", y, t.const(np.array([-1, toys.K])))
+    model = t.model(t.node("Gemm", y, t.random(toys.C, toys.K), transB=1))
+    graph = response_graph(model)
+    assert graph.source_size == ((80, 80) if pads else (88, 88))
+    found = verify(graph, onnx_scores(model, graph), SPEC)
+    side = graph.source_size[0]
+    compared = [i for i in found.inputs if "not compared" not in i]
+    assert compared == [f"random 1x3x{side}x{side}", f"textures 1x3x{side}x{side}"]
+
+
 def test_a_fixed_source_is_compared_at_its_size_only(toys):
     """The graph is free in size, its source is not: each is run where it can be."""
     t = toys.Toy(shape=(2, 3, 40, 48))
