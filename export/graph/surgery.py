@@ -309,6 +309,11 @@ def _to_map(graph: Graph, build: _Builder, tensor: str, layout: Layout) -> str:
         shape = build.node("Shape", [grid.like], build.tensor("grid.shape"))
         both = build.constant(np.array([2, 3], np.int64), "grid.axes")
         size = build.node("Gather", [shape, both], build.tensor("grid.size"), axis=0)
+        if grid.over > 1:  # patches that were merged; a model that pads an odd grid rounds up
+            more = build.constant(np.array([grid.over - 1], np.int64), "grid.more")
+            over = build.constant(np.array([grid.over], np.int64), "grid.over")
+            size = build.node("Add", [size, more], build.tensor("grid.rounded"))
+            size = build.node("Div", [size, over], build.tensor("grid.merged"))
     target = build.node("Concat", [head, size], build.tensor("grid.target"), axis=0)
     return build.node("Reshape", [tensor, target], build.tensor("features.map"))
 
