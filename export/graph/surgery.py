@@ -21,6 +21,7 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from infercam.engine.common.errors import ExportError
+from infercam.export.graph.begins import Normalisation, make_float, own_normalisation
 from infercam.export.graph.dynamic import find_sizes
 from infercam.export.graph.head import Head, find_head, float_type
 from infercam.export.graph.index import Graph, attributes, fresh_name, label, opset, rename
@@ -71,6 +72,10 @@ class ResponseGraph:
     """The source's tensor (before sigmoid or softmax) that `scores` reproduces."""
     channels_last: bool = False
     """Whether the source takes (N, H, W, 3); the response graph always takes (N, 3, H, W)."""
+    whole_numbers: bool = False
+    """Whether the source takes uint8; the response graph takes the same numbers as float32."""
+    normalisation: Normalisation | None = None
+    """What the graph does to the pixels by itself, if it does."""
     smallest: tuple[int, int] = (64, 64)
     """Height and width at which the graph was first seen to run: a cheap size to verify at."""
     source_size: tuple[int, int] | None = None
@@ -102,6 +107,11 @@ def response_graph(
     graph = Graph(work)
     head = pick_head(graph, output)
     picture, channels_last = _picture(graph, head, input_name)
+    whole_numbers = graph.elem_type(picture) == TensorProto.UINT8
+    if whole_numbers:
+        make_float(graph, picture)
+        graph = Graph(work)
+    normalisation = own_normalisation(graph, picture, channels_last=channels_last)
     keep = _checked_rows(keep_classes, head)
     notes = list(head.notes)
     windows = [(p.node.input[0], p.window) for p in head.poolings if p.window and len(p.window) == 2]
@@ -125,6 +135,8 @@ def response_graph(
         notes=[*notes, *sizes.notes],
         logits=head.logits,
         channels_last=channels_last,
+        whole_numbers=whole_numbers,
+        normalisation=normalisation,
         smallest=sizes.smallest,
         source_size=_source_size(model, windows, sizes.stride),
     )
@@ -197,7 +209,7 @@ def _picture(graph: Graph, head: Head, wanted: str | None) -> tuple[str, bool]:
         raise ExportError(f"the logits depend on {len(fed)} inputs ({names}); only one picture can be fed")
     info = fed[0]
     kind = info.type.tensor_type.elem_type
-    if kind != TensorProto.FLOAT:
+    if kind not in (TensorProto.FLOAT, TensorProto.UINT8):
         raise ExportError(f"input '{info.name}' is {float_type(kind)}, not float32; export a float32 model")
     shape = graph.shape(info.name)
     if shape is None or len(shape) != 4:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from onnx import ModelProto, helper
 from onnx.external_data_helper import _get_all_tensors, load_external_data_for_tensor, uses_external_data
 from pydantic import ValidationError
 
-from infercam.engine.bundle import Bundle, InputSpec, Triple, sha256_file
+from infercam.engine.bundle import Bundle, InputSpec, sha256_file
 from infercam.engine.common.errors import BundleError, ExportError, shown
 from infercam.engine.common.validation import first_problem
 from infercam.engine.data.class_names import default_classes
@@ -23,11 +24,9 @@ from infercam.export.graph.passes import tidy
 from infercam.export.graph.surgery import ResponseGraph, prepare, response_graph
 from infercam.export.runtime import GraphSession, RunError
 from infercam.export.writing.bundle_writer import write_bundle
+from infercam.export.writing.pixels import Pixels, input_pixels
 from infercam.export.writing.slim import simplify
 from infercam.export.writing.verify import SourceLimit
-
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
 def export_onnx(
@@ -35,9 +34,9 @@ def export_onnx(
     out: str | os.PathLike[str],
     *,
     classes: Sequence[str] | None = None,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    scale: float = 1 / 255,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    scale: float | None = None,
     colour: Literal["RGB", "BGR"] = "RGB",
     input_name: str | None = None,
     output: str | None = None,
@@ -51,20 +50,25 @@ def export_onnx(
 ) -> Bundle:
     """Turn an ONNX classifier that ends in global average pooling and a linear layer into a bundle.
 
-    The classifier must take what the engine will give it: `(pixel * scale - mean) / std`, pixels 0..255 (for
-    a model that normalises by itself: mean 0, std 1, and its own scale). `classes` defaults to names in the
+    The classifier must take what the engine will give it: `(pixel * scale - mean) / std`, pixels 0..255. Where
+    none of the three is given they are ImageNet's; mean 0, std 1 and scale 1 or 1/255 for a graph that evidently
+    normalises by itself; and scale 1 for one that takes uint8. `classes` defaults to names in the
     model's metadata, else the 20 of VOC if it has 20 outputs, else class_0, …; `multi_label` to False only if the
     model closes with a softmax. `images` are (H, W, 3) uint8 RGB arrays to verify on besides generated ones.
 
     Raises ExportError: one line saying what is wrong with the file and which node prevents the surgery.
     """
     file = Path(path)
-    spec = _spec(mean, std, scale, colour)
+    user = Pixels(mean, std, scale)
+    _spec(*user.filled(), colour)  # what is wrong in it is said before the work
     model = load_model(file)
     try:
         graph = response_graph(model, keep_classes=keep_classes, output=output, input_name=input_name)
+        pixels, notes = input_pixels(graph, user)
     except ExportError as e:
         raise ExportError(f"{file}: {e}") from None
+    graph = replace(graph, notes=[*graph.notes, *notes])
+    spec = _spec(*pixels, colour)
     if slim:
         graph = simplify(graph)
     metadata = {p.key: p.value for p in model.metadata_props}
@@ -174,6 +178,7 @@ def onnx_scores(
     original.graph.output.append(helper.make_empty_tensor_value_info(graph.logits))
     tidy(original)  # what the logits do not depend on needs not be fed
     index = Graph(original)
+    whole = graph.whole_numbers
     shape = index.shape(index.image_inputs()[0].name) or (None,) * 4
     if graph.channels_last:
         shape = (shape[0], shape[3], shape[1], shape[2])
@@ -188,6 +193,9 @@ def onnx_scores(
     def scores(x: np.ndarray) -> np.ndarray:
         if any(f is not None and f != d for f, d in zip(fixed[2:], x.shape[2:], strict=True)):
             raise SourceLimit(f"the source takes {fixed[2]}x{fixed[3]} only")
+        if whole and not np.array_equal(x, x.clip(0, 255).round()):
+            raise SourceLimit("the source takes whole numbers from 0 to 255 only")
+        x = x.astype(np.uint8) if whole else x
         step = fixed[0] or len(x)
         rows = [
             _run_batch(session, x[i : i + step], step, graph.channels_last) for i in range(0, len(x), step)

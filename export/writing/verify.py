@@ -87,18 +87,24 @@ def trials(graph: ResponseGraph, spec: InputSpec, images: Sequence[np.ndarray] =
     rng = np.random.default_rng(0)
     batches = (1, 2, 3) if graph.dynamic_batch else (1, 1, 1)
     for n, (h, w) in zip(batches, _sizes(graph), strict=True):
-        array = rng.standard_normal((n, 3, h, w), dtype=np.float32)
-        yield Trial(f"random {n}x3x{h}x{w}", array)
+        yield Trial(f"random {n}x3x{h}x{w}", _noise(rng, (n, 3, h, w), graph))
     for n, (h, w) in zip(reversed(batches), _sizes(graph), strict=True):
         array = np.stack([normalise(texture(h, w, seed), spec) for seed in range(n)])
         yield Trial(f"textures {n}x3x{h}x{w}", array)
     if graph.source_size is not None and graph.height in (None, graph.source_size[0]):
         h, w = graph.source_size
-        yield Trial(f"random 1x3x{h}x{w}", rng.standard_normal((1, 3, h, w), dtype=np.float32))
+        yield Trial(f"random 1x3x{h}x{w}", _noise(rng, (1, 3, h, w), graph))
         yield Trial(f"textures 1x3x{h}x{w}", normalise(texture(h, w, 0), spec)[None])
     for i, image in enumerate(images[:MAX_IMAGES]):
         array = normalise(_fit(image, graph), spec)[None]
         yield Trial(f"image {i + 1}: {'x'.join(map(str, array.shape))}", array)
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], graph: ResponseGraph) -> np.ndarray:
+    """Random numbers such as the source takes."""
+    if graph.whole_numbers:
+        return rng.integers(0, 256, shape).astype(np.float32)
+    return rng.standard_normal(shape, dtype=np.float32)
 
 
 def _sizes(graph: ResponseGraph) -> list[tuple[int, int]]:

@@ -183,7 +183,7 @@ def test_half_precision_features(toys):
     ("shape", "elem", "words"),
     [
         (("N", 3, "H", "W"), TensorProto.FLOAT16, "float16"),
-        (("N", 3, "H", "W"), TensorProto.UINT8, "uint8"),
+        (("N", 3, "H", "W"), TensorProto.INT32, "int32"),
         (("N", 1, 32, 32), TensorProto.FLOAT, "3 channels"),
         (("N", 12), TensorProto.FLOAT, "rank 2"),
     ],
@@ -198,6 +198,20 @@ def test_input_that_is_no_picture(toys, shape, elem, words):
     out = fc(t, toys, pooled(t, t.features(y)))
     text = refusal(t.model(out, inputs=[helper.make_tensor_value_info("image", elem, shape)]))
     assert "'image'" in text and words in text
+
+
+@pytest.mark.parametrize("op", ["Div", "Cast"])
+def test_whole_numbers_that_are_computed_with(toys, op):
+    """Only what begins with a Cast to float32 gives the same for float32."""
+    t = toys.Toy()
+    if op == "Div":
+        y = t.node("Div", "image", t.const(np.uint8(2)), name="halve")
+    else:
+        y = t.node("Cast", "image", to=TensorProto.FLOAT16, name="halve")
+    out = fc(t, toys, pooled(t, t.features(t.node("Cast", y, to=TensorProto.FLOAT))))
+    infos = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 3, "H", "W"])]
+    text = refusal(t.model(out, inputs=infos))
+    assert "'image' is uint8" in text and "'halve'" in text
 
 
 def two_inputs(toys, *, used: bool):
