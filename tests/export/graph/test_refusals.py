@@ -286,3 +286,78 @@ def test_random_damage_never_gives_a_traceback(toys):
                 scores, response = toys.run(graph.model, x, "scores", "response")
                 np.testing.assert_allclose(scores, response.mean((2, 3)) + graph.bias, rtol=1e-3, atol=1e-4)
     assert refused >= len(model.graph.node)
+
+
+# --- what stands between the pooling and the logits, by the name people know -----------------------------------
+
+
+def layer_norm(t, y):
+    """As exported below opset 17."""
+    d = t.node("Sub", y, t.node("ReduceMean", y, axes=[-1]))
+    var = t.node("ReduceMean", t.node("Pow", d, t.const(np.float32(2))), axes=[-1])
+    y = t.node("Div", d, t.node("Sqrt", t.node("Add", var, t.const(np.float32(1e-5)))), name="last")
+    return t.node("Add", t.node("Mul", y, t.const(t.array(6))), t.const(t.array(6)))
+
+
+def rms_norm(t, y):
+    mean = t.node("ReduceMean", t.node("Mul", y, y), axes=[-1])
+    return t.node("Mul", y, t.node("Reciprocal", t.node("Sqrt", mean)), name="last")
+
+
+def l2_norm(t, y):
+    return t.node("Div", y, t.node("ReduceL2", y, axes=[1]), name="last")
+
+
+def hard_swish(t, y):
+    """As exported below opset 14."""
+    low, high, three = (t.const(np.float32(v)) for v in (0, 6, 3))
+    y = t.node("Mul", y, t.node("Clip", t.node("Add", y, three), low, high), name="last")
+    return t.node("Div", y, t.const(np.float32(6)))
+
+
+def silu(t, y):
+    return t.node("Mul", y, t.node("Sigmoid", y), name="last")
+
+
+def gelu(t, y):
+    """As exported below opset 20."""
+    e = t.node("Erf", t.node("Div", y, t.const(np.float32(2**0.5))))
+    y = t.node("Mul", y, t.node("Add", e, t.const(np.float32(1))), name="last")
+    return t.node("Mul", y, t.const(np.float32(0.5)))
+
+
+def mish(t, y):
+    return t.node("Mul", y, t.node("Tanh", t.node("Softplus", y)), name="last")
+
+
+def relu6(t, y):
+    return t.node("Clip", y, t.const(np.float32(0)), t.const(np.float32(6)), name="last")
+
+
+def excitation(t, y):
+    return t.node("Mul", y, t.node("Sigmoid", t.node("MatMul", y, t.random(6, 6))), name="last")
+
+
+@pytest.mark.parametrize(
+    ("bend", "name"),
+    [
+        (layer_norm, "a LayerNorm"),
+        (rms_norm, "an RMS norm"),
+        (l2_norm, "an L2 normalisation"),
+        (hard_swish, "hard swish"),
+        (silu, "SiLU"),
+        (gelu, "GELU"),
+        (mish, "Mish"),
+        (relu6, "ReLU6"),
+        (excitation, "a gate"),
+    ],
+)
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_usual_name_of_what_is_written_out(toys, bend, name, hidden):
+    t = toys.Toy()
+    y = t.node("MatMul", pooled(t), t.random(toys.K, toys.K)) if hidden else pooled(t)
+    text = refusal(t.model(fc(t, toys, bend(t, y))))
+    assert name in text and "'last'" in text and "train one linear layer on the pooled features" in text
+    assert "joins two tensors" not in text and "divides by" not in text
+    if "norm" not in name.lower():
+        assert ("a hidden layer" in text) == (hidden or bend is excitation)
