@@ -24,6 +24,7 @@ _MOVES = {
     "Concat",
 }
 _ASKS = {"Shape", "Size"}
+_BGR = np.array([103.94, 116.78, 123.68])  # ImageNet's mean colour as Caffe's models have it
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Normalisation:
 
     nodes: str
     scale: float | None
+    blue_first: bool = False
+    """Whether its means are ImageNet's in the order B, G, R."""
 
 
 def make_float(graph: Graph, picture: str) -> None:
@@ -75,7 +78,10 @@ def own_normalisation(graph: Graph, picture: str, *, channels_last: bool) -> Nor
             break
         node = readers[0]
         if node.op_type == "Transpose":
-            axis = list(attributes(node).get("perm", (3, 2, 1, 0))).index(axis)
+            perm = list(attributes(node).get("perm", (3, 2, 1, 0)))
+            if axis not in perm:
+                break
+            axis = perm.index(axis)
         elif node.op_type not in ("Identity", "Cast"):
             step = _affine_step(graph, node, tensor, axis)
             if step is None:
@@ -86,21 +92,28 @@ def own_normalisation(graph: Graph, picture: str, *, channels_last: bool) -> Nor
     if not found or not np.all(factor) or (np.all(factor == 1) and not np.any(shift)):
         return None
     names = " to ".join(dict.fromkeys(label(n) for n in (found[0], found[-1])))
-    return Normalisation(names, _expected_scale(factor, shift))
+    scale = _expected_scale(factor, shift)
+    middle = -shift / factor * (1 if scale == 1 else 255)
+    return Normalisation(names, scale, bool(np.all(np.abs(middle - _BGR) < 3)))
 
 
 def _affine_step(
     graph: Graph, node: NodeProto, tensor: str, axis: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Factor and shift of each channel, of a node that is nothing else."""
-    if node.op_type == "BatchNormalization" and axis == 1 and node.input[0] == tensor:
+    if (
+        node.op_type == "BatchNormalization"
+        and axis == 1
+        and len(node.input) == 5
+        and node.input[0] == tensor
+    ):
         values = [graph.constant(i) for i in node.input[1:5]]
         gamma, beta, mean, var = (_per_channel(v, 0) for v in values)
         if gamma is None or beta is None or mean is None or var is None:
             return None
         scale = gamma / np.sqrt(var + float(attributes(node).get("epsilon", 1e-5)))
         return scale, beta - mean * scale
-    if node.op_type not in ("Add", "Sub", "Mul", "Div"):
+    if node.op_type not in ("Add", "Sub", "Mul", "Div") or len(node.input) != 2:
         return None
     position = list(node.input).index(tensor)
     value = _per_channel(graph.constant(node.input[1 - position]), axis - 4)

@@ -60,9 +60,11 @@ def explain(graph: Graph, node: NodeProto, why: str, path: Sequence[NodeProto]) 
     if _nearest_pool(graph, node) is None:
         return no_pooling(None, linear, f"{label(node)} {why} and no pooling lies before it")
     if linear is None:
+        several = len(graph.proto.output) > 1
+        cure = "another one can be named with --output" if several else "export the model without it"
         return (
             f"{label(node)} {why} and lies between the linear layer and the output: the output must be "
-            "the logits, or their sigmoid or softmax; another one can be named with --output"
+            f"the logits, or their sigmoid or softmax; {cure}"
         )
     return _after_the_pooling(graph, node, why)
 

@@ -126,8 +126,8 @@ def _why_not(graph: Graph, node: NodeProto) -> str | None:
     if node.op_type not in RULES:
         return "is not linear"
     count = len(_of_the_picture(graph, node))
-    if node.op_type == "Div" and node.input[1] in _of_the_picture(graph, node):
-        return "divides by a tensor that depends on the picture, which is not linear,"
+    if node.op_type == "Div" and node.input[-1] in _of_the_picture(graph, node):
+        return "divides by a tensor that depends on the picture"
     if count > 1 and node.op_type not in JOINING:
         return "joins two tensors that both depend on the picture"
     return None

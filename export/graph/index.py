@@ -21,7 +21,7 @@ _SKELETON_BYTES = 1 << 16
 
 def label(node: NodeProto) -> str:
     """How messages name a node: its name, or what it makes where it has none, and its operator."""
-    return f"node '{node.name or node.output[0]}' ({node.op_type})"
+    return f"node '{node.name or ''.join(node.output[:1])}' ({node.op_type})"
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:

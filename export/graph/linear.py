@@ -79,7 +79,7 @@ class Linear:
         """The matrix (size, width); raises NotAffine where it is too large."""
         flat, scale = self.index.ravel(), self.scale.ravel()
         if flat.size * self.width > _LARGEST:
-            raise NotAffine(f"makes {flat.size} values of {self.width} pooled ones, too many for a head, and")
+            raise NotAffine(f"makes {flat.size} values of {self.width} pooled ones, too many for a head")
         if self.rows is not None:
             in_order = len(self.rows) == flat.size and np.array_equal(flat, np.arange(flat.size))
             chosen = self.rows if in_order else self.rows[flat]
@@ -111,7 +111,7 @@ class Linear:
         )
         sources = self.width if self.rows is None else len(self.rows)
         if len(index) * sources > _LARGEST:
-            raise NotAffine(f"sums {len(index)} times over {sources} values, too many for a head, and")
+            raise NotAffine(f"sums {len(index)} times over {sources} values, too many for a head")
         matrix = np.zeros((len(index), sources))
         np.add.at(matrix, (np.arange(len(index))[:, None], index), scale)
         rows = matrix if self.rows is None else matrix @ self.rows

@@ -58,6 +58,8 @@ def _reduction(graph: Graph, node: NodeProto) -> Pooling:
         kept = bool(attributes(before).get("keepdims", 1))
         # axes of `tensor` in terms of `source`
         left = [a for a in range(graph.rank(source) or 4) if kept or a not in inner]
+        if max(axes, default=0) >= len(left):
+            raise ExportError(f"{label(node)}: '{tensor}' has no axis {max(axes)}")
         axes = inner | {left[a] for a in axes}
         tensor = source
     rank = graph.rank(tensor)
@@ -74,7 +76,13 @@ def _reduction(graph: Graph, node: NodeProto) -> Pooling:
             f"{label(node)}: {does} axes {sorted(axes)} of a tensor of rank {rank or 'unknown'}, "
             "which is not a pooling over all positions"
         )
-    return Pooling(node, tensor, found)
+    sizes = [d for a, d in enumerate(graph.shape(tensor) or ()) if a in axes]
+    notes: list[str] = []
+    if node.op_type == "ReduceSum" and all(isinstance(d, int) for d in sizes):
+        notes = [
+            f"{label(node)}: sum over {'x'.join(map(str, sizes))} positions made a mean over all there are"
+        ]
+    return Pooling(node, tensor, found, notes=notes)
 
 
 def _mean_axes(graph: Graph, node: NodeProto) -> tuple[str, set[int]]:

@@ -41,7 +41,7 @@ class Call:
     def linears(self) -> list[tuple[int, Linear]]:
         found = [(i, x) for i, x in enumerate(self.inputs) if isinstance(x, Linear)]
         if not found:
-            raise NotAffine("reads nothing that depends on the picture and")
+            raise NotAffine("reads nothing that depends on the picture")
         return found
 
     def constant(self, position: int) -> np.ndarray | None:
@@ -73,7 +73,7 @@ def _same(call: Call) -> Linear:
 
 def _cast(call: Call) -> Linear:
     if call.at.get("to") not in _FLOATS:
-        raise NotAffine("makes whole numbers, which")
+        raise NotAffine("makes whole numbers")
     return call.linear()
 
 
@@ -98,7 +98,7 @@ def _unsqueeze(call: Call) -> Linear:
     rank = len(x.shape) + len(axes)
     rest = iter(x.shape)
     new = {a % rank for a in axes}
-    shape = [1 if a in new else next(rest) for a in range(rank)]
+    shape = [1 if a in new else next(rest, 0) for a in range(rank)]
     return x.moved(lambda y: y.reshape(shape))
 
 
@@ -106,7 +106,7 @@ def _reshape(call: Call) -> Linear:
     x = call.linear()
     target = call.integers("shape", 1)
     if target is None:
-        raise NotAffine("has no target and")
+        raise NotAffine("has no target")
     if call.batch > 1 and target[:1] == [call.batch]:
         target[0] = 1
     if not call.at.get("allowzero"):
@@ -131,7 +131,7 @@ def _gather(call: Call) -> Linear:
     x, index = call.linear(), call.constant(1)
     axis = int(call.at.get("axis", 0))
     if index is None:
-        raise NotAffine("has no index and")
+        raise NotAffine("has no index")
     whole = len(x.shape) == 1 and index.size in (x.size, x.size * call.batch)
     if whole and np.array_equal(index.ravel(), np.arange(index.size)):
         shape = index.shape if index.size == x.size else (1, *index.shape[1:])
@@ -204,7 +204,7 @@ def _multiply(call: Call) -> Linear:
 
 def _divide(call: Call) -> Linear:
     if isinstance(call.inputs[1], Linear):
-        raise NotAffine("divides by a tensor that depends on the picture, which")
+        raise NotAffine("divides by a tensor that depends on the picture")
     return call.linear().divided(np.asarray(call.number(1)))
 
 
@@ -237,7 +237,7 @@ def _gemm(call: Call) -> Linear:
     position, x = call.linears()[0]
     value = call.number(1 - position)
     if value is None:
-        raise NotAffine("has no weight and")
+        raise NotAffine("has no weight")
     turned = [bool(call.at.get(name, 0)) for name in ("transA", "transB")]
     x = x.moved(np.transpose) if turned[position] else x
     out = _product(x, value.T if turned[1 - position] else value, position)
@@ -250,7 +250,7 @@ def _matmul(call: Call) -> Linear:
     position, x = call.linears()[0]
     value = call.number(1 - position)
     if value is None:
-        raise NotAffine("has no weight and")
+        raise NotAffine("has no weight")
     if value.ndim > 2 and prod(value.shape[:-2]) == 1:
         value = value.reshape(value.shape[-2:])
     if value.ndim != 2:
@@ -277,12 +277,12 @@ def _product(x: Linear, matrix: np.ndarray, position: int) -> Linear:
 def _conv(call: Call) -> Linear:
     x, weight, bias = call.linear(), call.number(1), call.number(2)
     if weight is None:
-        raise NotAffine("has no weight and")
+        raise NotAffine("has no weight")
     if prod(weight.shape[2:]) != 1 or any(call.at.get("pads", [])):
         size = "x".join(map(str, weight.shape[2:]))
         raise NotAffine(f"is a {size} convolution, not a 1x1 one,")
     if prod(x.shape[2:]) != 1:
-        raise NotAffine("is a convolution over more than one position, which")
+        raise NotAffine("is a convolution over more than one position")
     matrix = _dense(weight, int(call.at.get("group", 1)))
     out = x.mapped(matrix, (1, len(matrix), *x.shape[2:]))
     return out if bias is None else out.shifted(_per_channel(bias, out))
@@ -339,7 +339,7 @@ def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     counts = [r - len(t.replace("...", "")) for t, r in zip(terms, ranks, strict=True)]
     terms = [t.replace("...", dots[len(dots) - n :] if n else "") for t, n in zip(terms, counts, strict=True)]
     if any(len(set(t)) < len(t) for t in terms):
-        raise NotAffine("takes a diagonal and")
+        raise NotAffine("takes a diagonal")
     everything = "".join(terms)
     if not arrow:  # the letters that come once, in alphabetical order
         right = dots + "".join(
@@ -392,7 +392,7 @@ def applied(call: Call) -> list[Linear]:
     """The outputs of a node; raises NotAffine with the reason, or ValueError where its constants do not fit."""
     try:
         found = RULES[call.op](call)
-    except (IndexError, KeyError) as e:
+    except (IndexError, KeyError, TypeError) as e:
         raise ValueError(f"{type(e).__name__}: {e}") from None
     outputs = found if isinstance(found, list) else [found]
     if not all(x.size for x in outputs):

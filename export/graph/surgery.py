@@ -167,7 +167,18 @@ def prepare(model: ModelProto) -> ModelProto:
             )
         if node.op_type in _QUANTISED:
             raise ExportError(f"{label(node)}: quantised graphs cannot be exported; give the float32 model")
+        _check_arity(node, version)
     return copy
+
+
+def _check_arity(node: NodeProto, version: int) -> None:
+    """Refuse a node that lacks an input or output, so that whoever walks the graph need not ask."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, "")
+    except onnx.defs.SchemaError:
+        return  # unknown to onnx: nobody looks into it
+    if len(node.input) < schema.min_input or len(node.output) < max(schema.min_output, 1):
+        raise ExportError(f"{label(node)}: lacks an input or an output; the model is not valid ONNX")
 
 
 def pick_head(graph: Graph, output: str | None) -> Head:

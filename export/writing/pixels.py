@@ -69,4 +69,7 @@ def input_pixels(
         f"the graph normalises its input by itself ({own.nodes}): it is given pixels of 0..{top} (--mean 0 --std 1 "
         f"--scale {scale}), not ImageNet's normalisation; --mean, --std and --scale say otherwise"
     )
-    return user.filled(*_PLAIN, own.scale), [note]
+    blue = (
+        ["its means are in the order B,G,R, as of a model that takes --colour BGR"] if own.blue_first else []
+    )
+    return user.filled(*_PLAIN, own.scale), [note, *blue]

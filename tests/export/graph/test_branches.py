@@ -139,7 +139,10 @@ def test_linear_layer_written_as_product_and_sum(toys):
 def test_sum_over_a_fixed_number_of_positions(toys):
     t = toys.Toy(shape=("N", 3, 32, 32))
     y = t.node("ReduceSum", t.features(), t.const(np.array([2, 3])), keepdims=0)
-    check(toys, t.model(fc(t, toys, t.node("Div", y, t.const(np.float32(64))))), ((1, 32, 32), (2, 32, 32)))
+    graph = check(
+        toys, t.model(fc(t, toys, t.node("Div", y, t.const(np.float32(64))))), ((1, 32, 32), (2, 32, 32))
+    )
+    assert any("sum over 8x8 positions made a mean" in n for n in graph.notes)
 
 
 def test_sum_over_the_number_of_positions_computed(toys):

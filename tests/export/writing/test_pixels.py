@@ -149,6 +149,14 @@ def test_a_graph_that_normalises_by_itself(toys, tmp_path, begin, scale):
     assert len(notes) == 1 and "node '" in notes[0] and ("0..255" in notes[0]) == (scale == 1)
 
 
+def test_means_in_the_order_of_bgr_are_noted(toys, tmp_path):
+    for order, noted in ((1, False), (-1, True)):
+        mean = np.array([123.68, 116.78, 103.94], np.float32)[::order].reshape(1, 3, 1, 1)
+        model = classifier(toys, lambda t, y, mean=mean: t.node("Sub", y, t.const(mean)))
+        notes = exported(model, tmp_path, overwrite=True).source["notes"]
+        assert any("--colour BGR" in n for n in notes) == noted
+
+
 def test_what_the_user_says_counts(toys, tmp_path):
     manifest = exported(classifier(toys, imagenet), tmp_path, scale=1 / 255)
     assert manifest.input.mean == pytest.approx(MEAN.ravel()) and manifest.input.scale == pytest.approx(
