@@ -124,6 +124,16 @@ def test_a_final_activation_is_left_out(tmp_path, kind, multi_label):
     np.testing.assert_allclose(again.numpy(), probability, atol=1e-5)
 
 
+def test_a_module_that_normalises_by_itself_is_given_plain_pixels(tmp_path):
+    class Whole(Body):
+        def forward(self, x):
+            return super().forward((x / 255 - 0.45) / 0.225)
+
+    m = from_torch(Whole(), tmp_path / "b", classes=CLASSES, example_size=(64, 64)).manifest
+    assert (m.input.mean, m.input.std, m.input.scale) == ((0, 0, 0), (1, 1, 1), 1)
+    assert any("normalises its input by itself" in n for n in m.source["notes"])
+
+
 def test_options_reach_the_manifest_and_keep_classes_picks_rows(tmp_path):
     module = Body(7)
     bundle = from_torch(
