@@ -26,7 +26,7 @@ from infercam.engine.evaluation.evaluate import read_mask
 from infercam.engine.evaluation.histogram import JointHistogram
 from infercam.engine.evaluation.scores import summarise
 from infercam.engine.method import host_ops, reference
-from infercam.engine.method.geometry import view_size
+from infercam.engine.method.geometry import ViewSizes
 from infercam.engine.method.reference import Network
 from infercam.export.runtime import GraphSession, RunError
 
@@ -299,10 +299,8 @@ def _compare_one(
     """One picture: its plain views, then the views with erased what the reference's map shows."""
     spec = manifest.input
     height, width = sample.pixels.shape[:2]
-    if spec.fixed_size is not None:
-        sizes = [spec.fixed_size]
-    else:
-        sizes = [view_size(height, width, scale) for scale in scales]
+    of_network = ViewSizes.of_network(spec)
+    sizes = list(dict.fromkeys(of_network.of(height, width, scale) for scale in scales))
     inputs = [reference.normalise(reference.resize_pixels(sample.pixels, *size), spec) for size in sizes]
     classes: list[int] | None = None if sample.classes is None else list(sample.classes)
     left: NDArray[np.bool_] | None = None

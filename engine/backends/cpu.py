@@ -23,7 +23,7 @@ from infercam.engine.common.cores import available_cores
 from infercam.engine.common.errors import BackendError, BundleError, MissingExtra
 from infercam.engine.method import host_ops
 from infercam.engine.method.backend import Limits, OutOfMemory
-from infercam.engine.method.geometry import view_size
+from infercam.engine.method.geometry import ViewSizes
 from infercam.engine.method.task import (
     Advance,
     Advanced,
@@ -85,7 +85,7 @@ class CpuBackend:
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="infercam-cpu")
         self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._in_flight = 0
-        self.fixed_size = spec.fixed_size
+        self.sizes = ViewSizes.of_network(spec)
 
     @property
     def limits(self) -> Limits:
@@ -145,7 +145,7 @@ class CpuBackend:
         }
 
     def scores(self, pixels: NDArray[np.uint8]) -> Float:
-        height, width = self.fixed_size or pixels.shape[:2]
+        height, width = self.sizes.of(*pixels.shape[:2])
         x = np.empty((1, 3, height, width), np.float32)
         self._resize(pixels, (height, width)).write(x[0], mirrored=False, erased=None)
         return np.asarray(self._infer(self.manifest.scores, x)[0], np.float32)
@@ -239,7 +239,7 @@ class CpuBackend:
 
     def _masks(self, tile: Tile, erased: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
         scales = tile.views.scales
-        shapes = [self.fixed_size or view_size(tile.box.height, tile.box.width, s) for s in scales]
+        shapes = [self.sizes.of(tile.box.height, tile.box.width, s) for s in scales]
         return host_ops.masks_at(erased, shapes, tile.image.recipe.mask_cascade)
 
     @staticmethod

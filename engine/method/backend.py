@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from infercam.engine.bundle import Manifest
 from infercam.engine.common.errors import BackendError
+from infercam.engine.method.geometry import ViewSizes
 from infercam.engine.method.task import Done, ImageTask, Tile, Work
 from infercam.engine.method.trace import Inspected
 
@@ -57,8 +58,8 @@ class Backend(Protocol):
         ...
 
     @property
-    def fixed_size(self) -> tuple[int, int] | None:
-        """Network height and width, where the graph takes only one."""
+    def sizes(self) -> ViewSizes:
+        """Of the views that the graph takes."""
         ...
 
     def estimate(self, image: ImageTask) -> int:
