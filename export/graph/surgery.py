@@ -21,7 +21,7 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from infercam.engine.common.errors import ExportError
-from infercam.export.graph.dynamic import find_sizes
+from infercam.export.graph.dynamic import SizeWishes, find_sizes
 from infercam.export.graph.head import Head, Layout, channel_axis, find_head, float_type
 from infercam.export.graph.index import Graph, attributes, fresh_name, label, opset, rename
 from infercam.export.graph.passes import tidy
@@ -69,8 +69,12 @@ class ResponseGraph:
     """The source's tensor (before sigmoid or softmax) that `scores` reproduces."""
     channels_last: bool = False
     """Whether the source takes (N, H, W, 3); the response graph always takes (N, 3, H, W)."""
-    smallest: tuple[int, int] = (64, 64)
+    base: tuple[int, int] = (64, 64)
     """Height and width at which the graph was first seen to run: a cheap size to verify at."""
+    smallest: int = 1
+    """Least side that runs, where any size does."""
+    multiple: int = 1
+    """Sides are multiples of it, where any size runs."""
 
     @property
     def classes(self) -> int:
@@ -84,13 +88,14 @@ def response_graph(
     keep_classes: Sequence[int] | None = None,
     output: str | None = None,
     input_name: str | None = None,
+    sizes: SizeWishes = SizeWishes(),
 ) -> ResponseGraph:
     """Turn a classifier into its response graph; `model` itself is not changed.
 
     `keep_classes` keeps these rows of the linear layer, in this order (a 21-way classifier with background first:
     `range(1, 21)`). `output` picks the logits where the model has several outputs, `input_name` the picture
-    where it has several inputs. Batch, height and width are made free where the graph allows, by
-    running it; what prevents it is in `notes`, with the node's name.
+    where it has several inputs. Batch, height and width are made free where the graph allows (and `sizes` wants it),
+    by running it; what prevents it is in `notes`, with the node's name.
 
     Raises ExportError, naming the node, if the model does not end in a global average pooling and a linear layer.
     """
@@ -105,21 +110,23 @@ def response_graph(
     if channels_last:
         notes.append(f"input '{picture}' is channels-last; a transpose was put before it")
         _transpose_input(work, picture)
-    sizes = find_sizes(work, picture, classes=len(bias))
-    _check(sizes.model)
+    found = find_sizes(work, picture, classes=len(bias), wishes=sizes)
+    _check(found.model)
     return ResponseGraph(
-        model=sizes.model,
+        model=found.model,
         bias=bias,
-        stride=sizes.stride,
+        stride=found.stride,
         input_name=picture,
-        height=sizes.height,
-        width=sizes.width,
-        dynamic_batch=sizes.dynamic_batch,
+        height=found.height,
+        width=found.width,
+        dynamic_batch=found.dynamic_batch,
         multi_label=head.activation != "softmax",
-        notes=[*notes, *sizes.notes],
+        notes=[*notes, *found.notes],
         logits=head.logits,
         channels_last=channels_last,
-        smallest=sizes.smallest,
+        base=found.base,
+        smallest=found.smallest,
+        multiple=found.multiple,
     )
 
 

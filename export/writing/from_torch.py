@@ -65,27 +65,34 @@ def from_torch(
     from infercam.export.requirements import require_onnx
 
     require_onnx()
-    from infercam.export.graph.surgery import response_graph
-    from infercam.export.writing.bundle_writer import write_bundle
+    from infercam.export.graph.dynamic import SizeWishes
+    from infercam.export.graph.surgery import ResponseGraph, response_graph
+    from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bundle
 
     spec = _input_spec(colour=colour, scale=scale, mean=mean, std=std)
     with evaluation_mode(module):
         check_outputs(module, classes, example_size, keep_classes)
         model = to_onnx(module, example_size)
-        graph = response_graph(model, keep_classes=keep_classes)
-        return write_bundle(
-            Path(out),
-            graph,
-            classes=classes,
-            input_spec=spec,
-            multi_label=graph.multi_label if multi_label is None else multi_label,
-            source={"kind": "torch", "module": type(module).__qualname__, **(source or {})},
-            source_scores=scorer(module, keep_classes),
-            images=images,
-            tolerance=tolerance,
-            name=name,
-            overwrite=overwrite,
-        )
+
+        def graph_of(sizes: SizeWishes) -> ResponseGraph:
+            return response_graph(model, keep_classes=keep_classes, sizes=sizes)
+
+        def write(graph: ResponseGraph) -> Bundle:
+            return write_bundle(
+                Path(out),
+                graph,
+                classes=classes,
+                input_spec=spec,
+                multi_label=graph.multi_label if multi_label is None else multi_label,
+                source={"kind": "torch", "module": type(module).__qualname__, **(source or {})},
+                source_scores=scorer(module, keep_classes),
+                images=images,
+                tolerance=tolerance,
+                name=name,
+                overwrite=overwrite,
+            )
+
+        return write_as_it_agrees(graph_of, write, SizeWishes(own=example_size))
 
 
 def _input_spec(**fields: Any) -> InputSpec:

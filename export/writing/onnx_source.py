@@ -17,10 +17,11 @@ from infercam.engine.common.errors import BundleError, ExportError, shown
 from infercam.engine.common.validation import first_problem
 from infercam.engine.data.class_names import default_classes
 from infercam.engine.onnx_files import external_locations
+from infercam.export.graph.dynamic import SizeWishes
 from infercam.export.graph.index import Graph
 from infercam.export.graph.surgery import ResponseGraph, prepare, response_graph
 from infercam.export.runtime import GraphSession, RunError
-from infercam.export.writing.bundle_writer import write_bundle
+from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bundle
 from infercam.export.writing.slim import simplify
 from infercam.export.writing.verify import SourceLimit
 
@@ -44,6 +45,7 @@ def export_onnx(
     images: Sequence[np.ndarray] = (),
     tolerance: float = 1e-4,
     slim: bool = True,
+    size: tuple[int, int] | None = None,
     name: str | None = None,
     overwrite: bool = False,
 ) -> Bundle:
@@ -52,43 +54,50 @@ def export_onnx(
     The classifier must take what the engine will give it: `(pixel * scale - mean) / std`, pixels 0..255 (for
     a model that normalises by itself: mean 0, std 1, and its own scale). `classes` defaults to names in the
     model's metadata, else the 20 of VOC if it has 20 outputs, else class_0, …; `multi_label` to False only if the
-    model closes with a softmax. `images` are (H, W, 3) uint8 RGB arrays to verify on besides generated ones.
+    model closes with a softmax. `size` (height, width) fixes the input's size, which else is free where the model
+    allows, or the model's own. `images` are (H, W, 3) uint8 RGB arrays to verify on besides generated ones.
 
     Raises ExportError: one line saying what is wrong with the file and which node prevents the surgery.
     """
     file = Path(path)
     spec = _spec(mean, std, scale, colour)
     model = load_model(file)
-    try:
-        graph = response_graph(model, keep_classes=keep_classes, output=output, input_name=input_name)
-    except ExportError as e:
-        raise ExportError(f"{file}: {e}") from None
-    if slim:
-        graph = simplify(graph)
+
+    def graph_of(sizes: SizeWishes) -> ResponseGraph:
+        try:
+            graph = response_graph(
+                model, keep_classes=keep_classes, output=output, input_name=input_name, sizes=sizes
+            )
+        except ExportError as e:
+            raise ExportError(f"{file}: {e}") from None
+        return simplify(graph) if slim else graph
+
+    def write(graph: ResponseGraph) -> Bundle:
+        names, origin = (list(classes), "given") if classes else default_classes(graph.classes, metadata)
+        return write_bundle(
+            Path(out),
+            graph,
+            classes=names,
+            input_spec=spec,
+            multi_label=graph.multi_label if multi_label is None else multi_label,
+            source=_origin(file, model) | {"logits": graph.logits, "classes_from": origin},
+            source_scores=onnx_scores(model, graph, keep_classes),
+            images=images,
+            tolerance=tolerance,
+            name=name or file.stem,
+            overwrite=overwrite,
+        )
+
     metadata = {p.key: p.value for p in model.metadata_props}
-    names, origin = (list(classes), "given") if classes else default_classes(graph.classes, metadata)
-    source: dict[str, Any] = {
-        "kind": "onnx",
-        "file": file.name,
-        "sha256": sha256_file(file),
-        "logits": graph.logits,
-        "classes_from": origin,
-    }
+    return write_as_it_agrees(graph_of, write, SizeWishes(size=size))
+
+
+def _origin(file: Path, model: ModelProto) -> dict[str, Any]:
+    """What the manifest says of the file."""
+    source: dict[str, Any] = {"kind": "onnx", "file": file.name, "sha256": sha256_file(file)}
     if model.producer_name:
         source["producer"] = f"{model.producer_name} {model.producer_version}".strip()
-    return write_bundle(
-        Path(out),
-        graph,
-        classes=names,
-        input_spec=spec,
-        multi_label=graph.multi_label if multi_label is None else multi_label,
-        source=source,
-        source_scores=onnx_scores(model, graph, keep_classes),
-        images=images,
-        tolerance=tolerance,
-        name=name or file.stem,
-        overwrite=overwrite,
-    )
+    return source
 
 
 def _spec(
