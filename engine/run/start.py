@@ -234,7 +234,7 @@ def _on_cluster(
 ) -> Iterator[ClusterRun]:
     from infercam.engine.run.ray_pool import started
     from infercam.engine.run.ray_run import ClusterRun
-    from infercam.engine.run.ray_worker import EngineSpec
+    from infercam.engine.run.settings import EngineSpec
 
     with started(asked) as pool:
         spec = EngineSpec(
