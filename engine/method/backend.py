@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infercam.engine.bundle import Manifest
-from infercam.engine.common.errors import BackendError
+from infercam.engine.common.errors import BackendError, InputError
 from infercam.engine.method.geometry import ViewSizes
 from infercam.engine.method.task import Done, ImageTask, Tile, Work
 from infercam.engine.method.trace import Inspected
@@ -20,6 +20,10 @@ from infercam.engine.method.trace import Inspected
 
 class OutOfMemory(BackendError):
     """A batch did not fit in the device's memory; the scheduler halves the batch and goes on."""
+
+
+class ViewRefused(InputError):
+    """The network does not run on views of that size; the picture is too small or too large for it."""
 
 
 @dataclass(frozen=True)

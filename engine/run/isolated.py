@@ -1,17 +1,30 @@
-"""One image in a process of its own: a runtime may end it (see common/child.py), and the run goes on."""
+"""One image in a process of its own: a runtime may end it (see common/child.py), and the run goes on.
+
+OUT/in-flight.txt    what was in flight (common/in_flight.py); of a shard: in-flight-3-of-8.txt
+"""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from infercam.engine.api import Engine, Result
+from infercam.engine.common.cache import cache_folder
 from infercam.engine.common.child import Child, ChildDied
 from infercam.engine.common.errors import BackendError
 from infercam.engine.data.sources import read_pixels
 from infercam.engine.data.storage import Storage
 from infercam.engine.method.recipe import Mode, Recipe
 from infercam.engine.run.settings import EngineSpec
+
+
+def in_flight_file(store: Storage, shard: str = "") -> Path:
+    """Where a run notes what is in flight: in its store, or for a remote one in this machine's cache folder."""
+    if not store.remote:
+        return store.path / (f"in-flight-{shard}.txt" if shard else "in-flight.txt")
+    key = hashlib.sha256(f"{store} {shard}".encode()).hexdigest()[:32]
+    return cache_folder("in-flight") / f"{key}.txt"
 
 
 class KillsItsProcess(BackendError):

@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 
 from infercam.engine.api import Engine, Result
 from infercam.engine.common.errors import StoreError
+from infercam.engine.common.in_flight import InFlight
 from infercam.engine.common.prefetch import prefetch
 from infercam.engine.data.images import DEFAULT_MAX_PIXELS
 from infercam.engine.data.sources import Item, Source, read_pixels
 from infercam.engine.data.storage import open_storage
 from infercam.engine.method.recipe import Mode, Recipe
 from infercam.engine.method.scheduler import Scheduler
-from infercam.engine.run.in_flight import InFlight
-from infercam.engine.run.isolated import IsolatedImage, Isolation, KillsItsProcess
+from infercam.engine.run.isolated import IsolatedImage, Isolation, KillsItsProcess, in_flight_file
 from infercam.engine.run.settings import EngineSpec, LabelLookup, MapSettings, Predicted
 from infercam.engine.run.shards import Shard
 from infercam.engine.store.failures import Failures
@@ -127,7 +127,7 @@ class Run:
             place, fmt=fmt, dtype=dtype, classes=self.map_settings.classes, settings=settings, shard=tag
         )
         self.failures = Failures(place, tag)
-        self.in_flight = InFlight(place, tag)
+        self.in_flight = InFlight(in_flight_file(place, tag))
         self._alone = frozenset(self.in_flight.suspects)
         """Ids of images during which an earlier run was killed: each is done in a process of its own."""
         self._prints: dict[str, str] = {}  # id -> fingerprint, for images in flight

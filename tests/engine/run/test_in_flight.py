@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 
 from infercam.engine.bundle import Bundle
+from infercam.engine.common.in_flight import InFlight
 from infercam.engine.data.storage import open_storage
-from infercam.engine.run.in_flight import InFlight
+from infercam.engine.run.isolated import in_flight_file
 from infercam.engine.store.failures import read_failures
 from infercam.engine.store.mapstore import MapStore
 from tests.engine import tiny
 
 
 def test_the_list_of_a_run_that_ended_by_itself_is_gone(tmp_path: Path) -> None:
-    run = InFlight(open_storage(tmp_path))
+    run = InFlight(in_flight_file(open_storage(tmp_path)))
     assert run.suspects == set()
     run.begin("a\nb")
     run.end("a\nb")
@@ -30,23 +31,25 @@ def test_the_list_of_a_run_that_ended_by_itself_is_gone(tmp_path: Path) -> None:
 
 
 def test_what_was_begun_and_not_ended_is_suspect_and_killers_stay(tmp_path: Path) -> None:
-    killed = InFlight(open_storage(tmp_path), "1-of-2")
+    killed = InFlight(in_flight_file(open_storage(tmp_path), "1-of-2"))
     for id in ("a", "b", "c"):
         killed.begin(id)
     killed.end("b")
     with (tmp_path / "in-flight-1-of-2.txt").open("a") as f:
         f.write('["begun", "torn')
-    following = InFlight(open_storage(tmp_path), "1-of-2")
+    following = InFlight(in_flight_file(open_storage(tmp_path), "1-of-2"))
     assert following.suspects == {"a", "c"}
-    assert InFlight(open_storage(tmp_path)).suspects == set(), "another shard's"
+    assert InFlight(in_flight_file(open_storage(tmp_path))).suspects == set(), "another shard's"
     following.killed("a")
     following.end("c")
     following.close()
-    third = InFlight(open_storage(tmp_path), "1-of-2")
+    third = InFlight(in_flight_file(open_storage(tmp_path), "1-of-2"))
     assert third.suspects == {"a"}
     third.close()
-    assert InFlight(open_storage(tmp_path), "1-of-2").suspects == {"a"}, "not done: still not to be trusted"
-    fourth = InFlight(open_storage(tmp_path), "1-of-2")
+    assert InFlight(in_flight_file(open_storage(tmp_path), "1-of-2")).suspects == {"a"}, (
+        "not done: still not to be trusted"
+    )
+    fourth = InFlight(in_flight_file(open_storage(tmp_path), "1-of-2"))
     fourth.end("a")
     fourth.close()
     assert not (tmp_path / "in-flight-1-of-2.txt").exists()
