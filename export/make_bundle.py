@@ -39,7 +39,11 @@ class ExportSettings(BaseModel):
     classes: Path | None = option(
         None, "Class names: a text file, one a line, or JSON. Default: the model's own, or VOC's 20."
     )
-    mean: str | None = option(None, "Subtracted from pixel * scale, for example 0.485,0.456,0.406 (default).")
+    mean: str | None = option(
+        None,
+        "Subtracted from pixel * scale, for example 0.485,0.456,0.406 (default, but for graphs that normalise by "
+        "themselves: there mean 0, std 1).",
+    )
     std: str | None = option(None, "Then divided by; default 0.229,0.224,0.225.")
     scale: str | None = option(None, "Multiplies the 0..255 pixel first; default 1/255.")
     colour: str | None = option(None, "Channel order of the input: RGB (default) or BGR.")
@@ -142,7 +146,7 @@ def _onnx_options(mean: str | None, std: str | None, scale: str | None, colour: 
 
 
 def _classes(file: Path | None) -> list[str] | None:
-    return None if file is None else read_classes(file)
+    return None if file is None else read_classes(file, repeated=True)
 
 
 def _images(folder: Path | None) -> list[np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from infercam.engine.common.errors import InputError
@@ -16,11 +16,11 @@ DATA_SETS = {"voc": VOC, "coco": COCO}
 _KEYS = ("classes", "names", "class_names", "labels")
 
 
-def read_classes(file: Path) -> list[str]:
+def read_classes(file: Path, *, repeated: bool = False) -> list[str]:
     """Class names in index order: one a line, a JSON list, or a JSON object with "classes".
 
-    `voc` and `coco`, where there is no such file, are those data sets' own. Blank lines are skipped.
-    Raises InputError.
+    `voc` and `coco`, where there is no such file, are those data sets' own. Blank lines are skipped. With
+    `repeated`, a name may stand there twice, for `unique_names` to mend. Raises InputError.
     """
     if str(file) in DATA_SETS and not is_file(file):
         return list(DATA_SETS[str(file)])
@@ -32,9 +32,23 @@ def read_classes(file: Path) -> list[str]:
     if not names:
         raise InputError(f"{file}: holds no class names")
     twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
+    if twice is not None and not repeated:
         raise InputError(f"{file}: names {twice!r} twice")
     return names
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names, with a number on those that came before: ImageNet's second `crane` becomes `crane (2)`."""
+    taken, found = set(names), set[str]()
+    unique: list[str] = []
+    for name in names:
+        number = 2
+        other = name
+        while other in found or (other != name and other in taken):
+            other, number = f"{name} ({number})", number + 1
+        found.add(other)
+        unique.append(other)
+    return unique
 
 
 def _from_json(file: Path, text: str) -> list[str]:
@@ -51,7 +65,7 @@ def default_classes(count: int, metadata: Mapping[str, str] | None = None) -> tu
     """Names for `count` classes, and where they come from: the model's metadata, VOC for 20, or class_0, …"""
     for key in _KEYS:
         names = _parse(metadata[key]) if metadata and key in metadata else None
-        if names is not None and len(names) == count == len(set(names)):
+        if names is not None and len(names) == count:
             return names, f"the model's metadata '{key}'"
     if count == len(VOC):
         return list(VOC), "the order of PASCAL VOC"

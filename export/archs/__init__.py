@@ -18,7 +18,8 @@ from infercam.engine.bundle import Bundle, InputSpec, sha256_file
 from infercam.engine.common.errors import ExportError
 from infercam.engine.data import voc
 from infercam.export.checkpoints import State, fit, layers_of, read_checkpoint, split_off
-from infercam.export.writing.from_torch import IMAGENET_MEAN, IMAGENET_STD, from_torch, import_torch
+from infercam.export.writing.from_torch import from_torch, import_torch
+from infercam.export.writing.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from torch import nn

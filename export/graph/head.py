@@ -1,38 +1,38 @@
 """Finding a classifier's head: global average pooling and everything affine between it and the logits.
 
-The walk goes backward from an output. Whatever lies between the pooling and the logits must be affine in
-the pooled vector (Gemm, MatMul, 1x1 Conv, scale, shift, reshape); it is composed, in float64, into one matrix and
-one bias, so that `logits = weight @ mean(features) + bias` (engine/method/README.md §1).
+The walk goes backward from an output, along every branch, to the poolings. Whatever lies between must be affine in
+the pooled vector (rules.py says what may); it is composed, in float64, into one matrix and one bias, so that
+`logits = weight @ mean(features) + bias` (engine/method/README.md §1). Several poolings make one vector.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Literal
 
 import numpy as np
 from onnx import NodeProto, TensorProto
 
 from infercam.engine.common.errors import ExportError
+from infercam.export.graph.explain import explain, flattens_a_map, no_pooling
 from infercam.export.graph.index import Graph, attributes, label
-
-Layout = Literal["NCHW", "NHWC", "NLD", "NDL"]  # the last two: token sequences, channels last / first
+from infercam.export.graph.linear import Linear, NotAffine, pooled
+from infercam.export.graph.observe import Observed, Seen
+from infercam.export.graph.pooling import POOLS, Layout, Pooling, channel_axis, pooling
+from infercam.export.graph.rules import JOINING, RULES, Call, applied
 
 ACTIVATIONS = {"Sigmoid": "sigmoid", "Softmax": "softmax", "LogSoftmax": "softmax"}
 _SHAPE_OPS = {"Identity", "Dropout", "Flatten", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Cast"}
-_MAX_POOLS = {"GlobalMaxPool", "MaxPool", "ReduceMax", "GlobalLpPool", "LpPool"}
-_NORMS = {"LayerNormalization", "InstanceNormalization", "GroupNormalization", "LpNormalization"}
+_EQUAL = 1e-6
 
 
 @dataclass
 class Head:
-    """What `find_head` found. `weight` is None where nothing lies between the pooling and the logits."""
+    """What `find_head` found. `weight` is None where nothing lies between the one pooling and the logits."""
 
     logits: str
-    features: str
-    layout: Layout
-    pool: NodeProto
+    poolings: list[Pooling]
     weight: np.ndarray | None
     bias: np.ndarray
     activation: str | None
@@ -40,93 +40,24 @@ class Head:
 
 
 @dataclass
-class _Affine:
-    """`weight @ x + bias`, or `scale * x + bias` as long as no matrix has been met (float64)."""
+class _Tail:
+    """What lies between the poolings and the logits: nodes in order, and the tensors that the poolings make."""
 
-    weight: np.ndarray | None = None
-    scale: np.ndarray = field(default_factory=lambda: np.ones(1))
-    bias: np.ndarray = field(default_factory=lambda: np.zeros(1))
-
-    def after_matrix(self, a: np.ndarray) -> None:
-        """Compose with x = a @ z."""
-        if self.weight is None:
-            if self.scale.size not in (1, len(a)):
-                raise ValueError(f"{self.scale.size} factors for {len(a)} values")
-            self.weight = a if np.all(self.scale == 1) else self.scale[:, None] * a
-        else:
-            self.weight = self.weight @ a
-
-    def after_shift(self, b: np.ndarray) -> None:
-        """Compose with x = z + b."""
-        if self.weight is None:
-            self.bias = self.bias + self.scale * b
-        else:
-            self.bias = self.bias + self.weight @ np.broadcast_to(b, (self.weight.shape[1],))
-
-    def after_scale(self, s: np.ndarray) -> None:
-        """Compose with x = s * z."""
-        if self.weight is None:
-            self.scale = self.scale * s
-        else:
-            self.weight = self.weight * np.broadcast_to(s, (self.weight.shape[1],))
+    nodes: list[NodeProto] = field(default_factory=list)
+    poolings: dict[str, Pooling] = field(default_factory=dict)
+    paths: dict[str, list[NodeProto]] = field(default_factory=dict)
+    """From the logits to each node (by its first output), for messages."""
 
 
 def find_head(graph: Graph, output: str) -> Head:
     """The head that makes `output`; raises ExportError naming the node that prevents it."""
-    tensor, activation = _strip_activation(graph, output)
-    logits = tensor
-    affine = _Affine()
-    last_linear: NodeProto | None = None
-    flattened: NodeProto | None = None
-    while True:
-        node = graph.producer.get(tensor)
-        if node is None:
-            raise ExportError(_no_pooling(flattened, last_linear, f"reached the input '{tensor}'"))
-        pooled = _pooling(graph, node)
-        if pooled is not None:
-            break
-        if _flattens_a_map(graph, node):
-            flattened = node
-        try:
-            tensor = _compose(graph, node, affine)
-        except _NotAffine as e:
-            raise ExportError(_explain(graph, node, str(e), flattened, last_linear)) from None
-        except ValueError as e:
-            raise ExportError(f"{label(node)}: its constant does not fit the head ({e})") from None
-        if node.op_type in ("Gemm", "MatMul", "Conv"):
-            last_linear = node
-    features, layout, notes = pooled
-    features, layout = _resolve(graph, features, layout)
-    return _finish(graph, Head(logits, features, layout, node, None, np.zeros(0), activation, notes), affine)
-
-
-def _finish(graph: Graph, head: Head, affine: _Affine) -> Head:
-    channels = channel_count(graph, head.features, head.layout)
-    weight = affine.weight
-    if weight is None and not np.all(affine.scale == 1):
-        weight = np.diag(np.broadcast_to(affine.scale, (channels or affine.scale.size,)))
-    rows: int | None = channels if weight is None else len(weight)
-    if weight is not None and channels is not None and weight.shape[1] != channels:
-        raise ExportError(
-            f"{label(head.pool)}: {channels} channels are pooled but the linear layer takes {weight.shape[1]}; "
-            "it does not pool to one value per channel"
-        )
-    if rows is None:
-        raise ExportError(f"{label(head.pool)}: cannot tell how many channels it pools")
-    head.weight = weight
-    head.bias = np.broadcast_to(affine.bias, (rows,)).copy()
-    return head
-
-
-def channel_count(graph: Graph, features: str, layout: Layout) -> int | None:
-    """Number of channels of the pooled tensor, where shape inference knows it."""
-    shape = graph.shape(features)
-    size = None if shape is None else shape[channel_axis(layout)]
-    return size if isinstance(size, int) else None
-
-
-def channel_axis(layout: Layout) -> int:
-    return {"NCHW": 1, "NHWC": 3, "NLD": 2, "NDL": 1}[layout]
+    logits, activation = _strip_activation(graph, output)
+    tail = _tail(graph, logits)
+    found = _composed(graph, tail, logits)
+    poolings = list({(p.features, p.layout): p for p in tail.poolings.values()}.values())
+    weight = None if found.is_identity and len(poolings) == 1 else found.dense()
+    notes = [n for p in poolings for n in p.notes]
+    return Head(logits, poolings, weight, found.shift.ravel().copy(), activation, notes)
 
 
 def _strip_activation(graph: Graph, output: str) -> tuple[str, str | None]:
@@ -141,328 +72,266 @@ def _strip_activation(graph: Graph, output: str) -> tuple[str, str | None]:
     return output, None
 
 
-# --- the affine part -------------------------------------------------------------------------------------
+# --- the walk --------------------------------------------------------------------------------------------
 
 
-class _NotAffine(Exception):
-    pass
-
-
-def _compose(graph: Graph, node: NodeProto, affine: _Affine) -> str:
-    """Put one node of the tail into `affine`; returns the tensor that the node reads."""
-    op = node.op_type
-    if op in _SHAPE_OPS:
-        return str(node.input[0])
-    if op == "Gather" and _gathers_all(graph, node):
-        return str(node.input[0])
-    if op == "Gemm":
-        return _gemm(graph, node, affine)
-    if op == "MatMul":
-        return _matmul(graph, node, affine)
-    if op == "Conv":
-        return _conv(graph, node, affine)
-    if op == "BatchNormalization":
-        return _batch_norm(graph, node, affine)
-    if op in ("Add", "Sub", "Mul", "Div"):
-        return _arithmetic(graph, node, affine)
-    raise _NotAffine("is not linear")
-
-
-def _gathers_all(graph: Graph, node: NodeProto) -> bool:
-    """PyTorch's exporter writes a change of strides as gathering 0, 1, 2, … from a flat tensor."""
-    index = graph.constant(node.input[1])
-    if index is None or graph.rank(node.input[0]) != 1:
-        return False
-    return bool(np.array_equal(index.ravel(), np.arange(index.size))) and index.size > 1
-
-
-def _split(graph: Graph, node: NodeProto) -> tuple[int, np.ndarray]:
-    """Position of the one input that depends on the picture, and the other one's value, of a binary node."""
-    constants = [graph.constant(i) for i in node.input[:2]]
-    if constants[1] is not None and constants[0] is None:
-        return 0, constants[1]
-    if constants[0] is not None and constants[1] is None:
-        return 1, constants[0]
-    raise _NotAffine("joins two tensors that both depend on the picture")
-
-
-def _gemm(graph: Graph, node: NodeProto, affine: _Affine) -> str:
-    at = attributes(node)
-    position, value = _split(graph, node)
-    matrix = value.astype(np.float64)
-    # Y = alpha * op(A) op(B) + beta * C; with the data first, the matrix of the map is op(B) transposed
-    transposed = bool(at.get("transB" if position == 0 else "transA", 0))
-    matrix = matrix if transposed == (position == 0) else matrix.T
-    if len(node.input) > 2 and node.input[2]:
-        shift = graph.constant(node.input[2])
-        if shift is None:
-            raise _NotAffine("adds a tensor that depends on the picture")
-        affine.after_shift(float(at.get("beta", 1.0)) * shift.astype(np.float64).ravel())
-    alpha = float(at.get("alpha", 1.0))
-    affine.after_matrix(matrix if alpha == 1 else alpha * matrix)
-    return str(node.input[position])
-
-
-def _matmul(graph: Graph, node: NodeProto, affine: _Affine) -> str:
-    position, value = _split(graph, node)
-    matrix = value.astype(np.float64)
-    matrix = (
-        matrix.reshape(matrix.shape[-2:]) if prod(matrix.shape[:-2]) == 1 and matrix.ndim >= 2 else matrix
-    )
-    if matrix.ndim != 2:
-        raise _NotAffine(f"multiplies by a constant of shape {value.shape}, not by one matrix,")
-    affine.after_matrix(matrix.T if position == 0 else matrix)
-    return str(node.input[position])
-
-
-def _conv(graph: Graph, node: NodeProto, affine: _Affine) -> str:
-    at = attributes(node)
-    weight = graph.constant(node.input[1])
-    if weight is None:
-        raise _NotAffine("has a weight that is not constant")
-    if prod(weight.shape[2:]) != 1 or any(at.get("pads", [])):
-        raise _NotAffine(f"is a {'x'.join(map(str, weight.shape[2:]))} convolution, not a 1x1 one,")
-    if len(node.input) > 2 and node.input[2]:
-        bias = graph.constant(node.input[2])
-        if bias is None:
-            raise _NotAffine("has a bias that is not constant")
-        affine.after_shift(bias.astype(np.float64).ravel())
-    affine.after_matrix(_dense(weight.astype(np.float64), int(at.get("group", 1))))
-    return str(node.input[0])
-
-
-def _dense(weight: np.ndarray, groups: int) -> np.ndarray:
-    """The matrix of a grouped 1x1 convolution's weight (out, in / groups, 1, 1)."""
-    rows, columns = weight.shape[:2]
-    flat = weight.reshape(rows, columns)
-    if groups == 1:
-        return flat
-    out = np.zeros((rows, columns * groups))
-    step = rows // groups
-    for g in range(groups):
-        out[g * step : (g + 1) * step, g * columns : (g + 1) * columns] = flat[g * step : (g + 1) * step]
-    return out
-
-
-def _batch_norm(graph: Graph, node: NodeProto, affine: _Affine) -> str:
-    values = [graph.constant(i) for i in node.input[1:5]]
-    if any(v is None for v in values):
-        raise _NotAffine("has parameters that are not constant")
-    gamma, beta, mean, var = (v.astype(np.float64) for v in values if v is not None)
-    scale = gamma / np.sqrt(var + float(attributes(node).get("epsilon", 1e-5)))
-    affine.after_shift(beta - mean * scale)
-    affine.after_scale(scale)
-    return str(node.input[0])
-
-
-def _arithmetic(graph: Graph, node: NodeProto, affine: _Affine) -> str:
-    position, constant = _split(graph, node)
-    value = constant.astype(np.float64).ravel()
-    if node.op_type == "Add":
-        affine.after_shift(value)
-    elif node.op_type == "Mul":
-        affine.after_scale(value)
-    elif node.op_type == "Div":
-        if position == 1:
-            raise _NotAffine("divides by a tensor that depends on the picture, which")
-        affine.after_scale(1 / value)
-    elif position == 0:
-        affine.after_shift(-value)
-    else:  # constant - x: outermost comes the shift, then the sign
-        affine.after_shift(value)
-        affine.after_scale(np.array([-1.0]))
-    return str(node.input[position])
-
-
-# --- pooling ---------------------------------------------------------------------------------------------
-
-
-def _pooling(graph: Graph, node: NodeProto) -> tuple[str, Layout, list[str]] | None:
-    """What a pooling node pools: tensor, layout, notes; None if the node is no pooling."""
-    if node.op_type == "GlobalAveragePool":
-        return node.input[0], "NDL" if graph.rank(node.input[0]) == 3 else "NCHW", []
-    if node.op_type == "ReduceMean":
-        return _reduce_mean(graph, node)
-    if node.op_type == "AveragePool":
-        return _average_pool(graph, node)
-    return None
-
-
-def _reduce_mean(graph: Graph, node: NodeProto) -> tuple[str, Layout, list[str]]:
-    """One ReduceMean, or several in a row (`x.mean(3).mean(2)`), over the positions of a map or of tokens."""
-    first = node
-    tensor, axes = _mean_axes(graph, first)
-    while (before := graph.producer.get(tensor)) is not None and before.op_type == "ReduceMean":
-        source, inner = _mean_axes(graph, before)
-        kept = bool(attributes(before).get("keepdims", 1))
-        left = [
-            a for a in range(graph.rank(source) or 4) if kept or a not in inner
-        ]  # axes of `tensor` in terms of `source`
-        axes = inner | {left[a] for a in axes}
-        tensor, first = source, before
-    rank = graph.rank(tensor)
-    layouts: dict[tuple[int, tuple[int, ...]], Layout] = {
-        (4, (2, 3)): "NCHW",
-        (4, (1, 2)): "NHWC",
-        (3, (1,)): "NLD",
-        (3, (2,)): "NDL",
-    }
-    found = layouts.get((rank or 0, tuple(sorted(axes))))
-    if found is None:
-        raise ExportError(
-            f"{label(node)}: averages axes {sorted(axes)} of a tensor of rank {rank or 'unknown'}, "
-            "which is not a pooling over all positions"
-        )
-    return tensor, found, []
-
-
-def _mean_axes(graph: Graph, node: NodeProto) -> tuple[str, set[int]]:
-    """The tensor a ReduceMean reads and its axes, counted from 0 (an attribute, or an input since opset 18)."""
-    at = attributes(node)
-    axes: list[int] | None = None
-    if "axes" in at:
-        axes = list(at["axes"])
-    elif len(node.input) > 1 and node.input[1]:
-        value = graph.constant(node.input[1])
-        if value is None:
-            raise ExportError(f"{label(node)}: its axes are not constant")
-        axes = [int(a) for a in value.ravel()]
-    rank = graph.rank(node.input[0])
-    if axes is None or (rank is None and any(a < 0 for a in axes)):
-        raise ExportError(f"{label(node)}: cannot tell over which axes of '{node.input[0]}' it averages")
-    return node.input[0], {a % rank if rank else a for a in axes}
-
-
-def _average_pool(graph: Graph, node: NodeProto) -> tuple[str, Layout, list[str]]:
-    at = attributes(node)
-    kernel = tuple(at.get("kernel_shape", ()))
-    shape = graph.shape(node.input[0])
-    layout: Layout = "NDL" if len(kernel) == 1 else "NCHW"
-    spatial = None if shape is None else tuple(shape[2:])
-    name = "x".join(map(str, kernel))
-    if any(at.get("pads", [])):
-        raise ExportError(f"{label(node)}: pads its {name} window, so it is not a global average pooling")
-    if spatial == kernel:
-        return node.input[0], layout, [f"{label(node)}: {name} window of the whole map made global"]
-    if spatial is not None and all(isinstance(s, int) for s in spatial):
-        size = "x".join(map(str, spatial))
-        raise ExportError(f"{label(node)}: averages {name} windows of a {size} map, not the whole map")
-    note = f"{label(node)}: {name} window taken for the whole map and made global"
-    return node.input[0], layout, [note]
-
-
-def _resolve(graph: Graph, tensor: str, layout: Layout) -> tuple[str, Layout]:
-    """Look through transposes and spatial flattening, back to a N,C,H,W map where there is one."""
-    while (node := graph.producer.get(tensor)) is not None:
-        source = node.input[0] if node.input else ""
-        shape, before = graph.shape(tensor), graph.shape(source)
-        perm = tuple(attributes(node).get("perm", ())) if node.op_type == "Transpose" else ()
-        if layout == "NHWC" and perm == (0, 2, 3, 1):
-            tensor, layout = source, "NCHW"
-        elif layout == "NCHW" and perm == (0, 3, 1, 2):
-            tensor, layout = source, "NHWC"
-        elif layout in ("NLD", "NDL") and perm == (0, 2, 1):
-            tensor, layout = source, "NDL" if layout == "NLD" else "NLD"
-        elif layout == "NCHW" and _one_row(node, before, shape):
-            tensor, layout = source, "NDL"
-        elif layout in ("NLD", "NDL") and _merges_positions(node, before, shape, layout):
-            tensor, layout = source, "NCHW" if layout == "NDL" else "NHWC"
+def _tail(graph: Graph, logits: str) -> _Tail:
+    """Every node between the logits and the poolings; raises ExportError about the first that may not be there."""
+    tail = _Tail()
+    path: list[tuple[NodeProto, Iterator[str]]] = []
+    done: set[str] = set()
+    tensor: str | None = logits
+    while tensor is not None or path:
+        if tensor is None:
+            node, rest = path[-1]
+            tensor = next((i for i in rest if i not in done), None)
+            if tensor is None:
+                path.pop()
+                tail.nodes.append(node)
+                done.update(node.output)
+            continue
+        nodes = [n for n, _ in path]
+        before = _step(graph, tensor, nodes, tail)
+        if before is None:
+            done.add(tensor)
         else:
-            break
-    return tensor, layout
+            tail.paths[before.output[0]] = [*nodes, before]
+            path.append((before, iter(_of_the_picture(graph, before))))
+        tensor = None
+    return tail
 
 
-def _one_row(node: NodeProto, before: tuple | None, after: tuple | None) -> bool:
-    """Whether a 1-D pooling was written as a 2-D one: (N,C,L) made (N,C,1,L)."""
-    if node.op_type not in ("Reshape", "Unsqueeze") or before is None or after is None:
+def _step(graph: Graph, tensor: str, path: list[NodeProto], tail: _Tail) -> NodeProto | None:
+    """The node that makes `tensor`, to be walked through; None where it is a pooling, which is put in `tail`."""
+    node = graph.producer.get(tensor)
+    if node is None:
+        flattened = next((n for n in reversed(path) if flattens_a_map(graph, n)), None)
+        linear = next((n for n in reversed(path) if n.op_type in ("Gemm", "MatMul", "Conv")), None)
+        raise ExportError(no_pooling(flattened, linear, f"reached the input '{tensor}'"))
+    if any(n is node for n in path):
+        raise ExportError(f"{label(node)}: the graph has a cycle")
+    if node.op_type in POOLS and not _follows_a_pooling(graph, node):
+        found = pooling(graph, node)
+        if found is not None:
+            tail.poolings[tensor] = found
+            return None
+    why = _why_not(graph, node)
+    if why is not None:
+        raise ExportError(explain(graph, node, why, path))
+    return node
+
+
+def _why_not(graph: Graph, node: NodeProto) -> str | None:
+    """Why a node may not lie between the pooling and the logits, as far as its inputs tell."""
+    if node.op_type not in RULES:
+        return "is not linear"
+    count = len(_of_the_picture(graph, node))
+    if node.op_type == "Div" and node.input[1] in _of_the_picture(graph, node):
+        return "divides by a tensor that depends on the picture, which is not linear,"
+    if count > 1 and node.op_type not in JOINING:
+        return "joins two tensors that both depend on the picture"
+    return None
+
+
+def _of_the_picture(graph: Graph, node: NodeProto) -> list[str]:
+    """The inputs of a node that depend on the picture's pixels."""
+    inputs = (i for i in node.input if i)
+    return [i for i in inputs if graph.constant(i) is None and not graph.follows_sizes(i)]
+
+
+def _follows_a_pooling(graph: Graph, node: NodeProto) -> bool:
+    """Whether all that a reduction reads is affine in pooled vectors: then it averages heads, not positions."""
+    waiting, seen = [node.input[0]], set[str]()
+    while waiting:
+        tensor = waiting.pop()
+        before = graph.producer.get(tensor)
+        if before is None:
+            return False
+        if tensor in seen or _pools_everything(graph, before):
+            continue
+        seen.add(tensor)
+        if _why_not(graph, before) is not None:
+            return False
+        waiting += _of_the_picture(graph, before)
+    return True
+
+
+def _pools_everything(graph: Graph, node: NodeProto) -> bool:
+    try:
+        found = pooling(graph, node) if node.op_type in POOLS else None
+    except ExportError:
         return False
-    return len(before) == 3 and len(after) == 4 and after[2] == 1 and before[1] == after[1]
+    return found is not None and found.window is None
 
 
-def _merges_positions(node: NodeProto, before: tuple | None, after: tuple | None, layout: Layout) -> bool:
-    """Whether a reshape turns (N,C,h,w) into (N,C,hw), or (N,h,w,C) into (N,hw,C), and nothing else."""
-    if node.op_type not in ("Reshape", "Flatten") or before is None or after is None or len(before) != 4:
-        return False
-    channels = before[1] if layout == "NDL" else before[3]
-    return isinstance(channels, int) and channels == after[channel_axis(layout)]
+# --- composing -------------------------------------------------------------------------------------------
 
 
-# --- saying what is wrong --------------------------------------------------------------------------------
+def _composed(graph: Graph, tail: _Tail, logits: str) -> Linear:
+    """The logits as a function of the pooled vector; raises ExportError naming the node that is not affine."""
+    inputs = {i for n in tail.nodes for i in n.input if i}
+    asked = [i for i in sorted(inputs) if graph.constant(i) is None and graph.follows_sizes(i)]
+    shapes = [t for t, p in tail.poolings.items()] + [p.features for p in tail.poolings.values()]
+    static = all(_all_known(graph, t, p) for t, p in tail.poolings.items())
+    runs: Sequence[Seen | None] = [None]
+    if asked or not static or len({p.features for p in tail.poolings.values()}) > 1:
+        seen = graph.observed(sorted(set(shapes)), asked)
+        _check_runs(tail, asked, static, seen)
+        _check_equal_maps(tail, seen.runs)
+        runs = [r for r in seen.runs if r.batch == seen.runs[0].batch] or [None]
+    found = [_evaluated(graph, tail, logits, run) for run in runs]
+    first, last = found[0], found[-1]
+    if first is not last and any(p.sums for p in tail.poolings.values()):
+        a, b = first.dense(), last.dense()
+        if a.shape != b.shape or not np.allclose(a, b, rtol=_EQUAL, atol=_EQUAL * float(np.abs(a).max())):
+            sums = next(p.node for p in tail.poolings.values() if p.sums)
+            raise ExportError(
+                f"{label(sums)}: sums over all positions of a map of any size and is not divided by their number; "
+                "a response map needs the mean: export the model with a global average pooling"
+            )
+    return first
 
 
-def _flattens_a_map(graph: Graph, node: NodeProto) -> bool:
-    """Whether a reshape makes one vector of a map with more than one position."""
-    if node.op_type not in ("Flatten", "Reshape"):
-        return False
-    before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
-    if before is None or len(before) < 3 or (after is not None and len(after) > 2):
-        return False
-    if len(before) == 3:  # positions may be the second or the third axis; one token has none
-        return all(isinstance(d, int) and d > 1 for d in before[1:])
-    return any(isinstance(d, int) and d > 1 for d in before[2:])
-
-
-def _no_pooling(flattened: NodeProto | None, last_linear: NodeProto | None, why: str) -> str:
-    if flattened is not None:
-        return (
-            f"no global average pooling: {label(flattened)} flattens the whole map into the linear layer; "
-            "only classifiers that average over all positions have a response map"
-        )
-    linear = f" before {label(last_linear)}" if last_linear is not None else ""
-    return f"no global average pooling{linear}: {why}; a global average pooling and a linear layer are needed"
-
-
-def _explain(
-    graph: Graph, node: NodeProto, why: str, flattened: NodeProto | None, last_linear: NodeProto | None
-) -> str:
-    """One line about a node that ends the walk."""
-    if node.op_type in ("QLinearConv", "QLinearMatMul", "DequantizeLinear", "QuantizeLinear"):
-        return f"{label(node)}: quantised graphs cannot be exported; give the float32 model"
-    if flattened is not None:
-        return _no_pooling(flattened, last_linear, "")
-    if node.op_type in _MAX_POOLS:
-        return f"{label(node)}: the head pools by maximum; a response map needs average pooling"
-    if _takes_one_token(graph, node):
-        return (
-            f"{label(node)}: the head reads only the class token, which has no position; "
-            "a response map needs a mean over the patch tokens"
-        )
-    if _nearest_pool(graph, node) is None:
-        return _no_pooling(None, last_linear, f"{label(node)} {why} and no pooling lies before it")
-    if last_linear is None:
-        return (
-            f"{label(node)} {why} and lies between the linear layer and the output: the output must be "
-            "the logits, or their sigmoid or softmax; another one can be named with --output"
-        )
-    what = "a normalisation" if node.op_type in _NORMS else f"{node.op_type}"
-    return (
-        f"{label(node)} {why} and lies between the pooling and the logits: {what} there does not commute with "
-        "the mean over positions (only linear layers, scales and shifts do)"
+def _check_runs(tail: _Tail, asked: Sequence[str], static: bool, seen: Observed) -> None:
+    """Refuse a model that does not run where inference alone does not tell what the head needs."""
+    if seen.runs or (static and not asked):
+        return
+    unknown = (
+        f"'{asked[0]}'" if asked else f"the channels of {label(next(iter(tail.poolings.values())).node)}"
+    )
+    raise ExportError(
+        f"{unknown} can be told by running the model only, and it does not run: {seen.failure}; export the model "
+        "with fixed sizes"
     )
 
 
-def _takes_one_token(graph: Graph, node: NodeProto) -> bool:
-    if graph.rank(node.input[0]) != 3 if node.input else True:
-        return False
-    if node.op_type == "Gather":
-        index = graph.constant(node.input[1])
-        return attributes(node).get("axis", 0) == 1 and index is not None and index.size == 1
-    shape = graph.shape(node.output[0])
-    return node.op_type in ("Slice", "Split") and shape is not None and len(shape) == 3 and shape[1] == 1
+def _all_known(graph: Graph, tensor: str, found: Pooling) -> bool:
+    """Whether inference tells what a pooling's values are: how many, and of how many positions if it sums."""
+    return channel_count(graph, found) is not None and (
+        not found.sums or _positions(graph, found, None) is not None
+    )
 
 
-def _nearest_pool(graph: Graph, node: NodeProto) -> NodeProto | None:
-    """A global pooling among what the node depends on that pools a whole map into one vector."""
-    for before in [node, *graph.ancestors(node.output[0])]:
-        if before.op_type in ("GlobalAveragePool", "ReduceMean"):
-            shape = graph.shape(before.output[0])
-            if shape is None or len(shape) == 2 or (len(shape) == 4 and all(d == 1 for d in shape[2:])):
-                return before
-        if before.op_type == "Conv" and graph.rank(before.output[0]) == 4:
-            shape = graph.shape(before.output[0])
-            if shape is not None and not all(d == 1 for d in shape[2:]):
-                return None
-    return None
+def channel_count(graph: Graph, found: Pooling) -> int | None:
+    """Number of channels of the pooled tensor, where shape inference knows it."""
+    shape = graph.shape(found.features)
+    axis = channel_axis(found.layout)
+    size = shape[axis] if shape is not None and len(shape) > axis else None
+    return size if isinstance(size, int) else None
+
+
+def _check_equal_maps(tail: _Tail, seen: Sequence[Seen]) -> None:
+    """Several poolings must be of maps of one size: their responses are put in one map."""
+    several = list({p.features: p for p in tail.poolings.values()}.values())
+    for run in seen if len(several) > 1 else ():
+        sizes = [_spatial(run.shapes[p.features], p.layout) for p in several]
+        if len(set(sizes)) > 1:
+            texts = [
+                f"{'x'.join(map(str, s))} of {label(p.node)}" for s, p in zip(sizes, several, strict=True)
+            ]
+            raise ExportError(
+                f"the head joins means over maps of different sizes ({', '.join(texts)}); a response map has one "
+                "size: give a model that pools one map, or maps of one size"
+            )
+
+
+def _spatial(shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
+    return tuple(d for a, d in enumerate(shape) if a not in (0, channel_axis(layout)))
+
+
+def _evaluated(graph: Graph, tail: _Tail, logits: str, run: Seen | None) -> Linear:
+    """The logits for one picture, of the size of that run where sizes matter."""
+    values: dict[str, Linear | np.ndarray] = dict(_leaves(graph, tail, run))
+    batch = _declared_batch(graph)
+    for node in tail.nodes:
+        inputs = [_input(graph, i, values, run) for i in node.input]
+        call = Call(node.op_type, attributes(node), inputs, len(node.output), batch)
+        try:
+            values.update(zip(node.output, applied(call), strict=False))
+        except NotAffine as e:
+            raise ExportError(explain(graph, node, str(e), tail.paths[node.output[0]][:-1])) from None
+        except ValueError as e:
+            raise ExportError(_misfit(graph, tail, node, str(e))) from None
+    found = values[logits]
+    assert isinstance(found, Linear)
+    return found
+
+
+def _input(
+    graph: Graph, name: str, values: dict[str, Linear | np.ndarray], run: Seen | None
+) -> Linear | np.ndarray | None:
+    if not name:
+        return None
+    if name in values:
+        return values[name]
+    value = graph.constant(name)
+    if value is None and run is not None:
+        value = run.values.get(name)
+    return value
+
+
+def _leaves(graph: Graph, tail: _Tail, run: Seen | None) -> Iterator[tuple[str, Linear]]:
+    """What the poolings make: the pooled values of each map, one after the other in one vector."""
+    starts: dict[tuple[str, Layout], int] = {}
+    counts: dict[str, int] = {}
+    width = 0
+    for tensor, p in tail.poolings.items():
+        counts[tensor] = _channels(graph, p, run)
+        if (p.features, p.layout) not in starts:
+            starts[p.features, p.layout] = width
+            width += counts[tensor]
+    for tensor, p in tail.poolings.items():
+        shape = _pooled_shape(graph, tensor, counts[tensor], run)
+        factor = float(_positions(graph, p, run) or 0) if p.sums else 1.0
+        if factor == 0:
+            raise ExportError(f"{label(p.node)}: cannot tell how many positions it sums over")
+        yield tensor, pooled(width, starts[p.features, p.layout], shape, factor)
+
+
+def _channels(graph: Graph, p: Pooling, run: Seen | None) -> int:
+    known = channel_count(graph, p)
+    if known is None and run is not None:
+        known = run.shapes[p.features][channel_axis(p.layout)]
+    if known is None:
+        raise ExportError(f"{label(p.node)}: cannot tell how many channels it pools")
+    return known
+
+
+def _positions(graph: Graph, p: Pooling, run: Seen | None) -> int | None:
+    """How many positions a pooling covers, where that is fixed or seen in a run."""
+    if run is not None:
+        return prod(_spatial(run.shapes[p.features], p.layout))
+    shape = graph.shape(p.features)
+    sizes = [d for a, d in enumerate(shape or ()) if a not in (0, channel_axis(p.layout))]
+    return (
+        prod(d for d in sizes if isinstance(d, int))
+        if sizes and all(isinstance(d, int) for d in sizes)
+        else None
+    )
+
+
+def _pooled_shape(graph: Graph, tensor: str, channels: int, run: Seen | None) -> tuple[int, ...]:
+    """The shape of what a pooling makes, for one picture."""
+    known = run.shapes[tensor] if run is not None else graph.shape(tensor)
+    sizes = [d if isinstance(d, int) else 1 for d in known or ()]
+    shape = (1, *sizes[1:])
+    return shape if prod(shape) == channels else (1, channels)
+
+
+def _declared_batch(graph: Graph) -> int:
+    shapes = [graph.shape(i.name) for i in graph.image_inputs()]
+    batches = [s[0] for s in shapes if s is not None and len(s) == 4]
+    return next((b for b in batches if isinstance(b, int) and b > 0), 1)
+
+
+def _misfit(graph: Graph, tail: _Tail, node: NodeProto, why: str) -> str:
+    """A matrix that takes another number of values than are pooled: mostly the pooling is not global."""
+    poolings = list(tail.poolings.values())
+    counts = " and ".join(f"{channel_count(graph, p) or 'some'} by {label(p.node)}" for p in poolings)
+    return (
+        f"{label(node)}: its constant does not fit the head ({why}; channels pooled: {counts}); "
+        "it does not pool to one value per channel"
+    )
 
 
 def float_type(elem_type: int) -> str:

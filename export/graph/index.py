@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+
+from infercam.export.graph.observe import Observed, observe
 
 Dim = int | str | None
 Shape = tuple[Dim, ...]
@@ -42,6 +45,7 @@ class Graph:
         self.producer: dict[str, NodeProto] = {o: n for n in self.proto.node for o in n.output if o}
         self._types: dict[str, tuple[int, Shape | None]] | None = None
         self._constants: dict[str, np.ndarray | None] = {}
+        self._observed: dict[tuple[tuple[str, ...], tuple[str, ...]], Observed] = {}
 
     def image_inputs(self) -> list[onnx.ValueInfoProto]:
         """Inputs that are fed: old files list their weights among the inputs as well."""
@@ -49,20 +53,36 @@ class Graph:
 
     def constant(self, name: str) -> np.ndarray | None:
         """Value of a tensor that does not depend on the input, else None."""
-        if name not in self._constants:
-            self._constants[name] = None  # a cycle in a broken graph ends here
-            self._constants[name] = self._evaluate(name)
-        return self._constants[name]
+        known = self._constants
+        waiting = [name]  # a list, no recursion: chains of a thousand nodes are common
+        while waiting:
+            tensor = waiting[-1]
+            needed = [] if tensor in known else self._needed(tensor)
+            unknown = next((i for i in needed if i not in known), None)
+            if unknown is None or unknown in waiting:  # the latter: a cycle in a broken graph ends here
+                waiting.pop()
+                if tensor not in known:
+                    known[tensor] = None if unknown is not None else self._evaluate(tensor, needed)
+            elif any(known[i] is None for i in needed if i in known):
+                known[tensor] = None
+            else:
+                waiting.append(unknown)
+        return known[name]
 
-    def _evaluate(self, name: str) -> np.ndarray | None:
+    def _needed(self, name: str) -> list[str]:
+        """What must be known before `name` can be evaluated."""
+        node = None if name in self.initializers else self.producer.get(name)
+        return [] if node is None or _is_no_function(node) else [i for i in node.input if i]
+
+    def _evaluate(self, name: str, needed: list[str]) -> np.ndarray | None:
         if name in self.initializers:
             return numpy_helper.to_array(self.initializers[name])
         node = self.producer.get(name)
-        if node is None or node.op_type.startswith("Random") or any(a.HasField("g") for a in node.attribute):
+        if node is None or _is_no_function(node):
             return None
         feeds: dict[str, np.ndarray] = {}
-        for tensor in filter(None, node.input):
-            value = self.constant(tensor)
+        for tensor in needed:
+            value = self._constants[tensor]
             if value is None:
                 return None
             feeds[tensor] = value
@@ -80,9 +100,51 @@ class Graph:
         except Exception:  # an operator the reference does not know: not a constant for our purpose
             return None
 
+    def follows_sizes(self, name: str) -> bool:
+        """Whether a tensor is made of the picture's shape alone (and constants), not of its pixels."""
+        found, seen, waiting = False, set[str](), [name]
+        while waiting:
+            tensor = waiting.pop()
+            if tensor in seen or self.constant(tensor) is not None:
+                continue
+            seen.add(tensor)
+            node = self.producer.get(tensor)
+            if node is None or _is_no_function(node):
+                return False
+            if node.op_type in ("Shape", "Size"):
+                found = True
+            else:
+                waiting.extend(i for i in node.input if i)
+        return found
+
+    def observed(self, shapes: Sequence[str] = (), values: Sequence[str] = ()) -> Observed:
+        """What running the model tells about these tensors (observe.py)."""
+        key = (tuple(shapes), tuple(values))
+        if key not in self._observed:
+            self._observed[key] = observe(self.model, *key)
+        return self._observed[key]
+
     def shape(self, name: str) -> Shape | None:
-        """Inferred shape: sizes, symbols, or None for what is unknown; None where not even the rank is."""
-        return self._inferred().get(name, (0, None))[1]
+        """Shape: sizes, symbols, or None for what is unknown; None where not even the rank is.
+
+        What ONNX's inference leaves without a rank is looked up by running the model.
+        """
+        known = self._inferred().get(name, (0, None))[1]
+        if known is None and name in self.producer:
+            known = self._seen_shape(name)
+        return known
+
+    def _seen_shape(self, name: str) -> Shape | None:
+        """What the runs have in common; without any of them, nothing."""
+        inferred = self._inferred()
+        unknown = [
+            o for n in self.proto.node for o in n.output if o and inferred.get(o, (0, None))[1] is None
+        ]
+        runs = self.observed(unknown).runs or self.observed([name]).runs
+        shapes = [r.shapes[name] for r in runs if name in r.shapes]
+        if not shapes or len({len(s) for s in shapes}) > 1:
+            return None
+        return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True))
 
     def rank(self, name: str) -> int | None:
         shape = self.shape(name)
@@ -111,6 +173,11 @@ class Graph:
                     following.extend(used_by(node))
             front = following
         return found
+
+
+def _is_no_function(node: NodeProto) -> bool:
+    """Whether a node's value is not told by its inputs (random numbers), or needs its sub-graphs to be run."""
+    return node.op_type.startswith("Random") or any(a.HasField("g") for a in node.attribute)
 
 
 def used_by(node: NodeProto) -> set[str]:

@@ -6,6 +6,8 @@ import onnx_ir as ir
 from onnx import ModelProto
 from onnx_ir.passes import common
 
+from infercam.engine.common.errors import ExportError
+
 
 class _RemoveUnusedInputs(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -18,7 +20,7 @@ class _RemoveUnusedInputs(ir.passes.InPlacePass):
 def tidy(model: ModelProto) -> None:
     """In place: what no output needs goes (nodes, weights, inputs), weights are no inputs, nodes are in order.
 
-    Raises ValueError where the graph has a cycle.
+    Raises ExportError where the graph has a cycle.
     """
     _run(
         model,
@@ -36,7 +38,10 @@ def lift_constants(model: ModelProto) -> None:
 
 def _run(model: ModelProto, *passes: ir.passes.InPlacePass) -> None:
     graph = ir.from_proto(model)
-    ir.passes.Sequential(*passes)(graph)
+    try:
+        ir.passes.Sequential(*passes)(graph)
+    except ir.passes.PassError as e:
+        raise ExportError(f"the graph cannot be put in order ({e.__cause__ or e}): it is damaged") from None
     model.graph.CopyFrom(ir.to_proto(graph).graph)
     del model.graph.value_info[:], model.graph.quantization_annotation[:]  # of tensors that may be gone
     model.graph.doc_string = ""

@@ -68,6 +68,9 @@ def relax(model: ModelProto, picture: str, dims: Dims, *, baked: Free, free: Fre
     done: set[str] = set()
     for _ in range(len(model.graph.node)):
         probed = _concrete_shapes(model, picture, _other(dims, free.batch, free.size))
+        if _fix_numbers(model, nominal, probed):
+            nominal = _concrete_shapes(model, picture, dims)
+            continue
         narrow = probed
         if free != baked:
             narrow = _concrete_shapes(model, picture, _other(dims, baked.batch, baked.size))
@@ -137,6 +140,38 @@ def _relax_node(
     if node.op_type == "Concat":
         return _relax_concat(model, node, nominal, probed)
     return False
+
+
+def _fix_numbers(model: ModelProto, nominal: dict[str, Concrete], probed: dict[str, Concrete]) -> bool:
+    """Make constants of bounds that follow from channels alone; True if there were any.
+
+    PyTorch writes `x.chunk(2, 1)` as a Slice up to (channels + 1) / 2, computed from x's shape; ONNX's inference
+    does not divide, and would know no shape behind it.
+    """
+    graph = Graph(model)
+    changed = False
+    for node in list(model.graph.node):
+        shape = graph.producer.get(node.input[0]) if node.op_type == "Gather" else None
+        index = graph.constant(node.input[1]) if shape is not None and shape.op_type == "Shape" else None
+        if shape is None or index is None or shape.attribute or shape.input[0] not in nominal:
+            continue
+        sizes = [np.array(known.get(shape.input[0], ()), np.int64) for known in (nominal, probed)]
+        inside = index.size > 0 and bool(np.all(np.abs(index) < len(sizes[0])))
+        if inside and len(sizes[0]) == len(sizes[1]) and np.array_equal(sizes[0][index], sizes[1][index]):
+            model.graph.initializer.append(
+                numpy_helper.from_array(np.asarray(sizes[0][index]), node.output[0])
+            )
+            model.graph.node.remove(node)
+            changed = True
+    if changed:
+        graph = Graph(model)
+    for node in model.graph.node:
+        for i, name in enumerate(node.input if node.op_type == "Slice" else ()):
+            value = graph.constant(name) if i and name and name not in graph.initializers else None
+            if value is not None and graph.producer[name].op_type != "Constant":
+                node.input[i] = _constant(model, value, f"{node.output[0]}.bound")
+                changed = True
+    return changed
 
 
 # --- Reshape ---------------------------------------------------------------------------------------------

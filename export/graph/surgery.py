@@ -12,7 +12,7 @@ on the pooled features as a 1x1 convolution without bias, so that every position
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,13 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from infercam.engine.common.errors import ExportError
+from infercam.export.graph.begins import Normalisation, make_float, own_normalisation
 from infercam.export.graph.dynamic import SizeWishes, find_sizes
-from infercam.export.graph.head import Head, Layout, channel_axis, find_head, float_type
+from infercam.export.graph.head import Head, find_head, float_type
 from infercam.export.graph.index import Graph, attributes, fresh_name, label, opset, rename
+from infercam.export.graph.observe import observe
 from infercam.export.graph.passes import tidy
+from infercam.export.graph.pooling import Layout, Pooling, channel_axis
 from infercam.export.graph.tokens import token_grid
 
 MIN_OPSET = 7
@@ -75,6 +78,12 @@ class ResponseGraph:
     """Least side that runs, where any size does."""
     multiple: int = 1
     """Sides are multiples of it, where any size runs."""
+    whole_numbers: bool = False
+    """Whether the source takes uint8; the response graph takes the same numbers as float32."""
+    normalisation: Normalisation | None = None
+    """What the graph does to the pixels by itself, if it does."""
+    source_size: tuple[int, int] | None = None
+    """The only size at which the source pools its whole map, where it pools a fixed window."""
 
     @property
     def classes(self) -> int:
@@ -103,8 +112,15 @@ def response_graph(
     graph = Graph(work)
     head = pick_head(graph, output)
     picture, channels_last = _picture(graph, head, input_name)
+    whole_numbers = graph.elem_type(picture) == TensorProto.UINT8
+    if whole_numbers:
+        make_float(graph, picture)
+        graph = Graph(work)
+    normalisation = own_normalisation(graph, picture, channels_last=channels_last)
     keep = _checked_rows(keep_classes, head)
     notes = list(head.notes)
+    windows = [(p.node.input[0], p.window) for p in head.poolings if p.window and len(p.window) == 2]
+    picture = _free_names(graph, head, picture)
     bias = _rewrite(graph, head, keep, notes)
     tidy(work)
     if channels_last:
@@ -127,6 +143,9 @@ def response_graph(
         base=found.base,
         smallest=found.smallest,
         multiple=found.multiple,
+        whole_numbers=whole_numbers,
+        normalisation=normalisation,
+        source_size=_source_size(model, windows, found.stride),
     )
 
 
@@ -185,7 +204,8 @@ def pick_head(graph: Graph, output: str | None) -> Head:
 
 def _picture(graph: Graph, head: Head, wanted: str | None) -> tuple[str, bool]:
     """Name of the picture input, and whether it is channels-last; refuses what is no picture."""
-    used = {i for n in graph.ancestors(head.features) for i in n.input} | {head.features}
+    used = {p.features for p in head.poolings}
+    used |= {i for p in head.poolings for n in graph.ancestors(p.features) for i in n.input}
     fed = [i for i in graph.image_inputs() if i.name in used]
     if not fed:
         raise ExportError("the logits depend on no input of the model")
@@ -196,7 +216,7 @@ def _picture(graph: Graph, head: Head, wanted: str | None) -> tuple[str, bool]:
         raise ExportError(f"the logits depend on {len(fed)} inputs ({names}); only one picture can be fed")
     info = fed[0]
     kind = info.type.tensor_type.elem_type
-    if kind != TensorProto.FLOAT:
+    if kind not in (TensorProto.FLOAT, TensorProto.UINT8):
         raise ExportError(f"input '{info.name}' is {float_type(kind)}, not float32; export a float32 model")
     shape = graph.shape(info.name)
     if shape is None or len(shape) != 4:
@@ -207,6 +227,16 @@ def _picture(graph: Graph, head: Head, wanted: str | None) -> tuple[str, bool]:
     if shape[3] == 3:
         return info.name, True
     raise ExportError(f"input '{info.name}' is {_text(shape)}; a picture has 3 channels: N,3,H,W")
+
+
+def _free_names(graph: Graph, head: Head, picture: str) -> str:
+    """Rename what is called like our outputs (an old output often is, an input may be); the picture's new name."""
+    for name in (RESPONSE, SCORES):
+        other = fresh_name(graph.model, name)
+        head.poolings = [replace(p, features=other) if p.features == name else p for p in head.poolings]
+        rename(graph.model, name, other)
+        picture = other if picture == name else picture
+    return picture
 
 
 def _text(shape: Sequence[object]) -> str:
@@ -228,14 +258,12 @@ def _checked_rows(keep: Sequence[int] | None, head: Head) -> list[int] | None:
 def _rewrite(graph: Graph, head: Head, keep: list[int] | None, notes: list[str]) -> np.ndarray:
     """Replace the head in `graph.model`, which must be tidied afterwards; returns the bias, float32 (C,)."""
     model = graph.model
-    for name in (RESPONSE, SCORES):  # free the names (an old output is often called 'scores')
-        other = fresh_name(model, name)
-        if head.features == name:
-            head.features = other
-        rename(model, name, other)
     build = _Builder(model)
     if head.weight is not None:
-        features = _to_map(Graph(model), build, head.features, head.layout)
+        maps = [_to_map(Graph(model), build, p.features, p.layout) for p in head.poolings]
+        features = (
+            maps[0] if len(maps) == 1 else build.node("Concat", maps, build.tensor("features.all"), axis=1)
+        )
         rows = head.weight if keep is None else head.weight[keep]
         weight = build.constant(rows.astype(np.float32)[:, :, None, None], "response.weight")
         build.node("Conv", [features, weight], RESPONSE, kernel_shape=[1, 1])
@@ -300,6 +328,11 @@ def _to_map(graph: Graph, build: _Builder, tensor: str, layout: Layout) -> str:
         shape = build.node("Shape", [grid.like], build.tensor("grid.shape"))
         both = build.constant(np.array([2, 3], np.int64), "grid.axes")
         size = build.node("Gather", [shape, both], build.tensor("grid.size"), axis=0)
+        if grid.over > 1:  # patches that were merged; a model that pads an odd grid rounds up
+            more = build.constant(np.array([grid.over - 1], np.int64), "grid.more")
+            over = build.constant(np.array([grid.over], np.int64), "grid.over")
+            size = build.node("Add", [size, more], build.tensor("grid.rounded"))
+            size = build.node("Div", [size, over], build.tensor("grid.merged"))
     target = build.node("Concat", [head, size], build.tensor("grid.target"), axis=0)
     return build.node("Reshape", [tensor, target], build.tensor("features.map"))
 
@@ -312,11 +345,12 @@ def _linear_before_pooling(
     An activation between the last convolution and the pooling stays: mean(relu(conv(x))) is not
     mean(conv(x)), so the response of such a classifier is the activated map.
     """
-    _require_linear_layer(graph, head, notes)
+    pool = head.poolings[0]
+    _require_linear_layer(graph, pool, notes)
     bias = head.bias
-    tensor = head.features
+    tensor = pool.features
     node = graph.producer.get(tensor)
-    axis = channel_axis(head.layout)
+    axis = channel_axis(pool.layout)
     if node is not None and node.op_type == "Conv" and len(node.input) > 2 and node.input[2]:
         own = graph.constant(node.input[2])
         if own is not None:
@@ -325,7 +359,7 @@ def _linear_before_pooling(
     elif node is not None and node.op_type == "Add":
         tensor, own = _without_shift(graph, node, axis, len(bias))
         bias = bias + own
-    mapped = _to_map(graph, build, tensor, head.layout)
+    mapped = _to_map(graph, build, tensor, pool.layout)
     if keep is None:
         build.node("Identity", [mapped], RESPONSE)
         return bias
@@ -359,29 +393,46 @@ def _without_shift(graph: Graph, node: NodeProto, axis: int, classes: int) -> tu
     return node.output[0], np.zeros(classes)
 
 
-def _require_linear_layer(graph: Graph, head: Head, notes: list[str]) -> None:
+def _require_linear_layer(graph: Graph, pool: Pooling, notes: list[str]) -> None:
     """Refuse a feature extractor: there must be a convolution or matrix just before the pooling."""
-    tensor: str = head.features
+    tensor: str = pool.features
     between: list[NodeProto] = []
     while (node := graph.producer.get(tensor)) is not None:
         if node.op_type in _LINEAR:
             if between:
                 names = ", ".join(label(n) for n in between)
                 notes.append(
-                    f"{names} between {label(node)} and {label(head.pool)}: the response is the map after it"
+                    f"{names} between {label(node)} and {label(pool.node)}: the response is the map after it"
                 )
             return
         constants = [graph.constant(i) is not None for i in node.input]
         shift = node.op_type in ("Add", "Sub", "Mul", "Div") and sum(constants) == 1
         if node.op_type not in _POINTWISE and not shift:
             raise ExportError(
-                f"no linear layer before or after {label(head.pool)}: it pools the output of {label(node)}; "
+                f"no linear layer before or after {label(pool.node)}: it pools the output of {label(node)}; "
                 "this looks like a feature extractor, not a classifier"
             )
         if node.op_type not in ("Add", "Sub", "Identity", "Dropout", "Transpose"):
             between.append(node)
         tensor = node.input[constants.index(False)] if shift else node.input[0]
-    raise ExportError(f"no linear layer before or after {label(head.pool)}")
+    raise ExportError(f"no linear layer before or after {label(pool.node)}")
+
+
+def _source_size(
+    model: ModelProto, windows: Sequence[tuple[str, tuple[int, ...]]], stride: int
+) -> tuple[int, int] | None:
+    """The size of the picture whose map is just as large as the window that pools it; None where there is none."""
+    for name, window in windows:
+        h, w = (d * stride for d in window)
+        for _ in range(2):  # convolutions without padding lose a few rows: the second try makes up for them
+            runs = observe(prepare(model), [name], sides=[(h, w)]).runs
+            seen = runs[0].shapes[name][2:] if runs else ()
+            if len(seen) != 2:
+                break
+            if seen == window:
+                return runs[0].side
+            h, w = h + (window[0] - seen[0]) * stride, w + (window[1] - seen[1]) * stride
+    return None
 
 
 # --- inputs and checks -----------------------------------------------------------------------------------

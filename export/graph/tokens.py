@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from math import isqrt
 
 from infercam.engine.common.errors import ExportError
-from infercam.export.graph.head import Layout
 from infercam.export.graph.index import Graph, label
+from infercam.export.graph.pooling import Layout
 
 _MERGES = 6  # a Swin halves its grid three times; more than six never occurs
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Either fixed (h, w), or that of the map `like` (N, C, h, w) at run time."""
+    """Either fixed (h, w), or that of the map `like` (N, C, h, w) at run time, divided by `over` (rounded up)."""
 
     fixed: tuple[int, int] | None
     like: str = ""
+    over: int = 1
 
 
 def token_grid(graph: Graph, tokens: str, layout: Layout) -> Grid:
@@ -34,22 +35,37 @@ def token_grid(graph: Graph, tokens: str, layout: Layout) -> Grid:
     spatial = (graph.shape(patches) or (None,) * 4)[2:]
     h, w = spatial
     if not (isinstance(length, int) and isinstance(h, int) and isinstance(w, int)):
-        return Grid(None, patches)
+        return _merged(graph, tokens, layout, patches)
     if length == h * w:
         return Grid(None, patches)
     for k in range(1, _MERGES):
         step = 2**k
         if length * step * step == h * w and h % step == 0 and w % step == 0:
             return Grid((h // step, w // step))
-    maker = graph.producer[patches]
+    raise ExportError(_no_grid(graph, tokens, length, patches, (h, w)))
+
+
+def _merged(graph: Graph, tokens: str, layout: Layout, patches: str) -> Grid:
+    """Of free size: how often the patches were merged is seen in runs; a model that pads rounds up."""
+    over = 1
+    for run in graph.observed([tokens, patches]).runs:
+        length = run.shapes[tokens][1 if layout == "NLD" else 2]
+        h, w = run.shapes[patches][2:]
+        steps = [2**k for k in range(_MERGES) if -(-h // 2**k) * -(-w // 2**k) == length]
+        if not steps:
+            raise ExportError(_no_grid(graph, tokens, length, patches, (h, w)))
+        over = max(over, steps[0])
+    return Grid(None, patches, over)
+
+
+def _no_grid(graph: Graph, tokens: str, length: int, patches: str, size: tuple[int, int]) -> str:
+    maker, (h, w) = graph.producer[patches], size
     if h * w < length <= h * w + 8:
-        raise ExportError(
+        return (
             f"the mean over '{tokens}' takes {length} tokens, {length - h * w} more than the {h}x{w} patches of "
             f"{label(maker)}: a class token is averaged in, which has no position"
         )
-    raise ExportError(
-        f"'{tokens}' has {length} tokens, which is no grid of the {h}x{w} patches of {label(maker)}"
-    )
+    return f"'{tokens}' has {length} tokens, which is no grid of the {h}x{w} patches of {label(maker)}"
 
 
 def _patch_embedding(graph: Graph, tokens: str) -> str | None:

@@ -19,21 +19,15 @@ _loaded: tuple[str, GraphSession] | None = None
 """The child's: the graph that it was asked for last."""
 
 
-def attempt(file: str | None, n: int = 1, height: int = 0, width: int = 0) -> str | None:
-    """In the child: run the graph on noise; why it does not run, None if it does. No file: forget the graph."""
+def attempt(file: str | None, pictures: np.ndarray | None = None) -> list[np.ndarray]:
+    """In the child: the graph's outputs for these pictures; raises RunError. No file: forget the graph."""
     global _loaded
-    if file is None:
+    if file is None or pictures is None:
         _loaded = None
-        return None
-    try:
-        if _loaded is None or _loaded[0] != file:
-            _loaded = (file, GraphSession(Path(file), threads=1))
-        outputs = _loaded[1].run(noise(n, height, width))
-    except RunError as e:
-        return str(e)
-    if any(y.size == 0 or not np.isfinite(y).all() for y in outputs):
-        return "its outputs are empty or not finite"
-    return None
+        return []
+    if _loaded is None or _loaded[0] != file:
+        _loaded = (file, GraphSession(Path(file), threads=1))
+    return _loaded[1].run(pictures)
 
 
 def noise(n: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -51,15 +45,29 @@ class Trials:
         self._file = Path(self._folder.name) / "graph.onnx"
         save(model, self._file)
 
+    def run(self, pictures: np.ndarray) -> list[np.ndarray]:
+        """The graph's outputs; raises RunError, also where the process ended."""
+        try:
+            outputs: list[np.ndarray] = _child.ask(str(self._file), pictures)
+        except ChildDied as e:
+            raise RunError(f"it ends ONNX Runtime's process ({e.how})") from None
+        return outputs
+
     def problem(self, height: int, width: int) -> str | None:
-        """Why the graph does not run at that size; None if it does."""
+        """Why the graph does not run on noise of that size; None if it does."""
         size = (height, width)
         if size not in self._found:
-            try:
-                self._found[size] = _child.ask(str(self._file), self._n, *size)
-            except ChildDied as e:
-                self._found[size] = f"it ends ONNX Runtime's process ({e.how})"
+            self._found[size] = self._problem(noise(self._n, *size))
         return self._found[size]
+
+    def _problem(self, pictures: np.ndarray) -> str | None:
+        try:
+            outputs = self.run(pictures)
+        except RunError as e:
+            return str(e)
+        if any(y.size == 0 or not np.isfinite(y).all() for y in outputs):
+            return "its outputs are empty or not finite"
+        return None
 
     def runs(self, height: int, width: int) -> bool:
         return self.problem(height, width) is None

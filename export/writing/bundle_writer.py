@@ -26,6 +26,7 @@ from infercam.engine.bundle import (
 from infercam.engine.common.atomic import TEMP_PREFIX, UMASK
 from infercam.engine.common.errors import BundleError, ExportError
 from infercam.engine.common.validation import first_problem
+from infercam.engine.data.class_names import unique_names
 from infercam.export.graph.dynamic import SizeWishes
 from infercam.export.graph.surgery import ResponseGraph
 from infercam.export.runtime import save
@@ -54,14 +55,17 @@ def write_bundle(
     `source_scores` takes a float32 (N, 3, H, W) array, normalised as `input_spec` says, and returns the
     source's own logits (N, C), before sigmoid or softmax; it raises `verify.SourceLimit` for a shape that the
     source cannot run. `images` are (H, W, 3) uint8 RGB arrays to check on besides the built-in ones. The
-    input's name and free dimensions are taken from `graph`, whatever `input_spec` says. An existing bundle is
-    replaced only with `overwrite`; any other folder or file at `out` is never touched.
+    input's name and free dimensions are taken from `graph`, whatever `input_spec` says. Class names that repeat
+    are numbered (`unique_names`), with a note. An existing bundle is replaced only with `overwrite`; any other
+    folder or file at `out` is never touched.
 
     Raises ExportError: a check that failed (and by how much), class names that do not fit, `out` in the way
     or not writable.
     """
     out = Path(out)
     _check_classes(classes, graph)
+    names = unique_names(classes)
+    graph = replace(graph, notes=[*graph.notes, *_renamed(classes, names)])
     _check_target(out, overwrite)
     spec = input_spec.model_copy(
         update={
@@ -75,9 +79,7 @@ def write_bundle(
     )
     verification = verify(graph, source_scores, spec, images=images, tolerance=tolerance)
     try:
-        return _write(
-            out, graph, list(classes), spec, multi_label, dict(source), verification, name, overwrite
-        )
+        return _write(out, graph, names, spec, multi_label, dict(source), verification, name, overwrite)
     except OSError as e:
         raise ExportError(f"{out}: cannot write the bundle: {e.strerror or e}") from None
 
@@ -109,13 +111,19 @@ def _check_classes(classes: Sequence[str], graph: ResponseGraph) -> None:
         raise ExportError(
             f"{len(classes)} class names for a classifier of {graph.classes} classes; give one name per class"
         )
-    repeated = (
-        sorted({c for c in classes if list(classes).count(c) > 1}) if len(set(classes)) < len(classes) else []
-    )
-    if repeated:
-        raise ExportError(f"class names repeat: {', '.join(repeated[:5])}")
     if not all(c.strip() for c in classes):
         raise ExportError("a class name is empty")
+
+
+def _renamed(classes: Sequence[str], names: Sequence[str]) -> list[str]:
+    """A note about the names that repeated, if any did."""
+    changed = [
+        f"{i} is '{new}'" for i, (old, new) in enumerate(zip(classes, names, strict=True)) if new != old
+    ]
+    if not changed:
+        return []
+    more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+    return [f"class names repeat, the later ones were numbered: class {', '.join(changed[:5])}{more}"]
 
 
 def _check_target(out: Path, overwrite: bool) -> None:

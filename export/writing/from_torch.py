@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,13 @@ from pydantic import ValidationError
 from infercam.engine.bundle import Bundle, InputSpec, Triple
 from infercam.engine.common.errors import ExportError, MissingExtra
 from infercam.engine.common.validation import first_problem
+from infercam.export.writing.pixels import Pixels, input_pixels
 
 if TYPE_CHECKING:
     import onnx
     import torch
     from torch import nn
 
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 INPUT, OUTPUT = "image", "scores"
 OPSET = 18  # what PyTorch's exporter writes natively
 
@@ -34,9 +34,9 @@ def from_torch(
     *,
     classes: Sequence[str],
     example_size: tuple[int, int] = (224, 224),
-    mean: Triple = IMAGENET_MEAN,
-    std: Triple = IMAGENET_STD,
-    scale: float = 1 / 255,
+    mean: Triple | None = None,
+    std: Triple | None = None,
+    scale: float | None = None,
     colour: str = "RGB",
     multi_label: bool | None = None,
     name: str | None = None,
@@ -51,7 +51,8 @@ def from_torch(
     `module` maps N×3×H×W float32 to N×C scores; a sigmoid or softmax that ends it is left out of the bundle,
     whose scores are the logits before it.
     It is run in evaluation mode without gradients, and every submodule's training flag is put back.
-    The network's input is `(pixel * scale - mean) / std` with 0..255 pixels in `colour` order.
+    The network's input is `(pixel * scale - mean) / std` with 0..255 pixels in `colour` order; where none of the
+    three is given they are ImageNet's, or plain pixels for a module that evidently normalises by itself.
 
     classes: the C names, or those of `keep_classes` where only some outputs are wanted.
     example_size: (height, width) to trace at; the bundle takes any size where the module does.
@@ -69,7 +70,8 @@ def from_torch(
     from infercam.export.graph.surgery import ResponseGraph, response_graph
     from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bundle
 
-    spec = _input_spec(colour=colour, scale=scale, mean=mean, std=std)
+    user = Pixels(mean, std, scale)
+    _spec_of(user.filled(), colour)  # what is wrong in it is said before the work
     with evaluation_mode(module):
         check_outputs(module, classes, example_size, keep_classes)
         model = to_onnx(module, example_size)
@@ -78,11 +80,12 @@ def from_torch(
             return response_graph(model, keep_classes=keep_classes, sizes=sizes)
 
         def write(graph: ResponseGraph) -> Bundle:
+            pixels, notes = input_pixels(graph, user)
             return write_bundle(
                 Path(out),
-                graph,
+                replace(graph, notes=[*graph.notes, *notes]),
                 classes=classes,
-                input_spec=spec,
+                input_spec=_spec_of(pixels, colour),
                 multi_label=graph.multi_label if multi_label is None else multi_label,
                 source={"kind": "torch", "module": type(module).__qualname__, **(source or {})},
                 source_scores=scorer(module, keep_classes),
@@ -95,10 +98,11 @@ def from_torch(
         return write_as_it_agrees(graph_of, write, SizeWishes(own=example_size))
 
 
-def _input_spec(**fields: Any) -> InputSpec:
+def _spec_of(pixels: tuple[Sequence[float], Sequence[float], float], colour: str) -> InputSpec:
     """The preprocessing as a bundle states it; raises ExportError for values that it cannot have."""
+    mean, std, scale = pixels
     try:
-        return InputSpec.model_validate(fields)
+        return InputSpec.model_validate({"mean": mean, "std": std, "scale": scale, "colour": colour})
     except ValidationError as e:
         raise ExportError(first_problem(e, "input")) from None
 

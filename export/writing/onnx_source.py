@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 from onnx import ModelProto, helper
+from onnx.external_data_helper import _get_all_tensors, load_external_data_for_tensor, uses_external_data
 from pydantic import ValidationError
 
-from infercam.engine.bundle import Bundle, InputSpec, Triple, sha256_file
+from infercam.engine.bundle import Bundle, InputSpec, sha256_file
 from infercam.engine.common.errors import BundleError, ExportError, shown
 from infercam.engine.common.validation import first_problem
 from infercam.engine.data.class_names import default_classes
 from infercam.engine.onnx_files import external_locations
 from infercam.export.graph.dynamic import SizeWishes
 from infercam.export.graph.index import Graph
+from infercam.export.graph.passes import tidy
 from infercam.export.graph.surgery import ResponseGraph, prepare, response_graph
 from infercam.export.runtime import GraphSession, RunError
 from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bundle
+from infercam.export.writing.pixels import Pixels, input_pixels
 from infercam.export.writing.slim import simplify
 from infercam.export.writing.verify import SourceLimit
-
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
 def export_onnx(
@@ -34,9 +35,9 @@ def export_onnx(
     out: str | os.PathLike[str],
     *,
     classes: Sequence[str] | None = None,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    scale: float = 1 / 255,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    scale: float | None = None,
     colour: Literal["RGB", "BGR"] = "RGB",
     input_name: str | None = None,
     output: str | None = None,
@@ -51,8 +52,9 @@ def export_onnx(
 ) -> Bundle:
     """Turn an ONNX classifier that ends in global average pooling and a linear layer into a bundle.
 
-    The classifier must take what the engine will give it: `(pixel * scale - mean) / std`, pixels 0..255 (for
-    a model that normalises by itself: mean 0, std 1, and its own scale). `classes` defaults to names in the
+    The classifier must take what the engine will give it: `(pixel * scale - mean) / std`, pixels 0..255. Where
+    none of the three is given they are ImageNet's; mean 0, std 1 and scale 1 or 1/255 for a graph that evidently
+    normalises by itself; and scale 1 for one that takes uint8. `classes` defaults to names in the
     model's metadata, else the 20 of VOC if it has 20 outputs, else class_0, …; `multi_label` to False only if the
     model closes with a softmax. `size` (height, width) fixes the input's size, which else is free where the model
     allows, or the model's own. `images` are (H, W, 3) uint8 RGB arrays to verify on besides generated ones.
@@ -60,7 +62,8 @@ def export_onnx(
     Raises ExportError: one line saying what is wrong with the file and which node prevents the surgery.
     """
     file = Path(path)
-    spec = _spec(mean, std, scale, colour)
+    user = Pixels(mean, std, scale)
+    _spec(*user.filled(), colour)  # what is wrong in it is said before the work
     model = load_model(file)
 
     def graph_of(sizes: SizeWishes) -> ResponseGraph:
@@ -74,11 +77,15 @@ def export_onnx(
 
     def write(graph: ResponseGraph) -> Bundle:
         names, origin = (list(classes), "given") if classes else default_classes(graph.classes, metadata)
+        try:
+            pixels, notes = input_pixels(graph, user)
+        except ExportError as e:
+            raise ExportError(f"{file}: {e}") from None
         return write_bundle(
             Path(out),
-            graph,
+            replace(graph, notes=[*graph.notes, *notes]),
             classes=names,
-            input_spec=spec,
+            input_spec=_spec(*pixels, colour),
             multi_label=graph.multi_label if multi_label is None else multi_label,
             source=_origin(file, model) | {"logits": graph.logits, "classes_from": origin},
             source_scores=onnx_scores(model, graph, keep_classes),
@@ -115,7 +122,7 @@ def _spec(
 def load_model(file: Path) -> ModelProto:
     """Read an ONNX file, weights in its own folder included; raises ExportError.
 
-    Weights may lie in files beside the model (over 2 GB they must); a path that leads out of its folder is refused.
+    Weights may lie in files beside the model (over 2 GB they must); a path that leads elsewhere is refused.
     """
     if not file.is_file():
         raise ExportError(f"{file}: no such file")
@@ -125,17 +132,24 @@ def load_model(file: Path) -> ModelProto:
         raise ExportError(f"{file}: is not an ONNX model ({' '.join(str(e).split())[:100]})") from None
     if not model.graph.node and not model.ir_version:
         raise ExportError(f"{file}: is not an ONNX model")
-    locations = _locations(file)
-    for location in locations:
-        _check_location(file, location)
-    if locations:
-        try:
-            onnx.load_external_data_for_model(model, str(file.parent))
-        except Exception as e:
-            raise ExportError(
-                f"{file}: its external weights cannot be read: {' '.join(str(e).split())[:200]}"
-            ) from None
+    targets = {location: _target(file, location) for location in _locations(file)}
+    try:
+        _load_weights(model, targets)
+    except Exception as e:
+        text = " ".join(str(e).split())[:200]
+        raise ExportError(f"{file}: its external weights cannot be read: {text}") from None
     return model
+
+
+def _load_weights(model: ModelProto, targets: dict[str, Path]) -> None:
+    """Read external weights from where their links lead: onnx itself refuses links."""
+    for tensor in _get_all_tensors(model) if targets else ():
+        for entry in tensor.external_data if uses_external_data(tensor) else ():
+            if entry.key == "location":
+                target = targets[entry.value]
+                entry.value = target.name
+                load_external_data_for_tensor(tensor, str(target.parent))
+                break
 
 
 def _locations(file: Path) -> list[str]:
@@ -146,29 +160,41 @@ def _locations(file: Path) -> list[str]:
         raise ExportError(str(e)) from None
 
 
-def _check_location(file: Path, location: str) -> None:
+def _target(file: Path, location: str) -> Path:
+    """The file that a tensor's location means, links followed; raises ExportError for one that is elsewhere.
+
+    Allowed are the model's folder and, where the model itself is a link, the folder it leads to: this is how
+    Hugging Face's cache keeps both (links in snapshots/, files in blobs/).
+    """
     folder = file.parent.resolve()
-    target = (folder / location).resolve()
-    if not location or "\0" in location or not target.is_relative_to(folder):
+    allowed = (folder, file.resolve().parent)
+    target = folder if "\0" in location else (folder / location).resolve()
+    if not location or "\0" in location or not any(target.is_relative_to(f) for f in allowed):
         raise ExportError(
             f"{file}: has weights outside the model's folder ({shown(location) or 'no path'}); "
             "put the file beside the model and re-save it"
         )
     if not target.is_file():
         raise ExportError(f"{file}: has weights in '{shown(location)}', which is missing")
+    return target
 
 
 def onnx_scores(
     model: ModelProto, graph: ResponseGraph, keep_classes: Sequence[int] | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The classifier's own logits, run untouched in ONNX Runtime, at the shapes it was declared for."""
+    """The classifier's own logits, its nodes run untouched in ONNX Runtime, at the shapes it was declared for."""
     original = prepare(model)
-    shape = Graph(original).shape(graph.input_name) or (None,) * 4
+    del original.graph.output[:]
+    original.graph.output.append(helper.make_empty_tensor_value_info(graph.logits))
+    tidy(original)  # what the logits do not depend on needs not be fed
+    index = Graph(original)
+    whole = graph.whole_numbers
+    shape = index.shape(index.image_inputs()[0].name) or (None,) * 4
     if graph.channels_last:
         shape = (shape[0], shape[3], shape[1], shape[2])
     fixed = [d if isinstance(d, int) and d > 0 else None for d in shape]
-    del original.graph.output[:]
-    original.graph.output.append(helper.make_empty_tensor_value_info(graph.logits))
+    if graph.source_size is not None:
+        fixed[2:] = graph.source_size
     try:
         session = GraphSession(original)
     except RunError as e:
@@ -177,6 +203,9 @@ def onnx_scores(
     def scores(x: np.ndarray) -> np.ndarray:
         if any(f is not None and f != d for f, d in zip(fixed[2:], x.shape[2:], strict=True)):
             raise SourceLimit(f"the source takes {fixed[2]}x{fixed[3]} only")
+        if whole and not np.array_equal(x, x.clip(0, 255).round()):
+            raise SourceLimit("the source takes whole numbers from 0 to 255 only")
+        x = x.astype(np.uint8) if whole else x
         step = fixed[0] or len(x)
         rows = [
             _run_batch(session, x[i : i + step], step, graph.channels_last) for i in range(0, len(x), step)

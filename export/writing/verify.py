@@ -66,19 +66,21 @@ def verify(
     inputs: list[str] = []
     score_error = source_error = 0.0
     compared = 0
+    reason = ""
     for trial in trials(graph, spec, images):
         scores, response = _run(session, trial, graph.classes)
         score_error = max(score_error, _check_mean(trial, scores, response, graph.bias, tolerance))
         try:
             theirs = np.asarray(source_scores(trial.array), np.float32)
         except SourceLimit as e:
-            inputs.append(f"{trial.name} (not compared: {e})")
+            reason = str(e)
+            inputs.append(f"{trial.name} (not compared: {reason})")
             continue
         source_error = max(source_error, _check_source(trial, scores, theirs, tolerance))
         inputs.append(trial.name)
         compared += 1
     if not compared:
-        raise ExportError("verification: the source ran on none of the inputs, so nothing was compared")
+        raise ExportError(f"verification: the source ran on none of the inputs: {reason}")
     _check_distinct(session, graph, spec)
     return Verification(
         inputs=inputs, tolerance=tolerance, max_score_error=score_error, max_source_error=source_error
@@ -90,14 +92,24 @@ def trials(graph: ResponseGraph, spec: InputSpec, images: Sequence[np.ndarray] =
     rng = np.random.default_rng(0)
     batches = (1, 2, 3) if graph.dynamic_batch else (1, 1, 1)
     for n, (h, w) in zip(batches, _sizes(graph), strict=True):
-        array = rng.standard_normal((n, 3, h, w), dtype=np.float32)
-        yield Trial(f"random {n}x3x{h}x{w}", array)
+        yield Trial(f"random {n}x3x{h}x{w}", _noise(rng, (n, 3, h, w), graph))
     for n, (h, w) in zip(reversed(batches), _sizes(graph), strict=True):
         array = np.stack([normalise(texture(h, w, seed), spec) for seed in range(n)])
         yield Trial(f"textures {n}x3x{h}x{w}", array)
+    if graph.source_size is not None and graph.height in (None, graph.source_size[0]):
+        h, w = graph.source_size
+        yield Trial(f"random 1x3x{h}x{w}", _noise(rng, (1, 3, h, w), graph))
+        yield Trial(f"textures 1x3x{h}x{w}", normalise(texture(h, w, 0), spec)[None])
     for i, image in enumerate(images[:MAX_IMAGES]):
         array = normalise(_fit(image, graph), spec)[None]
         yield Trial(f"image {i + 1}: {'x'.join(map(str, array.shape))}", array)
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], graph: ResponseGraph) -> np.ndarray:
+    """Random numbers such as the source takes."""
+    if graph.whole_numbers:
+        return rng.integers(0, 256, shape).astype(np.float32)
+    return rng.standard_normal(shape, dtype=np.float32)
 
 
 def _sizes(graph: ResponseGraph) -> list[tuple[int, int]]:

@@ -241,6 +241,14 @@ def test_read_classes_refuses(tmp_path, data, words):
         read_classes(tmp_path / "f")
 
 
+def test_names_that_repeat_are_numbered(infercam, file, tmp_path):
+    (tmp_path / "names").write_text("crane\nmaillot\ncrane\nmaillot\ncat\n")
+    printed = infercam(file, "-o", tmp_path / "b", "--classes", tmp_path / "names")
+    names = ["crane", "maillot", "crane (2)", "maillot (2)", "cat"]
+    assert Bundle.load(tmp_path / "b").manifest.classes == names
+    assert "note: class names repeat" in printed and "class 2 is 'crane (2)'" in printed
+
+
 def test_default_classes():
     assert default_classes(3)[0] == ["class_0", "class_1", "class_2"]
     voc = default_classes(20)[0]
@@ -250,7 +258,7 @@ def test_default_classes():
     assert default_classes(2, {"labels": "cat, dog"})[0] == ["cat", "dog"]
     assert default_classes(2, {"labels": "cat\ndog\n"})[0] == ["cat", "dog"]
     # names that do not fit are not used
-    for other in ("{0: 'cat', 2: 'dog'}", '["cat"]', '["cat", "cat"]', "[[[", "__import__('os')"):
+    for other in ("{0: 'cat', 2: 'dog'}", '["cat"]', "[[[", "__import__('os')"):
         assert default_classes(2, {"names": other})[0] == ["class_0", "class_1"]
 
 
@@ -291,6 +299,45 @@ def test_weights_outside_the_models_folder_are_refused(model, tmp_path, location
     (tmp_path / "m" / "link.bin").symlink_to(tmp_path / "weights.bin")
     with pytest.raises(ExportError, match="outside the model's folder"):
         load_model(path)
+
+
+def test_weights_through_links_as_in_hugging_faces_cache(model, tmp_path):
+    path = with_external_weights(model, tmp_path / "blobs")
+    path.rename(path.with_name("aaa"))
+    path.with_name("weights.bin").rename(path.with_name("bbb"))
+    folder = tmp_path / "snapshots" / "1"
+    folder.mkdir(parents=True)
+    (folder / "m.onnx").symlink_to("../../blobs/aaa")
+    (folder / "weights.bin").symlink_to("../../blobs/bbb")
+    assert export_onnx(folder / "m.onnx", tmp_path / "b").manifest.stride == 4
+    (folder / "weights.bin").unlink()
+    (folder / "weights.bin").symlink_to("../../secret")
+    (tmp_path / "secret").write_bytes(b"")
+    with pytest.raises(ExportError, match="outside the model's folder"):
+        load_model(folder / "m.onnx")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_input_that_the_logits_do_not_need(model, tmp_path, first):
+    spare = onnx.helper.make_tensor_value_info("training", onnx.TensorProto.BOOL, [])
+    model.graph.input.insert(0 if first else 1, spare)
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    manifest = export_onnx(tmp_path / "m.onnx", tmp_path / "b").manifest
+    assert manifest.input.name == "image" and not any(
+        "not compared" in i for i in manifest.verification.inputs
+    )
+
+
+@pytest.mark.parametrize("name", ["scores", "response"])
+def test_a_picture_called_as_our_outputs(toys, tmp_path, name):
+    t = toys.Toy()
+    y = t.node("Flatten", t.node("GlobalAveragePool", t.features(name)))
+    y = t.node("Gemm", y, t.random(toys.C, toys.K), t.random(toys.C), transB=1)
+    inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, t.shape)]
+    onnx.save(t.model(y, inputs=inputs), str(tmp_path / "m.onnx"))
+    manifest = export_onnx(tmp_path / "m.onnx", tmp_path / "b").manifest
+    assert manifest.input.name == f"{name}_1"
+    assert not any("not compared" in i for i in manifest.verification.inputs)
 
 
 def test_missing_and_short_weights(model, tmp_path):

@@ -98,9 +98,9 @@ def test_mean_over_one_axis_only(toys):
 def test_two_poolings_joined(toys):
     t = toys.Toy()
     f = t.features()
-    y = t.node("Concat", t.node("GlobalAveragePool", f), t.node("GlobalMaxPool", f), axis=1, name="join")
+    y = t.node("Concat", t.node("GlobalAveragePool", f), t.node("GlobalMaxPool", f, name="max"), axis=1)
     text = refusal(t.model(fc(t, toys, t.node("Flatten", y), 2 * toys.K)))
-    assert "'join' (Concat)" in text
+    assert "'max' (GlobalMaxPool)" in text and "maximum" in text
 
 
 def test_weights_that_depend_on_the_picture(toys):
@@ -183,7 +183,7 @@ def test_half_precision_features(toys):
     ("shape", "elem", "words"),
     [
         (("N", 3, "H", "W"), TensorProto.FLOAT16, "float16"),
-        (("N", 3, "H", "W"), TensorProto.UINT8, "uint8"),
+        (("N", 3, "H", "W"), TensorProto.INT32, "int32"),
         (("N", 1, 32, 32), TensorProto.FLOAT, "3 channels"),
         (("N", 12), TensorProto.FLOAT, "rank 2"),
     ],
@@ -198,6 +198,20 @@ def test_input_that_is_no_picture(toys, shape, elem, words):
     out = fc(t, toys, pooled(t, t.features(y)))
     text = refusal(t.model(out, inputs=[helper.make_tensor_value_info("image", elem, shape)]))
     assert "'image'" in text and words in text
+
+
+@pytest.mark.parametrize("op", ["Div", "Cast"])
+def test_whole_numbers_that_are_computed_with(toys, op):
+    """Only what begins with a Cast to float32 gives the same for float32."""
+    t = toys.Toy()
+    if op == "Div":
+        y = t.node("Div", "image", t.const(np.uint8(2)), name="halve")
+    else:
+        y = t.node("Cast", "image", to=TensorProto.FLOAT16, name="halve")
+    out = fc(t, toys, pooled(t, t.features(t.node("Cast", y, to=TensorProto.FLOAT))))
+    infos = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 3, "H", "W"])]
+    text = refusal(t.model(out, inputs=infos))
+    assert "'image' is uint8" in text and "'halve'" in text
 
 
 def two_inputs(toys, *, used: bool):
@@ -272,3 +286,78 @@ def test_random_damage_never_gives_a_traceback(toys):
                 scores, response = toys.run(graph.model, x, "scores", "response")
                 np.testing.assert_allclose(scores, response.mean((2, 3)) + graph.bias, rtol=1e-3, atol=1e-4)
     assert refused >= len(model.graph.node)
+
+
+# --- what stands between the pooling and the logits, by the name people know -----------------------------------
+
+
+def layer_norm(t, y):
+    """As exported below opset 17."""
+    d = t.node("Sub", y, t.node("ReduceMean", y, axes=[-1]))
+    var = t.node("ReduceMean", t.node("Pow", d, t.const(np.float32(2))), axes=[-1])
+    y = t.node("Div", d, t.node("Sqrt", t.node("Add", var, t.const(np.float32(1e-5)))), name="last")
+    return t.node("Add", t.node("Mul", y, t.const(t.array(6))), t.const(t.array(6)))
+
+
+def rms_norm(t, y):
+    mean = t.node("ReduceMean", t.node("Mul", y, y), axes=[-1])
+    return t.node("Mul", y, t.node("Reciprocal", t.node("Sqrt", mean)), name="last")
+
+
+def l2_norm(t, y):
+    return t.node("Div", y, t.node("ReduceL2", y, axes=[1]), name="last")
+
+
+def hard_swish(t, y):
+    """As exported below opset 14."""
+    low, high, three = (t.const(np.float32(v)) for v in (0, 6, 3))
+    y = t.node("Mul", y, t.node("Clip", t.node("Add", y, three), low, high), name="last")
+    return t.node("Div", y, t.const(np.float32(6)))
+
+
+def silu(t, y):
+    return t.node("Mul", y, t.node("Sigmoid", y), name="last")
+
+
+def gelu(t, y):
+    """As exported below opset 20."""
+    e = t.node("Erf", t.node("Div", y, t.const(np.float32(2**0.5))))
+    y = t.node("Mul", y, t.node("Add", e, t.const(np.float32(1))), name="last")
+    return t.node("Mul", y, t.const(np.float32(0.5)))
+
+
+def mish(t, y):
+    return t.node("Mul", y, t.node("Tanh", t.node("Softplus", y)), name="last")
+
+
+def relu6(t, y):
+    return t.node("Clip", y, t.const(np.float32(0)), t.const(np.float32(6)), name="last")
+
+
+def excitation(t, y):
+    return t.node("Mul", y, t.node("Sigmoid", t.node("MatMul", y, t.random(6, 6))), name="last")
+
+
+@pytest.mark.parametrize(
+    ("bend", "name"),
+    [
+        (layer_norm, "a LayerNorm"),
+        (rms_norm, "an RMS norm"),
+        (l2_norm, "an L2 normalisation"),
+        (hard_swish, "hard swish"),
+        (silu, "SiLU"),
+        (gelu, "GELU"),
+        (mish, "Mish"),
+        (relu6, "ReLU6"),
+        (excitation, "a gate"),
+    ],
+)
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_usual_name_of_what_is_written_out(toys, bend, name, hidden):
+    t = toys.Toy()
+    y = t.node("MatMul", pooled(t), t.random(toys.K, toys.K)) if hidden else pooled(t)
+    text = refusal(t.model(fc(t, toys, bend(t, y))))
+    assert name in text and "'last'" in text and "train one linear layer on the pooled features" in text
+    assert "joins two tensors" not in text and "divides by" not in text
+    if "norm" not in name.lower():
+        assert ("a hidden layer" in text) == (hidden or bend is excitation)

@@ -261,3 +261,33 @@ def test_a_graph_that_does_not_run_is_refused(toys):
     _, out = head(t, toys, f)
     with pytest.raises(ExportError, match="misfit"):
         response_graph(t.model(out))
+
+
+def test_a_chain_of_five_hundred_nodes(toys):
+    """No walk over a graph recurses: Python would stop it at 1,000 frames."""
+    t = toys.Toy()
+    y = t.features(channels=4)
+    for _ in range(300):
+        y = t.node("Relu", t.node("Conv", y, t.const(np.eye(4, dtype=np.float32)[:, :, None, None])))
+    _, out = head(t, toys, y, 4)
+    graph = response_graph(t.model(out))
+    assert (graph.height, graph.stride) == (None, 4)
+
+
+def test_half_of_the_channels_by_a_computed_bound(toys):
+    """`x.chunk(2, 1)` between reshapes that bake the size: ShuffleNet."""
+    t = toys.Toy(shape=(1, 3, 32, 32))
+    f = t.features(channels=8)
+    channels = t.node("Gather", t.node("Shape", f), t.const(np.array([1])), axis=0)
+    half = t.node("Div", t.node("Add", channels, t.const(np.array([1]))), t.const(np.array([2])))
+    y = t.node("Slice", f, t.const(np.array([0])), half, t.const(np.array([1])))
+    y = t.node("Reshape", y, t.const(np.array([1, 2, 2, 8, 8])))
+    y = t.node("Reshape", t.node("Transpose", y, perm=[0, 2, 1, 3, 4]), t.const(np.array([1, 4, 8, 8])))
+    y = t.node("Relu", y)
+    w, out = head(t, toys, y, 4)
+    model = t.model(out)
+    graph = response_graph(model)
+    assert (graph.height, graph.width, graph.dynamic_batch) == (None, None, True)
+    x = toys.picture(1, 32, 32)
+    expected = np.einsum("ck,nkhw->nchw", w, toys.run(model, x, y)[0])
+    np.testing.assert_allclose(toys.run(graph.model, x, "response")[0], expected, rtol=1e-4, atol=1e-5)

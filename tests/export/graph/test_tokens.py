@@ -182,3 +182,23 @@ def test_tokens_without_a_patch_convolution(toys):
         else:
             with pytest.raises(ExportError, match="cannot tell the grid"):
                 response_graph(model)
+
+
+def test_patch_merging_of_any_size(toys):
+    """Swin with free axes: how often the grid was halved is seen by running the source; padding rounds it up."""
+    t = toys.Toy()
+    y = t.node("Conv", "image", t.random(D, 3, 4, 4), strides=[4, 4], name="patch_embed")
+    y = t.node("AveragePool", y, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
+    y = t.node("Transpose", t.node("Reshape", y, t.const(np.array([0, D, -1]))), perm=[0, 2, 1])
+    y = layer_norm(t, y, D)
+    w, b = t.array(toys.C, D), t.array(toys.C)
+    model = close(t, t.node("ReduceMean", y, axes=[1], keepdims=0), w, b)
+    graph = check(toys, model, y, w, b, (4, 6), size=(32, 48))
+    check(toys, model, y, w, b, (5, 6), size=(36, 48))
+    assert (graph.height, graph.width, graph.stride) == (None, None, 8)
+
+
+def test_a_class_token_inside_the_mean_is_refused_at_any_size(toys):
+    t, y, _, w, b = vit(toys, class_token=True, drop_class=False, position=False, fixed=False, batch=1)
+    with pytest.raises(ExportError, match=r"65 tokens, 1 more than the 8x8 patches of node 'patch_embed'"):
+        response_graph(close(t, y, w, b))

@@ -138,8 +138,24 @@ def test_inputs_that_the_source_cannot_run_are_recorded_as_not_compared(graph, s
     def never(x):
         raise SourceLimit("broken")
 
-    with pytest.raises(ExportError, match="none of the inputs"):
+    with pytest.raises(ExportError, match="none of the inputs: broken"):
         verify(graph, never, SPEC)
+
+
+@pytest.mark.parametrize("pads", [0, 1])
+def test_a_source_that_pools_a_fixed_window_is_compared_where_that_is_the_whole_map(toys, pads):
+    """AvgPool2d(7) exported with free axes: elsewhere the source fails, or means something else."""
+    t = toys.Toy()
+    y = t.node("Conv", t.features(), t.random(toys.K, toys.K, 3, 3), pads=[pads] * 4)
+    y = t.node("AveragePool", t.node("Relu", y), kernel_shape=[20, 20], name="pool")
+    y = t.node("Reshape", y, t.const(np.array([-1, toys.K])))
+    model = t.model(t.node("Gemm", y, t.random(toys.C, toys.K), transB=1))
+    graph = response_graph(model)
+    assert graph.source_size == ((80, 80) if pads else (88, 88))
+    found = verify(graph, onnx_scores(model, graph), SPEC)
+    side = graph.source_size[0]
+    compared = [i for i in found.inputs if "not compared" not in i]
+    assert compared == [f"random 1x3x{side}x{side}", f"textures 1x3x{side}x{side}"]
 
 
 def test_a_fixed_source_is_compared_at_its_size_only(toys):
@@ -244,7 +260,6 @@ def test_a_failed_check_writes_nothing(tmp_path, graph, scores):
     ("classes", "words"),
     [
         (["a"], "1 class names for a classifier of 5"),
-        (["a", "b", "a", "c", "d"], "repeat: a"),
         (["a", " ", "b", "c", "d"], "empty"),
     ],
 )
@@ -252,6 +267,13 @@ def test_class_names_that_do_not_fit(tmp_path, graph, scores, classes, words):
     with pytest.raises(ExportError, match=words):
         write(tmp_path / "b", graph, scores, classes=classes)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_class_names_that_repeat_are_numbered(tmp_path, graph, scores):
+    """ImageNet's list has `crane` and `maillot` twice."""
+    bundle = write(tmp_path / "b", graph, scores, classes=["crane", "crane (2)", "crane", "cat", "crane"])
+    assert bundle.manifest.classes == ["crane", "crane (2)", "crane (3)", "cat", "crane (4)"]
+    assert any("2 is 'crane (3)', 4 is 'crane (4)'" in n for n in bundle.manifest.source["notes"])
 
 
 def test_only_a_bundle_is_ever_replaced(tmp_path, graph, scores):
