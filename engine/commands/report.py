@@ -41,6 +41,9 @@ def report(
     gt: Annotated[
         Path | None, typer.Option(help="Folder of <id>.png masks, in place of the tree's own.")
     ] = None,
+    gt_values: Annotated[
+        str | None, typer.Option(help="Mask values of background, the first class, …, as for eval.")
+    ] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Response maps",
     embed: Annotated[
         int,
@@ -73,6 +76,7 @@ def report(
     The page needs no network and no server. Up to --embed images it is one file; more lie beside it in
     PAGE_files. Run it again after a stop to go on.
     """
+    from infercam.engine.evaluation.mask_values import MaskValues
     from infercam.engine.inputs import SourceSettings
     from infercam.engine.report.build import PageOptions, build_report
     from infercam.engine.report.runs import open_runs
@@ -95,6 +99,7 @@ def report(
         bootstrap=bootstrap,
         min_images=min_images,
         max_pixels=max_pixels,
+        gt_values=None if gt_values is None else MaskValues.parse(gt_values),
     )
     with _watch() as watch:
         summary = build_report(runs, items, out, options, watch)
