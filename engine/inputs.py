@@ -73,7 +73,14 @@ class SourceSettings(BaseModel):
             from infercam.engine.coco import coco_labels
 
             return coco_labels(self.coco, self.split, classes)
-        return load_labels(spec, classes, voc_root=self.voc or self.root)
+        return load_labels(spec, classes, voc_root=self.voc or self.root, root=self._folder())
+
+    def _folder(self) -> Path | None:
+        """The folder on this machine that ids are below, where there is one."""
+        from infercam.engine.data.storage import is_uri
+
+        folder = self.images or self.root or self.voc or (self.list_file and self.list_file.parent)
+        return None if folder is None or is_uri(folder) else Path(folder)
 
 
 class GroundTruthSettings(BaseModel):
