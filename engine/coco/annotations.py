@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import tempfile
 import threading
@@ -32,13 +33,16 @@ from infercam.engine.common.errors import InputError, StoreError, shown
 from infercam.engine.common.paths import check_id, os_reason
 from infercam.engine.data.coco_categories import CATEGORIES, mask_values
 from infercam.engine.data.images import without_suffix
+from infercam.engine.evaluation.histogram import MAX_CLASSES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _MAX_SIDE, _MAX_PIXELS = 1 << 16, 1 << 27
+_LONGEST_ID = 1000
+_TEXTS = -(1 << 62)  # numbers that stand for ids of text begin here: no other id does
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE images (id INTEGER PRIMARY KEY, name TEXT, file TEXT, height INTEGER, width INTEGER, problem TEXT);
-CREATE TABLE objects (place INTEGER PRIMARY KEY, id INTEGER, image INTEGER, category INTEGER, crowd INTEGER,
+CREATE TABLE objects (place INTEGER PRIMARY KEY, id, image INTEGER, category, crowd INTEGER,
                       area REAL, region BLOB, problem TEXT);
 CREATE TABLE strays (name TEXT, reason TEXT);
 CREATE TABLE waiting (raw TEXT);
@@ -55,6 +59,7 @@ class CocoImage:
     """One image of the file; `problem` is why it cannot have a mask, or None."""
 
     id: int
+    """The file's, or a number that stands for its text."""
     name: str
     """Its id here: the file name without suffix."""
     file: str
@@ -67,7 +72,7 @@ class CocoImage:
 class CocoObject:
     """One annotation; `problem` says why it cannot be painted: no `region`, or no known `category`."""
 
-    id: int
+    id: int | str
     category: int | None
     crowd: bool
     area: float
@@ -229,8 +234,10 @@ class _Parser:
         self.execute = connection.execute
         self.script = connection.executescript
         self.sizes: dict[int, tuple[int, int] | None] = {}
-        self.files: dict[str, int] = {}
-        self.categories: dict[int, str] = {}
+        self.files: dict[str, int | str] = {}
+        self.numbers: dict[str, int] = {}
+        self.passed: list[str] = []
+        self.categories: dict[int | str, str] = {}
         self.place = 0
 
     def run(self, stamp: str, progress: Callable[[int], None] | None) -> None:
@@ -243,58 +250,73 @@ class _Parser:
                 take[key](entry)
         for (raw,) in self.execute("SELECT raw FROM waiting ORDER BY rowid"):
             self._annotation(json.loads(raw), last=True)
-        if not self.sizes or not self.categories:
-            what = "categories" if self.sizes else "images"
-            raise InputError(
-                f"{shown(self.source)}: has no {what}; a file instances_SPLIT.json of COCO is needed"
-            )
-        if len(self.categories) > 254 or len(set(self.categories.values())) < len(self.categories):
-            raise InputError(f"{shown(self.source)}: has over 254 categories, or two of one name")
+        self._check()
         self._unknown_categories()
-        categories = json.dumps(dict(sorted(self.categories.items())))
+        categories = json.dumps(dict(sorted(self._numbered_categories().items())))
         for item in (("stamp", stamp), ("sha256", stream.sha256), ("categories", categories)):
             self.execute("INSERT INTO meta VALUES (?, ?)", item)
         self.script(_INDEXES)  # commits first
 
+    def _check(self) -> None:
+        """Raise InputError for a file without images or categories, and for categories that cannot be classes."""
+        where, names = shown(self.source), list(self.categories.values())
+        if not self.sizes and self.passed:
+            raise InputError(
+                f"{where}: none of its {len(self.passed)} images can be used; the first: {self.passed[0]}"
+            )
+        if not self.sizes or not names:
+            what = "categories" if self.sizes else "images"
+            raise InputError(f"{where}: has no {what}; a file instances_SPLIT.json of COCO is needed")
+        if len(names) > MAX_CLASSES:
+            raise InputError(f"{where}: has {len(names)} categories; masks of 8 bits allow {MAX_CLASSES}")
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            ids = ", ".join(str(id) for id, name in self.categories.items() if name == twice)
+            raise InputError(
+                f"{where}: categories {shown(ids)} have one name, {shown(repr(twice))}; rename or unite them"
+            )
+
     def _category(self, entry: Any) -> None:
-        id, name = _integer(entry, "id"), entry.get("name") if isinstance(entry, dict) else None
+        id, name = _identity(entry, "id"), entry.get("name") if isinstance(entry, dict) else None
         if id is None or not isinstance(name, str) or not name or self.categories.get(id, name) != name:
             raise InputError(f"{shown(self.source)}: category {str(entry)[:60]} has no id or name of its own")
         self.categories[id] = name
 
     def _image(self, entry: Any) -> None:
-        id, file = _integer(entry, "id"), entry.get("file_name") if isinstance(entry, dict) else None
+        id, file = _identity(entry, "id"), entry.get("file_name") if isinstance(entry, dict) else None
         if id is None or not isinstance(file, str):
-            self._stray(f"image {str(entry)[:60]}", "it has no id or file_name")
+            self._pass_over(f"image {str(entry)[:60]}", "it has no id or file_name")
             return
         try:
-            name = check_id(without_suffix(file))
+            file = _relative(file)
         except InputError as e:
-            self._stray(f"image {id}", str(e))
+            self._pass_over(f"image {id}", str(e))
             return
-        if id in self.sizes:
-            self._stray(name, f"another image has its id {id}")
+        name, number = without_suffix(file), self._number(id)
+        if number in self.sizes:
+            self._pass_over(name, f"another image has its id {id}")
             return
         height, width = _integer(entry, "height") or 0, _integer(entry, "width") or 0
         problem = None
         if not (0 < height < _MAX_SIDE and 0 < width < _MAX_SIDE and height * width <= _MAX_PIXELS):
             problem = f"its size in {shown(self.source.name)} is {width}×{height}"
         elif self.files.setdefault(name, id) != id:
-            self._stray(name, f"images {self.files[name]} and {id} have one file name")
-            self.sizes[id] = None
+            self._pass_over(name, f"images {self.files[name]} and {id} have one file name")
+            self.sizes[number] = None
             return
-        self.sizes[id] = None if problem else (height, width)
-        row = (id, name, check_id(file), height, width, problem)
+        self.sizes[number] = None if problem else (height, width)
+        row = (number, name, file, height, width, problem)
         self.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def _annotation(self, entry: Any, last: bool = False) -> None:
-        id, image = _integer(entry, "id"), _integer(entry, "image_id")
-        if id is None or image is None:
+        id, named = _identity(entry, "id"), _identity(entry, "image_id")
+        if id is None or named is None:
             self._stray(f"annotation {str(entry)[:60]}", "it has no id or image_id")
             return
+        image = self._number(named)
         if image not in self.sizes:
             if last:
-                self._stray(f"annotation {id}", f"there is no image {image}")
+                self._stray(f"annotation {id}", f"there is no image {named}")
             else:  # its image may yet come
                 self.execute("INSERT INTO waiting VALUES (?)", (json.dumps(entry),))
             return
@@ -305,16 +327,31 @@ class _Parser:
                 area = _area(entry, region, size)
             except RegionError as e:
                 problem = f"annotation {id} {e}"
-        category, crowd = _integer(entry, "category_id"), entry.get("iscrowd", 0)
+        category, crowd = _identity(entry, "category_id"), entry.get("iscrowd", 0)
         if crowd not in (0, 1):
             problem = f"annotation {id} has iscrowd {str(crowd)[:20]}, not 0 or 1"
         row = (self.place, id, image, category, int(crowd == 1), area, region, problem)
         self.execute("INSERT INTO objects VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         self.place += 1
 
+    def _number(self, id: int | str) -> int:
+        """An image's number here: its id, or one that stands for its text."""
+        return id if isinstance(id, int) else self.numbers.setdefault(id, _TEXTS + len(self.numbers))
+
+    def _numbered_categories(self) -> dict[int, str]:
+        """The categories by number; those with text for an id follow the others, in the file's order."""
+        found = {id: name for id, name in self.categories.items() if isinstance(id, int)}
+        following = max([0, *found]) + 1
+        for id, name in self.categories.items():
+            if isinstance(id, str):
+                found[following] = name
+                self.execute("UPDATE objects SET category = ? WHERE category = ?", (following, id))
+                following += 1
+        return found
+
     def _unknown_categories(self) -> None:
         """Once all are known: the last thing in COCO's files."""
-        self.execute("CREATE TEMP TABLE known (id INTEGER PRIMARY KEY)")
+        self.execute("CREATE TEMP TABLE known (id PRIMARY KEY)")
         for id in self.categories:
             self.execute("INSERT INTO known VALUES (?)", (id,))
         self.execute(
@@ -323,8 +360,38 @@ class _Parser:
                WHERE category IS NULL OR category NOT IN (SELECT id FROM known)"""
         )
 
+    def _pass_over(self, name: str, reason: str) -> None:
+        """An image that cannot be used."""
+        if not self.sizes:  # else it is never asked for
+            self.passed.append(f"{shown(name)}: {shown(reason)}")
+        self._stray(name, reason)
+
     def _stray(self, name: str, reason: str) -> None:
         self.execute("INSERT INTO strays VALUES (?, ?)", (shown(name), shown(reason)))
+
+
+def _relative(file: str) -> str:
+    """A file_name as a path below the images' folder, in its plain form; Windows' backslashes become /.
+
+    Raises InputError for an absolute one, and as `check_id`.
+    """
+    path = file.replace("\\", "/")
+    if re.match("[A-Za-z]:/", path):
+        raise InputError(
+            f"id {shown(repr(file))[:200]} is absolute; write it relative to the folder of the images"
+        )
+    return check_id(path)
+
+
+def _identity(entry: Any, key: str) -> int | str | None:
+    """An id: a whole number of 64 bits, also where it is written as text, or text; or None."""
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, str):
+        return _integer(entry, key)
+    if not value or len(value) > _LONGEST_ID:
+        return None
+    plain = re.fullmatch("0|-?[1-9][0-9]{0,17}", value)
+    return int(value) if plain else value
 
 
 def _integer(entry: Any, key: str) -> int | None:

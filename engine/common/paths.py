@@ -45,14 +45,28 @@ def is_file(path: Path) -> bool:
 def check_id(item_id: str) -> str:
     """Return `item_id` in its plain form (no './', no double slash); an id becomes a path below the output.
 
-    Raises InputError for an id that is empty, absolute, or leaves the folder it is looked up in.
+    Raises InputError, with the reason and what to do, for an id that is empty, absolute, leaves the folder it is
+    looked up in, or has a backslash or a null character.
     """
     parts = [part for part in item_id.split("/") if part not in ("", ".")]
-    if item_id.startswith("/") or ".." in parts or "\\" in item_id or "\0" in item_id:
-        raise InputError(f"id {shown(repr(item_id))} is absolute or leaves its folder; refused")
+    wrong = _wrong_id(item_id, parts)
+    if wrong:
+        raise InputError(f"id {shown(repr(item_id))[:200]} {wrong}")
     if not parts:
-        raise InputError("an image id is empty")
+        raise InputError("an image id is empty; name a file, or its path without suffix")
     return "/".join(parts)
+
+
+def _wrong_id(item_id: str, parts: list[str]) -> str | None:
+    if "\\" in item_id:
+        return "has a backslash; write / between folders (a file whose name has one: rename it)"
+    if "\0" in item_id:
+        return "has a null character; take it out"
+    if item_id.startswith("/"):
+        return "is absolute; write it relative to the folder of the images"
+    if ".." in parts:
+        return "leaves its folder by '..'; write it relative to a folder above, and name that as the root"
+    return None
 
 
 def read_text(file: str | os.PathLike[str], limit: int = 1 << 30) -> str:

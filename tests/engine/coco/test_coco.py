@@ -312,7 +312,7 @@ def test_one_bad_entry_does_not_stop_the_others(root: Path) -> None:
     images += [
         {"id": 9, "file_name": "again.jpg", "height": 5, "width": 5},
         {"id": 1000, "file_name": images[1]["file_name"], "height": 5, "width": 5},
-        {"id": "x", "file_name": "x.jpg", "height": 5, "width": 5},
+        {"id": 1.5, "file_name": "x.jpg", "height": 5, "width": 5},
         {"id": 1001, "file_name": "../../etc/x.jpg", "height": 5, "width": 5},
         {"id": 1002, "file_name": "bomb.png", "height": 60000, "width": 60000},
         "nonsense",
