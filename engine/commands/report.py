@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from infercam.engine.common.paths import check_folder, check_id
+from infercam.engine.common.paths import check_folder, check_id, existing
 from infercam.engine.common.progress import counting_bar
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def report(
     items: list[Item] = list(source)
     if gt is not None:
         check_folder(gt)
-        items = [replace(item, mask=gt / f"{check_id(item.id)}.png") for item in items]
+        items = [replace(item, mask=existing(gt / f"{check_id(item.id)}.png", ".PNG")) for item in items]
     runs = open_runs(maps, format, classes)
     options = PageOptions(
         title=title,

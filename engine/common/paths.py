@@ -6,6 +6,8 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import Literal
+from unicodedata import normalize
 
 from infercam.engine.common.errors import InputError, shown
 
@@ -40,6 +42,30 @@ def is_folder(path: Path) -> bool:
 
 def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - Path's own raises where access is denied
+
+
+def existing(path: Path, *suffixes: str) -> Path:
+    """`path`, or, where that is not there, the file of its name with another suffix or in another Unicode form.
+
+    Macs write the letters of names and their accents apart (NFD), lists and tables mostly together (NFC).
+    """
+    if os.path.lexists(path):
+        return path
+    for suffix in ("", *suffixes):
+        other = path.with_suffix(suffix) if suffix else path
+        for text in spellings(other.name):
+            if os.path.lexists(found := other.with_name(text)):
+                return found
+        for text in spellings(os.fspath(other)):
+            if os.path.lexists(text):
+                return Path(text)
+    return path
+
+
+def spellings(text: str) -> list[str]:
+    """Text in each Unicode form that file names have: itself first."""
+    forms: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
+    return [text] if text.isascii() else list(dict.fromkeys([text, *(normalize(f, text) for f in forms)]))
 
 
 def check_id(item_id: str) -> str:

@@ -23,7 +23,6 @@ import difflib
 import hashlib
 import json
 import os
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +32,18 @@ from xml.parsers import expat
 import numpy as np
 
 from infercam.engine.common.errors import InputError, shown
-from infercam.engine.common.paths import check_folder, check_id, decode_utf8, is_file, is_folder, read_bytes
+from infercam.engine.common.paths import (
+    check_folder,
+    check_id,
+    decode_utf8,
+    existing,
+    is_file,
+    is_folder,
+    read_bytes,
+)
 from infercam.engine.common.safe_pickle import load_npy_dict
 from infercam.engine.data import voc
-from infercam.engine.data.label_keys import KeyIndex, one_form, plain_key, voc_number
+from infercam.engine.data.label_keys import KeyIndex, plain_key, voc_number
 from infercam.engine.data.label_tables import Cell, OneHot, as_number, parse_table, split_labels
 
 _ANNOTATION_BYTES = 16 << 20
@@ -254,10 +261,8 @@ class AnnotationLabels(Labels):
     def _labels(self, item_id: str) -> list[str | int]:
         assert self.file is not None
         plain = check_id(item_id)
-        apart = unicodedata.normalize("NFD", plain)  # the names of files from a Mac
-        forms = [form for one in (plain, one_form(plain), apart) for form in (one, one.rpartition("/")[2])]
-        for name in dict.fromkeys(forms):
-            file = self.file / f"{name}.xml"
+        for name in dict.fromkeys([plain, plain.rpartition("/")[2]]):
+            file = existing(self.file / f"{name}.xml")
             if not is_file(file):
                 continue
             try:

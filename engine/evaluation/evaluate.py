@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from infercam.engine.common.errors import InputError, shown
+from infercam.engine.common.paths import spellings
 from infercam.engine.common.processes import chosen_workers, map_in_processes
 from infercam.engine.evaluation.ground_truth import GroundTruth, folder_ground_truth, voc_ground_truth
 from infercam.engine.evaluation.histogram import THRESHOLDS, ImageCounts, JointHistogram, count_image
@@ -148,9 +149,14 @@ def _present(
     predictions: Predictions, truth: GroundTruth, missing: str
 ) -> tuple[Sequence[tuple[str, Path]], int]:
     """The pairs to score, and how many of all have nothing to score."""
-    absent = {id for id, _ in truth.pairs if id not in predictions}
+    pairs = truth.pairs
+    absent = {id for id, _ in pairs if id not in predictions}
+    named = {id: name for id in absent if (name := _spelled(predictions, id)) is not None}
+    if named:
+        pairs = [(named.get(id, id), file) for id, file in pairs]
+        absent -= named.keys()
     if not absent:
-        return truth.pairs, 0
+        return pairs, 0
     if len(absent) == len(truth.pairs):
         advice = "is this the right split?"
     else:
@@ -160,8 +166,13 @@ def _present(
         count = f"{len(absent)} of the {len(truth.pairs)} images of {truth.split}"
         raise InputError(f"{predictions.path}: no {predictions.noun} for {count} ({some}); {advice}")
     if missing == "zero":
-        return truth.pairs, len(absent)
-    return [pair for pair in truth.pairs if pair[0] not in absent], len(absent)
+        return pairs, len(absent)
+    return [pair for pair in pairs if pair[0] not in absent], len(absent)
+
+
+def _spelled(predictions: Predictions, id: str) -> str | None:
+    """The name under which an image is there, where that is another Unicode form of its id."""
+    return next((name for name in spellings(id)[1:] if name in predictions), None)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from infercam.engine.common.errors import InputError, shown
 from infercam.engine.data import voc
 from infercam.engine.data.sources import voc_source
 from infercam.engine.evaluation.label_folder import INFO, LabelFolder
-from infercam.engine.evaluation.label_png import read_mask
+from infercam.engine.evaluation.label_png import PNG, read_mask
 from infercam.engine.evaluation.mask_values import MaskValues, ValueTable, value_table
 
 
@@ -82,15 +83,21 @@ def voc_ground_truth(
 
 
 def folder_ground_truth(masks: str | os.PathLike[str]) -> GroundTruth:
-    """Every `.png` below a folder; its path there without suffix is the image's id.
+    """Every `.png` or `.PNG` below a folder; its path there without suffix is the image's id.
 
     Where the folder says what its values stand for (label_folder.json, as `infercam coco` writes it), they are
-    matched by name.
+    matched by name. Raises InputError for a folder without masks, or with two of one id.
     """
     folder = mask_folder(masks)
-    ids = sorted(f.relative_to(folder).with_suffix("").as_posix() for f in folder.rglob("*.png"))
+    files = {f.relative_to(folder) for suffix in PNG for f in folder.rglob(f"*{suffix}")}
+    ids = sorted(f.with_suffix("").as_posix() for f in files)
     if not ids:
         raise InputError(f"{shown(folder)}: no .png masks in it")
+    twice = next((id for id, other in pairwise(ids) if id == other), None)
+    if twice is not None:
+        raise InputError(
+            f"{shown(folder)}: {shown(twice)}.png and {shown(twice)}.PNG are two masks of one image"
+        )
     return GroundTruth(
         MaskFiles(folder, ids), str(folder), "all masks of the folder", classes=_classes(folder)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from infercam.engine.cli import app
 from infercam.engine.common.errors import InputError
 from infercam.engine.evaluation.evaluate import evaluate_store, folder_ground_truth
-from infercam.engine.evaluation.evaluate_labels import evaluate_labels
+from infercam.engine.evaluation.evaluate_labels import evaluate_labels, holds_labels
 from infercam.engine.evaluation.label_folder import LabelFolder
 from infercam.engine.evaluation.label_png import write_label
 from infercam.engine.evaluation.mask_values import MaskValues
@@ -160,3 +161,30 @@ def test_on_the_command_line(store: MapStore, tmp_path: Path) -> None:
         app, ["eval", str(store.path), "--coco", "x", "--split", "y", "--gt-values", "0,1"]
     )
     assert isinstance(painted.exception, InputError) and "--gt-values" in str(painted.exception)
+
+
+# -- masks' files ----------------------------------------------------------------------------------------------------
+
+
+def test_masks_that_end_in_capitals(store: MapStore, tmp_path: Path) -> None:
+    gt = masks(tmp_path / "gt", a=OBJECT, b=OBJECT * 2)
+    (gt / "a.png").rename(gt / "a.PNG")
+    truth = folder_ground_truth(gt)
+    assert [id for id, _ in truth.pairs] == ["a", "b"]
+    assert evaluate_store(store, truth).all.miou == 1
+    labels = LabelFolder.open(gt)
+    assert labels.ids() == ["a", "b"] and "a" in labels and holds_labels(gt)
+    assert evaluate_labels(labels, truth, classes=NAMES).scores.all.miou == 1
+    (gt / "b.PNG").write_bytes((gt / "b.png").read_bytes())
+    with pytest.raises(InputError, match=r"b\.png and b\.PNG are two masks of one image"):
+        folder_ground_truth(gt)
+
+
+@pytest.mark.parametrize("of_mask", ["NFC", "NFD"])
+@pytest.mark.parametrize("of_maps", ["NFC", "NFD"])
+def test_maps_and_masks_in_other_unicode_forms(tmp_path: Path, of_mask: str, of_maps: str) -> None:
+    store = MapStore.create_or_open(tmp_path / "maps", classes=NAMES, settings={})
+    id = unicodedata.normalize(of_maps, "Müller")
+    store.write(MapRecord(id, [0], ["cat"], OBJECT[None].astype(np.float32)), "x")
+    gt = masks(tmp_path / "gt", **{unicodedata.normalize(of_mask, "Müller"): OBJECT})
+    assert evaluate_store(store, folder_ground_truth(gt)).all.miou == 1
