@@ -6,6 +6,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from infercam.engine.data.images import without_suffix
 
@@ -46,6 +47,9 @@ class KeyIndex:
     def __init__(self, keys: Collection[str], root: str | None = None) -> None:
         self._keys = keys
         self._root = _parts(one_form(root or "").replace("\\", "/"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KeyIndex, (self._keys, "/".join(self._root))  # without what can be made again
 
     def find(self, item_id: str) -> list[str]:
         """The keys that may be the image's: one if it is clear, several if it is not.

@@ -121,7 +121,7 @@ class Labels:
         self._classes = classes
         self._index = {name: i for i, name in enumerate(classes)}
         self._file_classes = file_classes
-        self._keys = KeyIndex(table.keys(), None if root is None else os.fspath(Path(root).absolute()))
+        self._keys = KeyIndex(table, None if root is None else os.fspath(Path(root).absolute()))
         self.notes = list(notes)
         """Lines worth telling the user."""
 

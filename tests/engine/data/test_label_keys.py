@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import unicodedata
 from pathlib import Path
 
@@ -51,6 +52,13 @@ def test_keys_that_stay() -> None:
 )
 def test_the_longest_tail(keys: list[str], root: str | None, item: str, found: list[str]) -> None:
     assert KeyIndex(keys, root).find(item) == found
+
+
+def test_labels_are_sent_to_other_processes(tmp_path: Path) -> None:
+    (tmp_path / "l.json").write_text(json.dumps({"train/a": ["cat"], "val/a": ["dog"]}))
+    labels = load_labels(tmp_path / "l.json", CLASSES, root=tmp_path / "val")
+    assert labels.lookup("a") == [1]
+    assert pickle.loads(pickle.dumps(labels)).lookup("a") == [1]
 
 
 @pytest.fixture
