@@ -47,6 +47,7 @@ class KeyIndex:
     def __init__(self, keys: Collection[str], root: str | None = None) -> None:
         self._keys = keys
         self._root = _parts(one_form(root or "").replace("\\", "/"))
+        self._owners: dict[str, str] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return KeyIndex, (self._keys, "/".join(self._root))  # without what can be made again
@@ -71,6 +72,17 @@ class KeyIndex:
             found = [*found, key] if common == best else [key]
             best = common
         return found
+
+    def other_owner(self, key: str, item_id: str) -> str | None:
+        """Another image that this key was found for, by its name alone; None where there is none yet.
+
+        'a/1' and 'b/1' are two images, and the key '1' can be one's at most.
+        """
+        if key == one_form(item_id):
+            return None
+        other = self._owners.setdefault(key, item_id)
+        one, two = item_id.split("/"), other.split("/")
+        return None if _common_tail(one, two) == min(len(one), len(two)) else other
 
     @functools.cached_property
     def _by_last_part(self) -> dict[str, list[str]]:

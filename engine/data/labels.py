@@ -187,6 +187,12 @@ class Labels:
         for name in (item_id, number):
             keys = self._keys.find(name) if name is not None else []
             if len(keys) == 1:
+                other = self._keys.other_owner(keys[0], item_id)
+                if other is not None:
+                    raise self._bad(
+                        item_id,
+                        f"would have the labels of {shown(keys[0])}, as {shown(other)} has; write paths with folders",
+                    )
                 return keys[0]
             if keys:
                 raise self._bad(

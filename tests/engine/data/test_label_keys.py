@@ -86,6 +86,17 @@ def test_an_ambiguous_tail_is_not_matched_but_said(tmp_path: Path) -> None:
         labels.lookup("cats/1")
 
 
+def test_one_name_for_pictures_of_two_folders_is_not_taken_for_both(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("image,label\n1.png,cat\n2.png,dog\n")
+    labels = load_labels(tmp_path / "l.csv", CLASSES)
+    assert labels.lookup("cats/1") == labels.lookup("cats/1") == [0] and labels.lookup("dogs/2") == [1]
+    with pytest.raises(
+        InputError, match=r"dogs/1: in .* it would have the labels of 1, as cats/1 has; write paths"
+    ):
+        labels.lookup("dogs/1")
+    assert labels.lookup("photos/cats/1") == [0]  # cats/1, seen from further up
+
+
 def test_json_keys_are_paths_too(tmp_path: Path) -> None:
     (tmp_path / "l.json").write_text(json.dumps({"C:\\x\\cats\\1.png": ["cat"], "./dogs/1.png": ["dog"]}))
     labels = load_labels(tmp_path / "l.json", CLASSES)
