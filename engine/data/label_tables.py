@@ -158,7 +158,7 @@ def _labelled(
         rows = [_without(row, columns.id) if _is_nought(row, sure) else row for row in rows]
     worth = {i: _worth(rows, group, classes) for i, group in enumerate(columns.labels)}
     best = max(worth, key=lambda i: worth[i])  # the first of the best
-    if not worth[best] and columns.classes:
+    if len(columns.classes) > worth[best] and worth[best] < 2:  # one class's name may be chance, two are none
         return None
     table = _label_rows(rows, columns.id, columns.labels[best])
     _check_fit(table, path, classes, f"its columns are {columns.names}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from infercam.engine.common.errors import InputError
 from infercam.engine.data.label_columns import id_rank, label_rank
@@ -142,6 +144,13 @@ def test_columns_of_classes(load, text: str) -> None:
     assert labels.lookup("a") == [0] and labels.lookup("b") == [1]
 
 
+def test_columns_of_classes_before_a_column_of_numbers(load) -> None:
+    """A `label` of 0 and 1 beside them counts something else."""
+    labels = load("image,label,cat,dog,horse\na,1,1,0,1\nb,0,0,1,0\n")
+    assert labels.lookup("a") == [0, 2] and labels.lookup("b") == [1]
+    assert load("image,label,cat,dog\na,horse,1,0\n").lookup("a") == [2]
+
+
 def test_a_column_named_as_people_vary_it(load) -> None:
     assert load("image,potted_plant,cat\na,1,0\n").lookup("a") == [3]
 
@@ -228,3 +237,38 @@ def test_a_list_of_ids_or_masks_alone_has_no_labels(load) -> None:
 
 def test_vocs_lists_of_one_class_are_no_labels(load) -> None:
     assert "numbers from -1 to 1" in refusal(load, "2008_000008 -1\n2008_000015  1\n", "cat_train.txt")
+
+
+_CELLS = [
+    "",
+    "image",
+    "file",
+    "label",
+    "class_id",
+    "Confidence",
+    "cat",
+    "dog",
+    "a",
+    "a.jpg",
+    "0",
+    "1",
+    "-1",
+    "True",
+    "x",
+]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["l.csv", "l.txt"]),
+    st.sampled_from([",", " ", "\t"]),
+    st.lists(st.lists(st.sampled_from(_CELLS), min_size=1, max_size=5), max_size=5),
+)
+def test_any_table_gives_labels_or_one_line(load, name: str, separator: str, rows: list[list[str]]) -> None:
+    try:
+        labels = load("\n".join(separator.join(row) for row in rows), name)
+        found = labels.lookup("a")
+    except InputError as e:
+        assert "\n" not in str(e)
+    else:
+        assert found and set(found) <= set(range(len(CLASSES)))

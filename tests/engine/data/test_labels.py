@@ -280,7 +280,7 @@ def test_table_round_trip(load, table: dict[str, set[int]]) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.sampled_from(["l.csv", "l.tsv", "l.json", "l.npy"]),
+    st.sampled_from(["l.csv", "l.tsv", "l.txt", "l.json", "l.npy"]),
     st.one_of(st.binary(max_size=80), st.text("ab,;\t\"01\n{}[]:'", max_size=60).map(str.encode)),
 )
 def test_any_bytes_give_labels_or_an_input_error(load, name: str, data: bytes) -> None:
