@@ -272,7 +272,9 @@ class _Seen:
 
     def summary(self) -> Fidelity:
         found = self.agreement.result()
-        mious = [summarise(h).all.miou for h in self.histograms] if self.masks else [None, None]
+        # Masks without any class tell nothing of the maps: no figure of theirs.
+        scored = bool(self.histograms) and bool(self.histograms[0].true[:, 1:].any())
+        mious = [summarise(h).all.miou for h in self.histograms] if scored else [None, None]
         return Fidelity(
             images=self.images,
             views=found.views,

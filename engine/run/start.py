@@ -185,6 +185,8 @@ def open_run(
         say(f"note: {note}")
     loaded = Bundle.load(bundle)
     labels = settings.open(loaded.manifest.classes, images)
+    for note in getattr(labels, "notes", ()):
+        say(f"note: {note}")
     how: dict[str, Any] = {
         "recipe": chosen,
         "mode": mode,
