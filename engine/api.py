@@ -95,7 +95,7 @@ class Engine:
     def recipe(self, which: str | Recipe) -> Recipe:
         """The recipe as this bundle can run it: a graph of one fixed size has no scales to choose from."""
         chosen = recipe(which)
-        if self.backend.fixed_size is None:
+        if self.backend.sizes.fixed is None:
             return chosen
         one = {"scales": (1.0,)}
         views = {

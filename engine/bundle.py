@@ -26,7 +26,7 @@ from infercam.engine.common.paths import regular_bytes
 from infercam.engine.common.validation import first_problem
 from infercam.engine.onnx_files import check_external
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: the input's smallest size and multiple; what 1 lacks has defaults
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 64 << 20  # far more than any; a manifest is read whole
 
@@ -49,6 +49,8 @@ class InputSpec(_Strict):
     dynamic_batch: bool = True
     height: int | None = Field(default=None, gt=0, description="None: any height")
     width: int | None = Field(default=None, gt=0, description="None: any width")
+    smallest: int = Field(default=1, gt=0, description="least side in pixels, where any size is taken")
+    multiple: int = Field(default=1, gt=0, description="sides are multiples of it, where any size is taken")
 
     @model_validator(mode="after")
     def _check(self) -> InputSpec:
@@ -56,6 +58,8 @@ class InputSpec(_Strict):
             raise ValueError("std must be positive")
         if (self.height is None) != (self.width is None):
             raise ValueError("height and width are both fixed or both free")
+        if self.smallest % self.multiple:
+            raise ValueError("the smallest side is no multiple of `multiple`")
         return self
 
     @property

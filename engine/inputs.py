@@ -73,7 +73,14 @@ class SourceSettings(BaseModel):
             from infercam.engine.coco import coco_labels
 
             return coco_labels(self.coco, self.split, classes)
-        return load_labels(spec, classes, voc_root=self.voc or self.root)
+        return load_labels(spec, classes, voc_root=self.voc or self.root, root=self._folder())
+
+    def _folder(self) -> Path | None:
+        """The folder on this machine that ids are below, where there is one."""
+        from infercam.engine.data.storage import is_uri
+
+        folder = self.images or self.root or self.voc or (self.list_file and self.list_file.parent)
+        return None if folder is None or is_uri(folder) else Path(folder)
 
 
 class GroundTruthSettings(BaseModel):
@@ -87,9 +94,23 @@ class GroundTruthSettings(BaseModel):
     gt: Path | None = option(
         None, "Folder of <id>.png masks instead of the tree's own; alone: all of its masks."
     )
+    gt_values: str | None = option(
+        None,
+        "Mask values of background, the first class, …, as 0,255 (0,,255: none of the first); others are ignored.",
+    )
 
     def open(self) -> GroundTruth:
         """Raises InputError for none or several, or one that cannot be used."""
+        from infercam.engine.evaluation.mask_values import MaskValues
+
+        values = None if self.gt_values is None else MaskValues.parse(self.gt_values)
+        if values is not None and self.coco is not None and self.gt is None:
+            raise InputError(
+                "--gt-values: masks painted from COCO have its classes; it is for masks of --gt or --voc"
+            )
+        return self._chosen().with_values(values)
+
+    def _chosen(self) -> GroundTruth:
         from infercam.engine.evaluation.ground_truth import folder_ground_truth, voc_ground_truth
 
         if self.voc is not None and self.coco is None and self.split is not None:

@@ -135,7 +135,7 @@ class LiveEngine:
         except InputError as e:
             out.set_exception(e)
             return out
-        shape = self.engine.backend.fixed_size or (pixels.shape[0], pixels.shape[1])
+        shape = self.engine.backend.sizes.of(pixels.shape[0], pixels.shape[1])
         x = np.empty((1, 3, *shape), np.float32)
         resized = Resized(np.ascontiguousarray(pixels), shape, self._table, self.engine.manifest.input.colour)
         resized.write(x[0], mirrored=False, erased=None)
@@ -155,7 +155,7 @@ class LiveEngine:
         return decode_image(image, "image") if isinstance(image, bytes) else image
 
     def _checked(self, x: Float) -> Float:
-        fixed = self.engine.backend.fixed_size
+        sizes = self.engine.backend.sizes
         if (
             not isinstance(x, np.ndarray)
             or x.dtype != np.float32
@@ -165,8 +165,8 @@ class LiveEngine:
         ):
             what = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
             raise InputError(f"the network takes N×3×H×W float32, not {what}")
-        if fixed is not None and x.shape[2:] != fixed:
-            raise InputError(f"the network takes {fixed[0]}×{fixed[1]} only, not {x.shape[2]}×{x.shape[3]}")
+        if sizes.of(*x.shape[2:]) != x.shape[2:]:
+            raise InputError(f"the network takes {sizes}, not {x.shape[2]}×{x.shape[3]}")
         return x
 
     def _hand(self, queue: deque[Any], item: Any) -> None:

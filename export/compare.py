@@ -26,7 +26,7 @@ from infercam.engine.evaluation.evaluate import read_mask
 from infercam.engine.evaluation.histogram import JointHistogram
 from infercam.engine.evaluation.scores import summarise
 from infercam.engine.method import host_ops, reference
-from infercam.engine.method.geometry import view_size
+from infercam.engine.method.geometry import ViewSizes
 from infercam.engine.method.reference import Network
 from infercam.export.runtime import GraphSession, RunError
 
@@ -272,7 +272,9 @@ class _Seen:
 
     def summary(self) -> Fidelity:
         found = self.agreement.result()
-        mious = [summarise(h).all.miou for h in self.histograms] if self.masks else [None, None]
+        # Masks without any class tell nothing of the maps: no figure of theirs.
+        scored = bool(self.histograms) and bool(self.histograms[0].true[:, 1:].any())
+        mious = [summarise(h).all.miou for h in self.histograms] if scored else [None, None]
         return Fidelity(
             images=self.images,
             views=found.views,
@@ -299,10 +301,8 @@ def _compare_one(
     """One picture: its plain views, then the views with erased what the reference's map shows."""
     spec = manifest.input
     height, width = sample.pixels.shape[:2]
-    if spec.fixed_size is not None:
-        sizes = [spec.fixed_size]
-    else:
-        sizes = [view_size(height, width, scale) for scale in scales]
+    of_network = ViewSizes.of_network(spec)
+    sizes = list(dict.fromkeys(of_network.of(height, width, scale) for scale in scales))
     inputs = [reference.normalise(reference.resize_pixels(sample.pixels, *size), spec) for size in sizes]
     classes: list[int] | None = None if sample.classes is None else list(sample.classes)
     left: NDArray[np.bool_] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ class ExportSettings(BaseModel):
     colour: str | None = option(None, "Channel order of the input: RGB (default) or BGR.")
     input_name: str | None = option(None, "The picture, of a model with several inputs.")
     output: str | None = option(None, "The logits, of a model with several outputs.")
+    size: str | None = option(
+        None, "Height and width of the input, HxW; default: any size, else the model's own."
+    )
     multi_label: bool | None = option(
         None, "How scores become probabilities; default: as the model does.", "--multi-label/--softmax"
     )
@@ -77,11 +81,12 @@ def make_bundle(model: Path | None, out: Path, s: ExportSettings) -> Bundle:
         "overwrite": s.overwrite,
     }
     own: dict[str, Any] = {"mean": s.mean, "std": s.std, "scale": s.scale, "colour": s.colour}
-    own |= {"input-name": s.input_name, "output": s.output, "slim": s.slim}
+    own |= {"input-name": s.input_name, "output": s.output, "slim": s.slim, "size": s.size}
     theirs = {"weights": s.weights, "output-stride": s.output_stride, "head": s.head}
     if model is not None:
         _refuse(theirs, "goes with --arch, not with an ONNX file")
         options = _onnx_options(s.mean, s.std, s.scale, s.colour) | {"slim": s.slim is not False}
+        options["size"] = None if s.size is None else parse_size(s.size)
         return _from_onnx(model, out, input_name=s.input_name, output=s.output, **options, **common)
     _refuse(own, "goes with an ONNX file; an architecture has its own")
     return _from_arch(str(s.arch), s.weights, out, output_stride=s.output_stride, head=s.head, **common)
@@ -105,6 +110,15 @@ def parse_triple(text: str, option: str) -> Triple:
         raise ExportError(f"{option} takes three numbers (R,G,B order of --colour), not '{text}'")
     a, b, c = numbers * 3 if len(numbers) == 1 else numbers
     return (a, b, c)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`HxW`, or one number for both; raises ExportError."""
+    sides = re.fullmatch(r"(\d{1,5})(?:[xX×](\d{1,5}))?", text.strip())
+    height, width = (int(sides[1]), int(sides[2] or sides[1])) if sides else (0, 0)
+    if not height or not width:
+        raise ExportError(f"--size takes height x width in pixels, such as 224x224, not '{text}'")
+    return height, width
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:

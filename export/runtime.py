@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import onnx
 
 from infercam.engine.common.errors import MissingExtra
+from infercam.engine.runners.ort_errors import problem
 
 _IN_MEMORY = 1 << 30  # protobuf cannot serialise 2 GB; half of that leaves room for a copy
 
@@ -19,14 +19,9 @@ class RunError(Exception):
     """ONNX Runtime refused the model or failed in it; `node` names where, when it says."""
 
     def __init__(self, message: str) -> None:
-        text = " ".join(message.split())
-        found = re.search(r"[Nn]ame:'([^']+)'|[Nn]ode \(([^)]+)\)", text)
-        self.node = next((g for g in found.groups() if g), None) if found else None
-        if "Status Message:" in text:
-            text = text.split("Status Message:", 1)[1].strip()
-        # drop the C++ source location, keep what was expected
-        text = re.sub(r"\S+\.(cc|h|hpp):\d+ .*?\) ?", "", text)[:300].strip(" .")
-        super().__init__(f"node '{self.node}': {text}" if self.node else text)
+        found = problem(message)
+        self.node = found.node
+        super().__init__(str(found))
 
 
 class GraphSession:

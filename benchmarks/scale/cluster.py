@@ -34,8 +34,9 @@ from infercam.engine.data.sources import Item, Source, folder_source, voc_source
 from infercam.engine.method.recipe import recipe as named_recipe
 from infercam.engine.run.ray_pool import PoolOptions, WorkerPool, started
 from infercam.engine.run.ray_run import ClusterRun
-from infercam.engine.run.ray_worker import EngineSpec, ImageOutcome, ImageRow, Worker, WorkerTask, as_columns
+from infercam.engine.run.ray_worker import ImageOutcome, ImageRow, Worker, WorkerTask, as_columns
 from infercam.engine.run.run import Predicted, Summary
+from infercam.engine.run.settings import EngineSpec
 from infercam.engine.store.failures import read_failures
 from infercam.engine.store.image_index import ImageIndex
 

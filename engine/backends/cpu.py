@@ -22,8 +22,8 @@ from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.common.cores import available_cores
 from infercam.engine.common.errors import BackendError, BundleError, MissingExtra
 from infercam.engine.method import host_ops
-from infercam.engine.method.backend import Limits, OutOfMemory
-from infercam.engine.method.geometry import view_size
+from infercam.engine.method.backend import Limits, OutOfMemory, ViewRefused
+from infercam.engine.method.geometry import ViewSizes
 from infercam.engine.method.task import (
     Advance,
     Advanced,
@@ -37,6 +37,7 @@ from infercam.engine.method.task import (
     Work,
 )
 from infercam.engine.method.trace import Inspected
+from infercam.engine.runners.ort_errors import out_of_memory, problem
 
 Float = NDArray[np.float32]
 
@@ -85,7 +86,7 @@ class CpuBackend:
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="infercam-cpu")
         self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._in_flight = 0
-        self.fixed_size = spec.fixed_size
+        self.sizes = ViewSizes.of_network(spec)
 
     @property
     def limits(self) -> Limits:
@@ -145,7 +146,7 @@ class CpuBackend:
         }
 
     def scores(self, pixels: NDArray[np.uint8]) -> Float:
-        height, width = self.fixed_size or pixels.shape[:2]
+        height, width = self.sizes.of(*pixels.shape[:2])
         x = np.empty((1, 3, height, width), np.float32)
         self._resize(pixels, (height, width)).write(x[0], mirrored=False, erased=None)
         return np.asarray(self._infer(self.manifest.scores, x)[0], np.float32)
@@ -206,7 +207,10 @@ class CpuBackend:
     def _run_network(self, outputs: list[str], x: Float) -> Any:
         fed = x.astype(np.float16) if self._half_input else x
         options = self._shrinking if next(self._runs) % SHRINK_EVERY == 0 else None
-        return self._session.run(outputs, {self.manifest.input.name: fed}, options)
+        try:
+            return self._session.run(outputs, {self.manifest.input.name: fed}, options)
+        except Exception as e:  # ONNX Runtime's exceptions share no base below Exception
+            raise _refused(e, x) from None
 
     def _advance(self, tile: Tile) -> Advanced:
         state: TileState = tile.state
@@ -239,7 +243,7 @@ class CpuBackend:
 
     def _masks(self, tile: Tile, erased: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
         scales = tile.views.scales
-        shapes = [self.fixed_size or view_size(tile.box.height, tile.box.width, s) for s in scales]
+        shapes = [self.sizes.of(tile.box.height, tile.box.width, s) for s in scales]
         return host_ops.masks_at(erased, shapes, tile.image.recipe.mask_cascade)
 
     @staticmethod
@@ -300,11 +304,18 @@ def _with_whole(image: ImageTask, united: Float, whole: Float | None) -> Float:
 
 
 def _translate(error: Exception) -> Exception:
-    """ONNX Runtime's allocation failures and Python's become OutOfMemory; the rest stays as it is."""
+    """Allocation failures become OutOfMemory, the rest stays as it is."""
     text = str(error)
-    if isinstance(error, MemoryError) or "Failed to allocate memory" in text or "bad_alloc" in text:
+    if isinstance(error, MemoryError) or out_of_memory(text):
         return OutOfMemory(f"out of memory: {text.splitlines()[0] if text else 'allocation failed'}")
     return error
+
+
+def _refused(error: Exception, x: Float) -> Exception:
+    """What ONNX Runtime raised on this input: ViewRefused, unless its memory was short."""
+    if out_of_memory(error) or isinstance(error, MemoryError):
+        return error
+    return ViewRefused(f"the network does not run on {x.shape[2]}×{x.shape[3]} pixels: {problem(error)}")
 
 
 def _shrinking() -> Any:
@@ -331,7 +342,7 @@ def _session(bundle: Bundle, precision: str) -> Any:
     options.inter_op_num_threads = 1
     # Shapes change at every call: a memory plan per shape would only grow.
     options.enable_mem_pattern = False
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is reported by us
     try:
         session = ort.InferenceSession(str(graph), sess_options=options, providers=["CPUExecutionProvider"])
     except Exception as e:

@@ -43,7 +43,7 @@ from infercam.engine.device.runner import OutputShape, Runner
 from infercam.engine.device.staging import Downloads, Landing, Uploads
 from infercam.engine.method import host_ops
 from infercam.engine.method.backend import Limits, OutOfMemory
-from infercam.engine.method.geometry import Box, view_size
+from infercam.engine.method.geometry import Box, ViewSizes
 from infercam.engine.method.task import (
     Advance,
     Done,
@@ -100,7 +100,7 @@ class DeviceBackend:
         self.driver = driver
         self.runner = runner
         spec = self.manifest.input
-        self.fixed_size = spec.fixed_size
+        self.sizes = ViewSizes.of_network(spec)
         self._closed = False
         self._batches: deque[Event] = deque()
         self._advances: list[Advance] = []
@@ -242,7 +242,7 @@ class DeviceBackend:
         }
 
     def scores(self, pixels: NDArray[np.uint8]) -> Float:
-        size = self.fixed_size or pixels.shape[:2]
+        size = self.sizes.of(*pixels.shape[:2])
         height, width = size
         classes = len(self.manifest.classes)
         landing = self.downloads.reserve(4 * classes)
@@ -365,7 +365,7 @@ class DeviceBackend:
         if tile.iteration <= 0:
             return Slot(picture, view.mirrored)
         size = (tile.box.height, tile.box.width)
-        chain = [self.fixed_size or view_size(*size, s) for s in tile.views.scales[: view.scale]]
+        chain = [self.sizes.of(*size, s) for s in tile.views.scales[: view.scale]]
         return Slot(
             picture,
             view.mirrored,

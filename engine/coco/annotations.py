@@ -24,30 +24,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from infercam.engine.coco.json_stream import JsonObject
-from infercam.engine.coco.regions import RegionError, encode, pixels, tools
+from infercam.engine.coco.parsing import AnnotationParser
+from infercam.engine.coco.regions import tools
 from infercam.engine.common.atomic import TEMP_PREFIX
 from infercam.engine.common.cache import cache_folder
 from infercam.engine.common.errors import InputError, StoreError, shown
-from infercam.engine.common.paths import check_id, os_reason
+from infercam.engine.common.paths import os_reason
 from infercam.engine.data.coco_categories import CATEGORIES, mask_values
-from infercam.engine.data.images import without_suffix
 
-SCHEMA_VERSION = 1
-_MAX_SIDE, _MAX_PIXELS = 1 << 16, 1 << 27
-_TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT);
-CREATE TABLE images (id INTEGER PRIMARY KEY, name TEXT, file TEXT, height INTEGER, width INTEGER, problem TEXT);
-CREATE TABLE objects (place INTEGER PRIMARY KEY, id INTEGER, image INTEGER, category INTEGER, crowd INTEGER,
-                      area REAL, region BLOB, problem TEXT);
-CREATE TABLE strays (name TEXT, reason TEXT);
-CREATE TABLE waiting (raw TEXT);
-"""
-_INDEXES = """
-DROP TABLE waiting;
-CREATE INDEX images_by_name ON images (name);
-CREATE INDEX objects_by_image ON objects (image);
-"""
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +40,7 @@ class CocoImage:
     """One image of the file; `problem` is why it cannot have a mask, or None."""
 
     id: int
+    """The file's, or a number that stands for its text."""
     name: str
     """Its id here: the file name without suffix."""
     file: str
@@ -67,7 +53,7 @@ class CocoImage:
 class CocoObject:
     """One annotation; `problem` says why it cannot be painted: no `region`, or no known `category`."""
 
-    id: int
+    id: int | str
     category: int | None
     crowd: bool
     area: float
@@ -209,7 +195,7 @@ def _make(source: Path, stamp: str, database: Path, progress: Callable[[int], No
     try:
         connection = sqlite3.connect(made, isolation_level=None)
         try:
-            _Parser(source, connection).run(stamp, progress)
+            AnnotationParser(source, connection).run(stamp, progress)
         finally:
             connection.close()
         made.replace(database)
@@ -219,123 +205,3 @@ def _make(source: Path, stamp: str, database: Path, progress: Callable[[int], No
     except BaseException:
         made.unlink(missing_ok=True)
         raise
-
-
-class _Parser:
-    """From the JSON's entries to rows; sizes of images are held while it runs (about 100 bytes each)."""
-
-    def __init__(self, source: Path, connection: sqlite3.Connection) -> None:
-        self.source = source
-        self.execute = connection.execute
-        self.script = connection.executescript
-        self.sizes: dict[int, tuple[int, int] | None] = {}
-        self.files: dict[str, int] = {}
-        self.categories: dict[int, str] = {}
-        self.place = 0
-
-    def run(self, stamp: str, progress: Callable[[int], None] | None) -> None:
-        # A file that is thrown away when anything goes wrong needs no journal.
-        self.script(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {_TABLES} BEGIN;")
-        stream = JsonObject(self.source, progress)
-        take = {"images": self._image, "annotations": self._annotation, "categories": self._category}
-        for key, entry in stream.elements():
-            if key in take:
-                take[key](entry)
-        for (raw,) in self.execute("SELECT raw FROM waiting ORDER BY rowid"):
-            self._annotation(json.loads(raw), last=True)
-        if not self.sizes or not self.categories:
-            what = "categories" if self.sizes else "images"
-            raise InputError(
-                f"{shown(self.source)}: has no {what}; a file instances_SPLIT.json of COCO is needed"
-            )
-        if len(self.categories) > 254 or len(set(self.categories.values())) < len(self.categories):
-            raise InputError(f"{shown(self.source)}: has over 254 categories, or two of one name")
-        self._unknown_categories()
-        categories = json.dumps(dict(sorted(self.categories.items())))
-        for item in (("stamp", stamp), ("sha256", stream.sha256), ("categories", categories)):
-            self.execute("INSERT INTO meta VALUES (?, ?)", item)
-        self.script(_INDEXES)  # commits first
-
-    def _category(self, entry: Any) -> None:
-        id, name = _integer(entry, "id"), entry.get("name") if isinstance(entry, dict) else None
-        if id is None or not isinstance(name, str) or not name or self.categories.get(id, name) != name:
-            raise InputError(f"{shown(self.source)}: category {str(entry)[:60]} has no id or name of its own")
-        self.categories[id] = name
-
-    def _image(self, entry: Any) -> None:
-        id, file = _integer(entry, "id"), entry.get("file_name") if isinstance(entry, dict) else None
-        if id is None or not isinstance(file, str):
-            self._stray(f"image {str(entry)[:60]}", "it has no id or file_name")
-            return
-        try:
-            name = check_id(without_suffix(file))
-        except InputError as e:
-            self._stray(f"image {id}", str(e))
-            return
-        if id in self.sizes:
-            self._stray(name, f"another image has its id {id}")
-            return
-        height, width = _integer(entry, "height") or 0, _integer(entry, "width") or 0
-        problem = None
-        if not (0 < height < _MAX_SIDE and 0 < width < _MAX_SIDE and height * width <= _MAX_PIXELS):
-            problem = f"its size in {shown(self.source.name)} is {width}×{height}"
-        elif self.files.setdefault(name, id) != id:
-            self._stray(name, f"images {self.files[name]} and {id} have one file name")
-            self.sizes[id] = None
-            return
-        self.sizes[id] = None if problem else (height, width)
-        row = (id, name, check_id(file), height, width, problem)
-        self.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", row)
-
-    def _annotation(self, entry: Any, last: bool = False) -> None:
-        id, image = _integer(entry, "id"), _integer(entry, "image_id")
-        if id is None or image is None:
-            self._stray(f"annotation {str(entry)[:60]}", "it has no id or image_id")
-            return
-        if image not in self.sizes:
-            if last:
-                self._stray(f"annotation {id}", f"there is no image {image}")
-            else:  # its image may yet come
-                self.execute("INSERT INTO waiting VALUES (?)", (json.dumps(entry),))
-            return
-        size, region, area, problem = self.sizes[image], None, 0.0, None
-        if size is not None:
-            try:
-                region = encode(entry.get("segmentation"), *size)
-                area = _area(entry, region, size)
-            except RegionError as e:
-                problem = f"annotation {id} {e}"
-        category, crowd = _integer(entry, "category_id"), entry.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            problem = f"annotation {id} has iscrowd {str(crowd)[:20]}, not 0 or 1"
-        row = (self.place, id, image, category, int(crowd == 1), area, region, problem)
-        self.execute("INSERT INTO objects VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
-        self.place += 1
-
-    def _unknown_categories(self) -> None:
-        """Once all are known: the last thing in COCO's files."""
-        self.execute("CREATE TEMP TABLE known (id INTEGER PRIMARY KEY)")
-        for id in self.categories:
-            self.execute("INSERT INTO known VALUES (?)", (id,))
-        self.execute(
-            """UPDATE objects SET problem = 'annotation ' || id || ' has category ' || ifnull(category, 'none') ||
-               ', which the file does not name', category = NULL
-               WHERE category IS NULL OR category NOT IN (SELECT id FROM known)"""
-        )
-
-    def _stray(self, name: str, reason: str) -> None:
-        self.execute("INSERT INTO strays VALUES (?, ?)", (shown(name), shown(reason)))
-
-
-def _integer(entry: Any, key: str) -> int | None:
-    """A whole number of 64 bits, or None."""
-    value = entry.get(key) if isinstance(entry, dict) else None
-    return value if type(value) is int and -(1 << 63) <= value < 1 << 63 else None
-
-
-def _area(entry: dict[str, Any], region: bytes, size: tuple[int, int]) -> float:
-    """The annotation's own figure, by which objects are ordered; counted where it has none."""
-    area = entry.get("area")
-    if isinstance(area, int | float) and 0 < area < 1e18:
-        return float(area)
-    return float(pixels(region, *size))

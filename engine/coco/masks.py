@@ -69,7 +69,10 @@ class CocoMasks:
     def _ordered(self, objects: list[CocoObject]) -> list[CocoObject]:
         if self.crowd == "skip":
             objects = [o for o in objects if not o.crowd]
-        return objects if self.order == "file" else sorted(objects, key=lambda o: (-o.area, -o.id))
+        if self.order == "file":
+            return objects
+        first = sorted(objects, key=lambda o: (isinstance(o.id, str), o.id), reverse=True)
+        return sorted(first, key=lambda o: -o.area)
 
     def _value(self, found: CocoObject) -> int:
         assert found.category is not None  # else it has a problem

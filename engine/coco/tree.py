@@ -89,7 +89,8 @@ def notes(annotations: Annotations, *, empty: str = "skip") -> list[str]:
         found.append(f"{name}: {left_out} images without annotations left out")
     strays = annotations.strays()
     if strays:
-        found.append(f"{name}: {len(strays)} entries passed over, the first: {': '.join(strays[0])}")
+        some = "; ".join(": ".join(stray) for stray in strays[:3]) + ("; …" if len(strays) > 3 else "")
+        found.append(f"{name}: {len(strays)} entries passed over: {some}")
     if not annotations.official:
         number = len(annotations.classes)
         found.append(f"{name}: its {number} categories are not COCO's 80; numbered by ascending id")

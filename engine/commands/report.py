@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from infercam.engine.common.paths import check_folder, check_id
+from infercam.engine.common.paths import check_folder, check_id, existing
 from infercam.engine.common.progress import counting_bar
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ def report(
     root: Annotated[Path | None, typer.Option(help="Folder that --list is relative to.")] = None,
     gt: Annotated[
         Path | None, typer.Option(help="Folder of <id>.png masks, in place of the tree's own.")
+    ] = None,
+    gt_values: Annotated[
+        str | None, typer.Option(help="Mask values of background, the first class, …, as for eval.")
     ] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Response maps",
     embed: Annotated[
@@ -73,6 +76,7 @@ def report(
     The page needs no network and no server. Up to --embed images it is one file; more lie beside it in
     PAGE_files. Run it again after a stop to go on.
     """
+    from infercam.engine.evaluation.mask_values import MaskValues
     from infercam.engine.inputs import SourceSettings
     from infercam.engine.report.build import PageOptions, build_report
     from infercam.engine.report.runs import open_runs
@@ -83,7 +87,7 @@ def report(
     items: list[Item] = list(source)
     if gt is not None:
         check_folder(gt)
-        items = [replace(item, mask=gt / f"{check_id(item.id)}.png") for item in items]
+        items = [replace(item, mask=existing(gt / f"{check_id(item.id)}.png", ".PNG")) for item in items]
     runs = open_runs(maps, format, classes)
     options = PageOptions(
         title=title,
@@ -95,6 +99,7 @@ def report(
         bootstrap=bootstrap,
         min_images=min_images,
         max_pixels=max_pixels,
+        gt_values=None if gt_values is None else MaskValues.parse(gt_values),
     )
     with _watch() as watch:
         summary = build_report(runs, items, out, options, watch)

@@ -70,6 +70,11 @@ def _report(job: Run | ClusterRun, out: str, json_file: Path | None, caught: lis
         f"{s.mean_iterations:.2f} iterations a tile -> {out}",
         soft_wrap=True,
     )
+    if s.enlarged:
+        console.print(
+            f"note: {s.enlarged} views of small pictures or tiles were enlarged to the least that the network takes",
+            soft_wrap=True,
+        )
     if s.failed:
         console.print(f"{s.failed} images failed: see {job.failures.file}", style="red", soft_wrap=True)
     if caught:

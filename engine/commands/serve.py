@@ -65,6 +65,7 @@ def serve(
     from infercam.engine.serve.app import build
     from infercam.engine.serve.bounds import Bounds
     from infercam.engine.serve.hosted import Hosts
+    from infercam.engine.serve.isolation import ServiceIsolation, in_flight_file
     from infercam.engine.serve.server import DrainingServer, listen, run
     from infercam.engine.serve.service import Service
 
@@ -79,7 +80,8 @@ def serve(
     )
     listening = listen(host, port)
     hosts = Hosts.load(bundles, recipe, backend, precision, threads)
-    service = Service(hosts, bounds, recipe)
+    isolation = ServiceIsolation(in_flight_file(bundles, listening.getsockname()[1]))
+    service = Service(hosts, bounds, recipe, isolation)
     server = DrainingServer(build(service, sys.stderr if access_log else None), service, drain)
     for hosted in hosts:
         engine = hosted.engine

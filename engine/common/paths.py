@@ -6,6 +6,8 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import Literal
+from unicodedata import normalize
 
 from infercam.engine.common.errors import InputError, shown
 
@@ -42,17 +44,55 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - Path's own raises where access is denied
 
 
+def existing(path: Path, *suffixes: str) -> Path:
+    """`path`, or, where that is not there, the file of its name with another suffix or in another Unicode form.
+
+    Macs write the letters of names and their accents apart (NFD), lists and tables mostly together (NFC).
+    """
+    if os.path.lexists(path):
+        return path
+    for suffix in ("", *suffixes):
+        other = path.with_suffix(suffix) if suffix else path
+        for text in spellings(other.name):
+            if os.path.lexists(found := other.with_name(text)):
+                return found
+        for text in spellings(os.fspath(other)):
+            if os.path.lexists(text):
+                return Path(text)
+    return path
+
+
+def spellings(text: str) -> list[str]:
+    """Text in each Unicode form that file names have: itself first."""
+    forms: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
+    return [text] if text.isascii() else list(dict.fromkeys([text, *(normalize(f, text) for f in forms)]))
+
+
 def check_id(item_id: str) -> str:
     """Return `item_id` in its plain form (no './', no double slash); an id becomes a path below the output.
 
-    Raises InputError for an id that is empty, absolute, or leaves the folder it is looked up in.
+    Raises InputError, with the reason and what to do, for an id that is empty, absolute, leaves the folder it is
+    looked up in, or has a backslash or a null character.
     """
     parts = [part for part in item_id.split("/") if part not in ("", ".")]
-    if item_id.startswith("/") or ".." in parts or "\\" in item_id or "\0" in item_id:
-        raise InputError(f"id {shown(repr(item_id))} is absolute or leaves its folder; refused")
+    wrong = _wrong_id(item_id, parts)
+    if wrong:
+        raise InputError(f"id {shown(repr(item_id))[:200]} {wrong}")
     if not parts:
-        raise InputError("an image id is empty")
+        raise InputError("an image id is empty; name a file, or its path without suffix")
     return "/".join(parts)
+
+
+def _wrong_id(item_id: str, parts: list[str]) -> str | None:
+    if "\\" in item_id:
+        return "has a backslash; write / between folders (a file whose name has one: rename it)"
+    if "\0" in item_id:
+        return "has a null character; take it out"
+    if item_id.startswith("/"):
+        return "is absolute; write it relative to the folder of the images"
+    if ".." in parts:
+        return "leaves its folder by '..'; write it relative to a folder above, and name that as the root"
+    return None
 
 
 def read_text(file: str | os.PathLike[str], limit: int = 1 << 30) -> str:

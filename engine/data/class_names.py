@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,21 +15,25 @@ from infercam.engine.data.voc import CLASSES as VOC
 
 DATA_SETS = {"voc": VOC, "coco": COCO}
 _KEYS = ("classes", "names", "class_names", "labels")
+_NUMBERED = re.compile(r"""(\d{1,6})\s*:\s*(?:'(.*)'|"(.*)"|([^'"].*?))\s*,?""")
+"""A line of a Python or YAML dictionary: 0: 'cat',"""
 
 
 def read_classes(file: Path, *, repeated: bool = False) -> list[str]:
-    """Class names in index order: one a line, a JSON list, or a JSON object with "classes".
+    """Class names in index order: one a line, `0: 'cat',` lines, a JSON list, or an object of names by index.
 
-    `voc` and `coco`, where there is no such file, are those data sets' own. Blank lines are skipped. With
-    `repeated`, a name may stand there twice, for `unique_names` to mend. Raises InputError.
+    An object may have them as its "classes" or "id2label" (a model's config.json). `voc` and `coco`, where there is
+    no such file, are those data sets' own. Blank lines are skipped. With `repeated`, a name may stand there twice,
+    for `unique_names` to mend. Raises InputError.
     """
     if str(file) in DATA_SETS and not is_file(file):
         return list(DATA_SETS[str(file)])
     text = read_text(file)
+    lines = [line.strip() for line in text.removeprefix("\ufeff").splitlines() if line.strip()]
     if text.lstrip()[:1] in ("[", "{"):
         names = _from_json(file, text)
     else:
-        names = [line.strip() for line in text.removeprefix("\ufeff").splitlines() if line.strip()]
+        names = _numbered(file, lines) or lines
     if not names:
         raise InputError(f"{file}: holds no class names")
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -55,10 +60,35 @@ def _from_json(file: Path, text: str) -> list[str]:
     try:
         names = _as_names(json.loads(text))
     except (ValueError, RecursionError) as e:
-        raise InputError(f"{file}: is not valid JSON: {e}") from None
+        names = _as_literal(text)
+        if names is None:
+            raise InputError(f"{file}: is not valid JSON: {e}") from None
     if names is None:
-        raise InputError(f'{file}: expected a JSON list of names, or {{"classes": [names]}}')
+        raise InputError(
+            f'{file}: expected a JSON list of names, {{"classes": [names]}}, or names by index from 0 without gaps'
+        )
     return names
+
+
+def _as_literal(text: str) -> list[str] | None:
+    """Names of a Python dictionary or list, as torchvision's and ImageNet's lists are printed."""
+    try:
+        return _as_names(ast.literal_eval(text))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _numbered(file: Path, lines: list[str]) -> list[str] | None:
+    """Names of lines that all are `0: 'cat',`; None where they are not."""
+    found = [_NUMBERED.fullmatch(line) for line in lines]
+    pairs = [(int(one[1]), one[2] or one[3] or one[4] or "") for one in found if one]
+    if not pairs or len(pairs) < len(lines):
+        return None
+    if sorted(index for index, _ in pairs) != list(range(len(pairs))):
+        raise InputError(
+            f"{file}: its lines 'INDEX: NAME' should have every index from 0 to {len(pairs) - 1} once"
+        )
+    return [name for _, name in sorted(pairs)]
 
 
 def default_classes(count: int, metadata: Mapping[str, str] | None = None) -> tuple[list[str], str]:
@@ -84,8 +114,8 @@ def _parse(text: str) -> list[str] | None:
 
 
 def _as_names(value: object) -> list[str] | None:
-    if isinstance(value, dict) and "classes" in value:
-        value = value["classes"]
+    if isinstance(value, dict):
+        value = next((value[key] for key in ("classes", "id2label") if key in value), value)
     if isinstance(value, dict) and value and all(str(k).isdigit() for k in value):
         ordered = {int(k): v for k, v in value.items()}
         if sorted(ordered) != list(range(len(ordered))):

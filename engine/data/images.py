@@ -7,7 +7,9 @@ What is decided here, for every format alike:
   (what psa, irn and SEAM do; VOC and COCO files carry no such tag, so there is no difference on them).
 - Transparency (alpha, a transparent palette entry or colour) is laid over white. Fully opaque files are
   unaffected; dropping alpha instead would show whatever colour the editor left under it.
-- 16-bit samples keep their high byte (12-bit ones their high 8 bits): exact for files widened from 8 bits.
+- 16-bit samples keep their high byte: exact for files widened from 8 bits. 12-bit ones keep their high 8 bits; so do
+  those of a 16-bit file whose largest sample is below 4096, as cameras and scanners of 12 bits write them (a PPM
+  states its largest value, and is scaled by that; transparent pictures in colour keep their high byte).
 - CMYK is converted with the plain formula; Adobe's inverted JPEGs are un-inverted. Colour profiles are not
   applied, in any format.
 - Of several frames or pages, the first.
@@ -47,7 +49,7 @@ from PIL import (
 )
 
 from infercam.engine.common.errors import InputError, shown
-from infercam.engine.common.paths import os_reason
+from infercam.engine.common.paths import existing, os_reason
 
 DEFAULT_MAX_PIXELS = 4_000_000
 
@@ -73,6 +75,7 @@ _OPENERS: tuple[tuple[str, re.Pattern[bytes], type[ImageFile.ImageFile]], ...] =
     ("BMP", re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
 )
 _ORIENTATION = 0x0112
+_TWELVE_BITS = 1 << 12
 _FAST_JPEG_BYTES = 64 << 20  # more than any JPEG within the pixel limit needs; larger ones are streamed
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 _JPEG_SCANS = 200  # cameras and editors write 1 to 14
@@ -113,7 +116,7 @@ def _decode(file: IO[bytes], path: str | os.PathLike[str], max_pixels: int, exif
     header = _read_header(file, path, max_pixels)
     pixels = _decode_jpeg(file, path, header.plain_jpeg) if header.format == "JPEG" else None
     if pixels is None:
-        pixels = _to_rgb(header.image, header.format)
+        pixels = _to_rgb(header.image, header.format, file)
     if pixels.shape[:2] != header.stored:  # a GIF frame may overhang the screen its header gives
         _check_pixels(path, pixels.shape[1], pixels.shape[0], max_pixels)
     if exif:
@@ -148,7 +151,11 @@ class _Header:
 
 
 def _open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
-    status = os.stat(path)  # noqa: PTH116 - one call serves all three questions
+    try:
+        status = os.stat(path)  # noqa: PTH116 - one call serves all three questions
+    except FileNotFoundError:
+        path = existing(Path(path))
+        status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError
     if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
@@ -292,19 +299,38 @@ def _jpeg_markers(data: memoryview | mmap.mmap) -> Iterator[int]:
     raise ValueError(f"over {_JPEG_SEGMENTS} segments")
 
 
-def _to_rgb(image: ImageFile.ImageFile, name: str) -> RGB:
+def _to_rgb(image: ImageFile.ImageFile, name: str, file: IO[bytes]) -> RGB:
     """Decode with Pillow and bring every mode to RGB."""
+    # Pillow's word for the samples in the file: RGB;16B
+    wide = bool(image.tile) and ";16" in str(image.tile[0].args)
     image.load()
     if image.mode.startswith("I;16") or (image.mode == "I" and name in ("PNG", "PPM")):
-        high = np.asarray(image) >> (_bits(image) - 8)
+        samples = np.asarray(image)
+        narrow = name != "PPM" and samples.size > 0 and samples.max() < _TWELVE_BITS
+        high = samples >> (4 if narrow else _bits(image) - 8)
         return np.repeat(high.astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise ValueError("32-bit samples have no agreed range; convert it to 8 or 16 bits")
     if not image.has_transparency_data:
-        return np.asarray(image.convert("RGB"))
+        pixels = np.asarray(image.convert("RGB"))
+        narrow = wide and name != "PPM" and pixels.max() < _TWELVE_BITS >> 8
+        return _twelve_bits(file, pixels) if narrow else pixels
     colour = image.convert("RGBA")
     white = Image.new("RGBA", colour.size, "white")
     return np.asarray(Image.alpha_composite(white, colour).convert("RGB"))
+
+
+def _twelve_bits(file: IO[bytes], high: RGB) -> RGB:
+    """The high 8 of 12 bits of a colour file of 16, of which Pillow gives the `high` byte only. Raises ValueError."""
+    file.seek(0)
+    samples = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if samples is not None and samples.dtype == np.uint16 and samples.shape == high.shape:
+        rgb = np.asarray(samples[:, :, ::-1], np.uint16)
+        if np.array_equal(rgb >> 8, high):  # turned alike, too
+            return np.asarray(rgb >> 4, np.uint8)
+    raise ValueError(
+        "16-bit colour that holds 12 bits only, in a form that is not read; convert it to 8 bits"
+    )
 
 
 def _bits(image: Image.Image) -> int:

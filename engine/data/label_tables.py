@@ -1,15 +1,19 @@
-"""Label tables (CSV, TSV): the forms that can be told apart without asking.
+"""Label tables (CSV, TSV, lists with labels): the forms that can be told apart without asking.
 
-    image,label         image,labels         image,cat,dog,horse      2007_000032,cat
-    a.jpg,cat           a.jpg,"cat dog"      a,1,0,0                  2007_000039,dog,horse
+    image,label         image,labels         image,cat,dog,horse      2007_000032,cat       cats/1.jpg 0
+    a.jpg,cat           a.jpg,"cat dog"      a,1,0,0                  2007_000039,dog,horse dogs/1.jpg 1
     a.jpg,dog           b.jpg,cat;dog        b,0,1,1                  2007_000063,3
 
-- With a header whose first column is an id (id, image, image_id, file, filename, name, path, …): the
-  columns called label(s), class(es), category, tag(s), numbered or not, hold labels, others are ignored;
-  if there is none of these, every other column is a class and holds 0 or 1.
+- With a header: the image is named by the column called file, path, image, …, else by the first one. Columns called
+  label, class_name, category_id, "Finding Labels", … (label_columns.py) hold labels: of several kinds, that which has
+  labels of the bundle, names before numbers. If there are none, the columns called by classes of the bundle hold 1,
+  0, True, False, -1 or nothing. Other columns are ignored; so are the labels of rows whose `confidence` is 0.
 - Without: the id, then labels. A first row of names over rows of 0 and 1 is a header all the same.
 - A cell that is no class name as it is may hold several, between ';', '|' or ',', else between spaces.
-- Rows of one id add up. Columns are separated by what the first line has: tab, ';' or ','.
+- Rows of one id add up. Columns are separated by what the first line has: tab, ';' or ','; in a .txt also by spaces,
+  and the id then ends with the suffix of a picture, if it has one.
+
+A table that does not fit the bundle at all is refused as a whole, with the names of its columns.
 """
 
 from __future__ import annotations
@@ -18,17 +22,20 @@ import csv
 import io
 import os
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from infercam.engine.common.errors import InputError, shown
+from infercam.engine.data.images import SUFFIXES
+from infercam.engine.data.label_columns import MINUS, Columns, is_header, is_zero, mark, words
 
-_ID_COLUMN = re.compile(r"(image|img|file)?[ _-]?(id|name|path|file|image|index)?s?", re.IGNORECASE)
-_LABEL_COLUMN = re.compile(r"(label|class|classes|category|categories|tag|target)s?[ _-]?\d*", re.IGNORECASE)
-_BINARY = frozenset(["0", "1", "0.0", "1.0"])
+_SUFFIX = "|".join(s[1:] for s in sorted(SUFFIXES))
+PICTURE_THEN = re.compile(rf"(.+?\.(?:{_SUFFIX}))[\s,;]+(\S.*)", re.IGNORECASE)
+"""A line of a list: the first column ends like a picture, so names with spaces need no quoting."""
+_NUMBER = re.compile(r"(-?\d{1,9})(?:\.0)?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +52,35 @@ class Cell(str):
     __slots__ = ()
 
 
-def parse_table(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Labels by id as written: lists of `Cell`, or `OneHot` rows; raises InputError for what is no table."""
-    rows = _rows(text, path)
-    first = next(rows, None)
-    if first is None:
+def parse_table(
+    text: str, path: str | os.PathLike[str], classes: Sequence[str], *, spaces: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """(labels by id as written, lists of `Cell` or `OneHot` rows; notes) of a table for a bundle's `classes`.
+
+    spaces: whether columns may be separated by spaces (a .txt). Raises InputError, naming the columns, for what is no
+    table, or fits the classes in no row.
+    """
+    rows = list(_spaced_rows(text) if spaces and not _separated(text) else _rows(text, path))
+    if not rows:
         raise InputError(f"{shown(path)}: holds no labels")
-    second = next(rows, None)
-    header = first if _is_header(first, second) else None
-    body = _chain(first if header is None else None, second, rows)
-    if header is None:
-        return _label_rows(body, None)
-    wanted = [i for i, name in enumerate(header) if i and _LABEL_COLUMN.fullmatch(name)]
-    return _label_rows(body, wanted) if wanted else _one_hot_rows(body, header[1:], path)
+    second = rows[1] if len(rows) > 1 else None
+    if not is_header(_stripped(rows[0]), second and _to(second, len(_stripped(rows[0]))), classes):
+        table = _label_rows(rows, 0, None)
+        _check_fit(table, path, classes, f"its first row is {','.join(rows[0])[:60]}")
+        return table, []
+    header = _stripped(rows[0])
+    if len(header) < 2:
+        raise InputError(f"{shown(path)}: has one column only; a label table needs an id and labels")
+    columns = Columns.of(header, classes)
+    labelled = _labelled(rows[1:], columns, path, classes) if columns.labels else None
+    if labelled is not None:
+        return labelled, []
+    if columns.classes:
+        return _one_hot_rows(rows[1:], columns, path), _notes(columns, path)
+    raise InputError(
+        f"{shown(path)}: none of its columns ({shown(columns.names)}) holds labels (label, class_name, category_id, "
+        f"…) or is a class of the bundle ({_some(classes)}); rename the one with the labels to 'label'"
+    )
 
 
 def split_labels(cell: str, known: Container[str]) -> list[str]:
@@ -66,6 +89,26 @@ def split_labels(cell: str, known: Container[str]) -> list[str]:
         return [cell]
     parts = re.split(r"[;|,]", cell) if re.search(r"[;|,]", cell) else cell.split()
     return [label for part in parts if (label := part.strip())]
+
+
+def as_number(label: str) -> int | None:
+    """The whole number that a label of a table is (3.0 as pandas writes it), or None."""
+    found = _NUMBER.fullmatch(label)
+    return int(found[1]) if found and found[1].isascii() else None
+
+
+def _separated(text: str) -> bool:
+    line = next((line for line in text.split("\n") if line.strip()), "")
+    return any(d in line for d in "\t;,")
+
+
+def _spaced_rows(text: str) -> Iterator[list[str]]:
+    """The rows of a list: an id or a path, then labels; lines that start with # are skipped."""
+    for raw in text.split("\n"):
+        line = raw.strip()
+        if line and not line.startswith("#"):
+            pair = PICTURE_THEN.fullmatch(line)
+            yield [pair[1], pair[2]] if pair else line.split(None, 1)
 
 
 def _rows(text: str, path: str | os.PathLike[str]) -> Iterator[list[str]]:
@@ -83,47 +126,124 @@ def _rows(text: str, path: str | os.PathLike[str]) -> Iterator[list[str]]:
         raise InputError(f"{shown(path)}: not a table: {e}") from None
 
 
-def _chain(
-    first: list[str] | None, second: list[str] | None, rest: Iterator[list[str]]
-) -> Iterator[list[str]]:
-    yield from (row for row in (first, second) if row is not None)
-    yield from rest
+def _stripped(row: Sequence[str]) -> list[str]:
+    """Without the empty columns at its end that spreadsheets leave."""
+    cells = list(row)
+    while len(cells) > 1 and not cells[-1]:
+        cells.pop()
+    return cells
 
 
-def _is_header(first: list[str], second: list[str] | None) -> bool:
-    if _ID_COLUMN.fullmatch(first[0]):
-        return True
-    over_binary = second is not None and len(second) == len(first) > 1 and set(second[1:]) <= _BINARY
-    return over_binary and not any(cell[:1].isdigit() or not cell for cell in first[1:])
+def _to(row: Sequence[str], length: int) -> list[str]:
+    """A row without empty cells beyond those of its header."""
+    return [*row[:length], *_stripped(["", *row[length:]])[1:]]
 
 
-def _label_rows(rows: Iterator[list[str]], wanted: list[int] | None) -> dict[str, Any]:
+def _label_rows(rows: Iterable[list[str]], key: int, wanted: Sequence[int] | None) -> dict[str, list[Cell]]:
     """Labels from the columns `wanted` (all but the first if None); rows of one id add up."""
     table: dict[str, list[Cell]] = {}
     for row in rows:
-        cells = row[1:] if wanted is None else [row[i] for i in wanted if i < len(row)]
-        table.setdefault(row[0], []).extend(Cell(cell) for cell in cells if cell)
+        if key < len(row):
+            cells = row[1:] if wanted is None else [row[i] for i in wanted if i < len(row)]
+            table.setdefault(row[key], []).extend(Cell(cell) for cell in cells if cell)
     return table
 
 
-def _one_hot_rows(
-    rows: Iterator[list[str]], names: list[str], path: str | os.PathLike[str]
-) -> dict[str, Any]:
-    if not names:
-        raise InputError(f"{shown(path)}: has one column only; a label table needs an id and labels")
+def _labelled(
+    rows: list[list[str]], columns: Columns, path: str | os.PathLike[str], classes: Sequence[str]
+) -> dict[str, list[Cell]] | None:
+    """Labels from the best group of columns that has some of the bundle's; None where class columns say them."""
+    sure = [i for i, name in enumerate(columns.header) if words(name) == ["confidence"]]
+    if sure:
+        rows = [_without(row, columns.id) if _is_nought(row, sure) else row for row in rows]
+    worth = {i: _worth(rows, group, classes) for i, group in enumerate(columns.labels)}
+    best = max(worth, key=lambda i: worth[i])  # the first of the best
+    if len(columns.classes) > worth[best] and worth[best] < 2:  # one class's name may be chance, two are none
+        return None
+    table = _label_rows(rows, columns.id, columns.labels[best])
+    _check_fit(table, path, classes, f"its columns are {columns.names}")
+    return table
+
+
+def _worth(rows: list[list[str]], group: Sequence[int], classes: Sequence[str]) -> int:
+    """Of some columns: 2 if they have a class's name, 1 if a class's number, else 0."""
+    known = set(classes)
+    found = {cell for row in rows for i in group if i < len(row) and (cell := row[i])}
+    parts = {part for cell in found for part in split_labels(cell, known)}
+    if parts & known:
+        return 2
+    return int(any((n := as_number(part)) is not None and 0 <= n < len(classes) for part in parts))
+
+
+def _is_nought(row: Sequence[str], columns: Sequence[int]) -> bool:
+    """Whether a confidence says that the label was looked for and is not there (Open Images)."""
+    try:
+        return any(float(row[i]) == 0 for i in columns if i < len(row))
+    except ValueError:
+        return False
+
+
+def _without(row: Sequence[str], key: int) -> list[str]:
+    """A row that names its image and nothing else."""
+    return [cell if i == key else "" for i, cell in enumerate(row)]
+
+
+def _check_fit(
+    table: dict[str, list[Cell]], path: str | os.PathLike[str], classes: Sequence[str], what: str
+) -> None:
+    """Raise InputError where no label is one of the classes, or numbers cannot be counted from 0."""
+    known = set(classes)
+    found = {part: None for cells in table.values() for cell in cells for part in split_labels(cell, known)}
+    numbers = [as_number(part) for part in found if part not in known]
+    whole = [n for n in numbers if n is not None]
+    count = len(classes)
+    if whole and len(whole) == len(found):
+        low, high = min(whole), max(whole)
+        if low < 0 or (low >= 1 and high >= count):
+            raise InputError(
+                f"{shown(path)}: its labels are numbers from {low} to {high}, but numbers count the bundle's {count} "
+                f"classes from 0 to {count - 1}; count from 0, or write names ({shown(what)})"
+            )
+    if not known.intersection(found) and not any(0 <= n < count for n in whole):
+        labels = _some([repr(label)[:40] for label in found]) or "nothing"
+        raise InputError(
+            f"{shown(path)}: none of its labels ({shown(labels)}) is a class of the bundle ({_some(classes)}); "
+            f"{shown(what)}"
+        )
+
+
+def _one_hot_rows(rows: list[list[str]], columns: Columns, path: str | os.PathLike[str]) -> dict[str, Any]:
+    names = tuple(name for _, name in columns.classes)
     if len(set(names)) != len(names):
         raise InputError(f"{shown(path)}: two columns of one name")
-    columns = tuple(names)
+    own = [i for i, _ in columns.classes]
+    width = len(columns.header)
+    rows = [_to(row, width) for row in rows]
+    zeros = any(is_zero(row[i]) for row in rows for i in own if i < len(row))
     table: dict[str, Any] = {}
     for row in rows:
-        values = np.array([_number(cell) for cell in row[1:]], np.float32)
-        if len(values) != len(columns):
-            values = np.full(len(columns), np.nan, np.float32)  # refused when looked up, like any other value
-        one_hot = OneHot(values, columns)
-        known = table.get(row[0])
-        table[row[0]] = one_hot if known is None else OneHot(np.maximum(known.values, values), columns)
+        fits = len(row) == width
+        cells = [_value(row[i], zeros) for i in own] if fits else [float("nan")] * len(own)
+        one_hot = OneHot(np.array(cells, np.float32), names)  # NaN is refused when looked up
+        key = row[columns.id] if columns.id < len(row) else ""
+        known = table.get(key)
+        table[key] = one_hot if known is None else OneHot(np.maximum(known.values, one_hot.values), names)
     return table
 
 
-def _number(cell: str) -> float:
-    return float(cell) if cell in _BINARY else float("nan")
+def _value(cell: str, zeros: bool) -> float:
+    said = None if zeros and cell in MINUS else mark(cell)
+    return float("nan") if said is None else float(said)
+
+
+def _notes(columns: Columns, path: str | os.PathLike[str]) -> list[str]:
+    if not columns.others:
+        return []
+    count = len(columns.others)
+    return [
+        f"{shown(path)}: {count} columns that are no class of the bundle ignored ({shown(_some(columns.others))})"
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(name[:40] for name in names[:3]) + (", …" if len(names) > 3 else "")

@@ -3,7 +3,7 @@
 | file | what it holds |
 |---|---|
 | `.json` | `{"classes": [names], "labels": {id: [names or indices]}}`, or `{id: [...]}` |
-| `.csv`, `.tsv` | see `engine/data/label_tables.py`: one label a row, several a row, or a column per class |
+| `.csv`, `.tsv`, `.txt` | see `engine/data/label_tables.py`: one label a row, several a row, or a column per class |
 | `.npy` | psa's `cls_labels.npy`: a pickled dictionary id -> one-hot row; read without running it |
 | a folder, or `voc-xml` | VOC annotations, `ID.xml` |
 | `coco` | the instance annotations of a COCO tree (`engine/coco`) |
@@ -12,34 +12,39 @@ Names are the bundle's; indices count in the file's own `classes` if it has them
 classes, from 0. One-hot rows of 20 are in VOC's order wherever the bundle knows VOC's names.
 
 A file is parsed when loaded and an image's labels are checked when they are asked for, so that one bad
-label fails one image. An id is looked up as it is; then, for one with folders, its last part; then, for
-one without, the only key of the file whose last part it is.
+label fails one image; a table that fits the bundle nowhere is refused when loaded. Keys may be ids or paths, of any
+system, relative or absolute: an id is looked up as it is, then by the longest tail of its path that one key has
+(label_keys.py).
 """
 
 from __future__ import annotations
 
 import difflib
-import functools
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.parsers import expat
 
 import numpy as np
 
 from infercam.engine.common.errors import InputError, shown
-from infercam.engine.common.paths import check_folder, check_id, decode_utf8, is_file, is_folder, read_bytes
+from infercam.engine.common.paths import (
+    check_folder,
+    check_id,
+    decode_utf8,
+    existing,
+    is_file,
+    is_folder,
+    read_bytes,
+)
 from infercam.engine.common.safe_pickle import load_npy_dict
 from infercam.engine.data import voc
-from infercam.engine.data.images import without_suffix
-from infercam.engine.data.label_tables import Cell, OneHot, parse_table, split_labels
-
-_ANNOTATION_BYTES = 16 << 20
-_NAME_LENGTH = 1000  # of a class in an annotation
-_DEPTH = 100
+from infercam.engine.data.label_keys import KeyIndex, plain_key, voc_number
+from infercam.engine.data.label_tables import Cell, OneHot, as_number, parse_table, split_labels
+from infercam.engine.data.voc_xml import read_annotation
 
 
 def load_labels(
@@ -48,13 +53,15 @@ def load_labels(
     *,
     voc_root: str | os.PathLike[str] | None = None,
     difficult: bool = True,
+    root: str | os.PathLike[str] | None = None,
 ) -> Labels:
     """Labels for the bundle's `classes`.
 
     `spec`: a label file, a folder of VOC annotations, 'voc-xml' (the Annotations of `voc_root`), 'coco' (those of
     `coco`, its tree and split), or None (no labels; every lookup fails). `difficult`: whether VOC objects marked
-    so count, as they do in psa's labels. Raises InputError for a file that cannot be read or is none of the forms
-    above.
+    so count, as they do in psa's labels. `root`: the folder that ids are below; paths in the file that could be
+    several images' are told apart by it. Raises InputError for a file that cannot be read, is none of the forms
+    above, or is a table that does not fit the classes.
     """
     names = list(classes)
     if spec is None:
@@ -72,12 +79,19 @@ def load_labels(
     parse = _PARSERS.get(path.suffix.lower())
     if parse is None:
         raise InputError(
-            f"{shown(path)}: labels are read from .json, .csv, .tsv, .npy, or a folder of VOC XML"
+            f"{shown(path)}: labels are read from .json, .csv, .tsv, .txt, .npy, or a folder of VOC XML"
         )
     data = read_bytes(path)
-    kind, table, file_classes = parse(path, data)
+    read = parse(path, data, names)
     return Labels(
-        kind, path, table, names, file_classes=file_classes, sha256=hashlib.sha256(data).hexdigest()
+        read.kind,
+        path,
+        read.table,
+        names,
+        file_classes=read.classes,
+        sha256=hashlib.sha256(data).hexdigest(),
+        root=root,
+        notes=read.notes,
     )
 
 
@@ -93,6 +107,8 @@ class Labels:
         *,
         file_classes: list[str] | None = None,
         sha256: str | None = None,
+        root: str | os.PathLike[str] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.kind = kind
         self.file = file
@@ -101,6 +117,9 @@ class Labels:
         self._classes = classes
         self._index = {name: i for i, name in enumerate(classes)}
         self._file_classes = file_classes
+        self._keys = KeyIndex(table, None if root is None else os.fspath(Path(root).absolute()))
+        self.notes = list(notes)
+        """Lines worth telling the user."""
 
     def __len__(self) -> int:
         """Number of images that the file names."""
@@ -128,15 +147,6 @@ class Labels:
                 "name its classes, or leave the image out"
             )
         return sorted(found)
-
-    @functools.cached_property
-    def _by_last_part(self) -> dict[str, list[str]]:
-        """Keys with folders by their last part; made when an id without folders is looked for."""
-        found: dict[str, list[str]] = {}
-        for key in self._table:
-            if "/" in key:
-                found.setdefault(key.rpartition("/")[2], []).append(key)
-        return found
 
     @property
     def _where(self) -> str:
@@ -169,18 +179,26 @@ class Labels:
         return split_labels(label, self._index) if isinstance(label, Cell) else [label]
 
     def _key(self, item_id: str) -> str:
-        if item_id in self._table:
-            return item_id
-        last = item_id.rpartition("/")[2]
-        if last != item_id and last in self._table:
-            return last
-        keys = self._by_last_part.get(item_id, []) if last == item_id else []
-        if len(keys) == 1:
-            return keys[0]
-        if keys:
-            raise self._bad(item_id, f"could be {shown(keys[0])} or {shown(keys[1])}")
+        number = voc_number(item_id) if self.kind == "npy" else None
+        for name in (item_id, number):
+            keys = self._keys.find(name) if name is not None else []
+            if len(keys) == 1:
+                other = self._keys.other_owner(keys[0], item_id)
+                if other is not None:
+                    raise self._bad(
+                        item_id,
+                        f"would have the labels of {shown(keys[0])}, as {shown(other)} has; write paths with folders",
+                    )
+                return keys[0]
+            if keys:
+                raise self._bad(
+                    item_id,
+                    f"could be {shown(keys[0])} or {shown(keys[1])}; write its path from --images or --root",
+                )
+        first = next(iter(self._table), None)
+        like = "" if first is None else f" (whose first image is {shown(first)[:80]})"
         raise InputError(
-            f"{shown(item_id)}: no labels in {self._where}; add them, leave the image out, "
+            f"{shown(item_id)}: no labels in {self._where}{like}; add them, leave the image out, "
             "or use --labels predict"
         )
 
@@ -246,7 +264,7 @@ class AnnotationLabels(Labels):
         assert self.file is not None
         plain = check_id(item_id)
         for name in dict.fromkeys([plain, plain.rpartition("/")[2]]):
-            file = self.file / f"{name}.xml"
+            file = existing(self.file / f"{name}.xml")
             if not is_file(file):
                 continue
             try:
@@ -256,70 +274,22 @@ class AnnotationLabels(Labels):
         raise InputError(f"{shown(item_id)}: no labels in {self._where} (no {shown(plain)}.xml)")
 
 
-def read_annotation(file: str | os.PathLike[str]) -> list[tuple[str, bool]]:
-    """(class name, difficult) of every object of a VOC annotation, in order, without its named parts.
-
-    Document type definitions are refused, so that no entity can be defined, expanded or fetched. Raises
-    InputError for what cannot be read or is no annotation.
-    """
-    data = read_bytes(file, _ANNOTATION_BYTES)
-    reader = _AnnotationReader()
-    try:
-        reader.parser.Parse(data, True)
-    except expat.ExpatError as e:
-        raise InputError(f"{shown(file)}: not XML: {e}") from None
-    except ValueError as e:
-        raise InputError(f"{shown(file)}: {e}") from None
-    if reader.root != "annotation":
-        raise InputError(f"{shown(file)}: not a VOC annotation (its root is <{shown(reader.root)}>)")
-    return [(o.get("name", "").strip(), o.get("difficult", "0").strip() == "1") for o in reader.objects]
-
-
-class _AnnotationReader:
-    """Collects the text of <name> and <difficult> right below <object>; parts have names one level deeper."""
-
-    def __init__(self) -> None:
-        self.parser = expat.ParserCreate()
-        self.parser.buffer_text = True  # else every line of a text is a call of its own
-        self.parser.StartDoctypeDeclHandler = self._doctype
-        self.parser.StartElementHandler = self._start
-        self.parser.EndElementHandler = self._end
-        self.parser.CharacterDataHandler = self._text
-        self.root = ""
-        self.objects: list[dict[str, str]] = []
-        self._path: list[str] = []
-
-    def _doctype(self, *_: Any) -> None:
-        raise ValueError("has a document type definition, which VOC annotations have not; refused")
-
-    def _start(self, tag: str, _: Any) -> None:
-        self.root = self.root or tag
-        self._path.append(tag)
-        if len(self._path) > _DEPTH:
-            raise ValueError("nested too deeply")
-        if self._path[1:] == ["object"]:
-            self.objects.append({})
-
-    def _end(self, _: str) -> None:
-        self._path.pop()
-
-    def _text(self, text: str) -> None:
-        if len(self._path) == 3 and self._path[1] == "object" and self._path[2] in ("name", "difficult"):
-            known = self.objects[-1].get(self._path[2], "")
-            if len(known) + len(text) > _NAME_LENGTH:
-                raise ValueError(f"<{self._path[2]}> has more than {_NAME_LENGTH} characters")
-            self.objects[-1][self._path[2]] = known + text
-
-
 class _Repeated:
     """Stands for the labels of an id that a file names twice, differently."""
 
 
 _REPEATED = _Repeated()
-_Parsed = tuple[str, dict[str, Any], list[str] | None]
 
 
-def _parse_json(path: Path, data: bytes) -> _Parsed:
+@dataclass(frozen=True)
+class _Parsed:
+    kind: str
+    table: dict[str, Any]
+    classes: list[str] | None = None
+    notes: Sequence[str] = ()
+
+
+def _parse_json(path: Path, data: bytes, names: list[str]) -> _Parsed:
     try:
         raw = json.loads(decode_utf8(data, path), object_pairs_hook=_once_each)
     except json.JSONDecodeError as e:
@@ -338,46 +308,42 @@ def _parse_json(path: Path, data: bytes) -> _Parsed:
         raise InputError(f"{shown(path)}: its 'classes' is not a list of names")
     if classes is not None and len(set(classes)) != len(classes):
         raise InputError(f"{shown(path)}: its 'classes' names a class twice")
-    return "json", _plain_keys(raw.items()), classes
+    return _Parsed("json", _plain_keys(raw.items()), classes)
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return _plain_keys(pairs, key=lambda k: k)
 
 
-def _parse_table(path: Path, data: bytes) -> _Parsed:
-    table = parse_table(decode_utf8(data, path), path)
-    return "csv", _plain_keys(table.items()), None
+def _parse_table(path: Path, data: bytes, names: list[str]) -> _Parsed:
+    spaces = path.suffix.lower() == ".txt"
+    table, notes = parse_table(decode_utf8(data, path), path, names, spaces=spaces)
+    return _Parsed("csv", _plain_keys(table.items()), notes=notes)
 
 
-def _parse_npy(path: Path, data: bytes) -> _Parsed:
+def _parse_npy(path: Path, data: bytes, names: list[str]) -> _Parsed:
     rows: dict[str, Any] = {}
     for key, row in load_npy_dict(path, error=InputError).items():
         row = np.asarray(row)
         plain = row.ndim == 1 and row.dtype.kind in "biuf"
-        rows[_voc_id(key)] = OneHot(row) if plain else {"shape": row.shape}  # refused when looked up
-    return "npy", _plain_keys(rows.items()), None
+        rows[str(key)] = OneHot(row) if plain else {"shape": row.shape}  # refused when looked up
+    return _Parsed("npy", _plain_keys(rows.items()))
 
 
-_PARSERS: dict[str, Callable[[Path, bytes], _Parsed]] = {
+_PARSERS: dict[str, Callable[[Path, bytes, list[str]], _Parsed]] = {
     ".json": _parse_json,
     ".csv": _parse_table,
     ".tsv": _parse_table,
+    ".txt": _parse_table,
     ".npy": _parse_npy,
 }
 
 
-def _voc_id(key: str | int) -> str:
-    """irn and its kin write VOC's 2007_000032 as the number 2007000032."""
-    text = str(key)
-    return f"{text[:4]}_{text[4:]}" if len(text) == 10 and text.isdecimal() else text
-
-
 def _plain_keys(pairs: Iterable[tuple[str, Any]], key: Callable[[str], str] | None = None) -> dict[str, Any]:
-    """Keys without the suffix of a picture; a key that comes twice, with different labels, is marked."""
+    """Keys in their plain form; one that comes twice, with different labels, is marked."""
     table: dict[str, Any] = {}
     for name, labels in pairs:
-        plain = key(name) if key is not None else without_suffix(name)
+        plain = key(name) if key is not None else plain_key(name)
         known = table.setdefault(plain, labels)
         if known is not labels and (isinstance(labels, OneHot) or known != labels):
             table[plain] = _REPEATED
@@ -388,6 +354,7 @@ def _as_index(label: Any, kind: str) -> int | None:
     """The number a label is; tables hold text only, so digits are a number there."""
     if isinstance(label, int) and not isinstance(label, bool):
         return label
-    if kind == "csv" and isinstance(label, str) and label.isdecimal() and len(label) < 10:
-        return int(label)
+    if kind == "csv" and isinstance(label, str):
+        number = as_number(label)
+        return None if number is None or number < 0 else number
     return None

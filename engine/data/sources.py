@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, overload
 
 from infercam.engine.common.errors import InputError, shown
-from infercam.engine.common.paths import check_folder, check_id, is_file, os_reason, read_text
+from infercam.engine.common.paths import check_folder, check_id, existing, is_file, os_reason, read_text
 from infercam.engine.data import voc
 from infercam.engine.data.images import (
     DEFAULT_MAX_PIXELS,
@@ -28,11 +28,9 @@ from infercam.engine.data.images import (
     read_image,
     without_suffix,
 )
+from infercam.engine.data.label_columns import id_rank, label_rank
+from infercam.engine.data.label_tables import PICTURE_THEN
 from infercam.engine.data.storage import Storage, is_uri, open_storage
-
-_SUFFIX = "|".join(s[1:] for s in sorted(SUFFIXES))
-# Two columns only where the first ends like a picture, so that names with spaces need no quoting.
-_PAIR = re.compile(rf"(.+?\.(?:{_SUFFIX}))\s+(\S.*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +138,9 @@ def folder_source(root: str | os.PathLike[str], recursive: bool = True) -> Sourc
 def list_source(file: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Source:
     """The images that a text file names, in its order. `root` may be a URI: names then have their suffix.
 
-    A line is a path, an id (a path without suffix), or 'IMAGE MASK' as in psa's lists; blank lines and
-    lines that start with # are skipped. Paths are relative to `root`, or without one to the list's own
+    A line is a path, an id (a path without suffix), 'IMAGE MASK' as in psa's lists, or 'IMAGE LABEL' or
+    'IMAGE,LABEL' as in ImageNet's (labels are for `--labels`; a note says so); blank lines, lines that start with #
+    and a header over such lines are skipped. Paths are relative to `root`, or without one to the list's own
     folder; `/JPEGImages/…` is relative to the VOC tree there, and JPEGImages/ is no part of the id. Other
     absolute paths have the path below `root` as their id, or where they are elsewhere the file's name.
     A repeated line counts once (`notes` says how many).
@@ -151,23 +150,44 @@ def list_source(file: str | os.PathLike[str], root: str | os.PathLike[str] | Non
     if root is not None and is_uri(root):
         return _remote_list(Path(file), open_storage(root))
     listing = Path(file)
-    lines = [(n, line) for n, raw in enumerate(read_text(listing).split("\n"), 1) if (line := _content(raw))]
-    if not lines:
-        raise InputError(f"{shown(listing)}: names no images")
+    lines = _lines(listing)
     base = listing.parent if root is None else Path(root)
     check_folder(base, f" (the root of {shown(listing)})")
     if any(_in_voc(_columns(line)[0]) for _, line in lines):
         base = _voc_base(base, listing)
     entries = _unique(lines, listing, base)
-    repeats = len(lines) - len(entries)
-    notes = [f"{shown(listing)}: {repeats} repeated lines left out"] if repeats else []
+    notes = _list_notes(listing, lines, entries)
     return Source("list", base, entries, _ListedItem(base), split=str(listing), notes=notes)
 
 
-def _remote_list(listing: Path, place: Storage) -> Source:
+def _lines(listing: Path) -> list[tuple[int, str]]:
+    """The lines that name images, with their numbers; raises InputError where there are none."""
     lines = [(n, line) for n, raw in enumerate(read_text(listing).split("\n"), 1) if (line := _content(raw))]
+    if len(lines) > 1 and PICTURE_THEN.fullmatch(lines[1][1]) and _is_table_head(lines[0][1]):
+        lines = lines[1:]
     if not lines:
         raise InputError(f"{shown(listing)}: names no images")
+    return lines
+
+
+def _is_table_head(line: str) -> bool:
+    """Whether a list is a table of images and labels whose first line names the columns."""
+    cells = [cell.strip('" ') for cell in re.split(r"[,;\s]", line)]
+    return PICTURE_THEN.fullmatch(line) is None and id_rank(cells[0]) > 0 and any(map(label_rank, cells[1:]))
+
+
+def _list_notes(listing: Path, lines: list[tuple[int, str]], entries: list[str]) -> list[str]:
+    notes = []
+    if len(entries) < len(lines):
+        notes.append(f"{shown(listing)}: {len(lines) - len(entries)} repeated lines left out")
+    labelled = sum(PICTURE_THEN.fullmatch(line) is not None and _columns(line)[1] is None for line in entries)
+    if labelled:
+        notes.append(f"{shown(listing)}: {labelled} lines hold labels; --labels {shown(listing)} uses them")
+    return notes
+
+
+def _remote_list(listing: Path, place: Storage) -> Source:
+    lines = _lines(listing)
     base = Path("/")  # absolute paths in the list are those below the URI
     entries = _unique(lines, listing, base)
     for line in entries:
@@ -176,8 +196,7 @@ def _remote_list(listing: Path, place: Storage) -> Source:
             raise InputError(
                 f"{shown(listing)}: {shown(name)}: below a URI an image is named with its suffix"
             )
-    repeats = len(lines) - len(entries)
-    notes = [f"{shown(listing)}: {repeats} repeated lines left out"] if repeats else []
+    notes = _list_notes(listing, lines, entries)
 
     def item(line: str) -> Item:
         named = _read_line(line, base)
@@ -278,12 +297,11 @@ def _content(line: str) -> str:
 
 
 def _columns(line: str) -> tuple[str, str | None]:
-    """(image, mask or None) of a line of a list."""
-    if "\t" in line:
-        image, mask = line.split("\t", 1)
-        return image.strip(), mask.strip() or None
-    pair = _PAIR.fullmatch(line)
-    return (pair[1], pair[2]) if pair else (line, None)
+    """(image, mask or None) of a line of a list; what stands behind an image and is no picture is its label."""
+    pair = PICTURE_THEN.fullmatch(line)
+    image, _, other = line.partition("\t") if pair is None else (pair[1], "", pair[2])
+    mask = other.strip()
+    return image.strip(), mask if without_suffix(mask) != mask else None
 
 
 def _in_voc(image: str) -> bool:
@@ -361,6 +379,7 @@ class _ListedItem:
         for suffix in [".jpg", *sorted(SUFFIXES - {".jpg"})]:
             for folder in folders:
                 file = folder / f"{item_id}{suffix}"
+                file = file if item_id.isascii() else existing(file)
                 if is_file(file):
                     return file
         return folders[0] / f"{item_id}.jpg"

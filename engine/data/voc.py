@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from infercam.engine.common.errors import InputError, shown
-from infercam.engine.common.paths import check_folder, is_file, is_folder
+from infercam.engine.common.paths import check_folder, existing, is_file, is_folder
 
 CLASSES = [
     *["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"],
@@ -76,7 +76,7 @@ def image_path(root: Path, item_id: str) -> Path:
 
 
 def mask_path(root: Path, item_id: str) -> Path:
-    return root / MASKS / f"{item_id}.png"
+    return existing(root / MASKS / f"{item_id}.png", ".PNG")
 
 
 @cache

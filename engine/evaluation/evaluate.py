@@ -14,10 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from infercam.engine.common.errors import InputError, shown
+from infercam.engine.common.paths import spellings
 from infercam.engine.common.processes import chosen_workers, map_in_processes
 from infercam.engine.evaluation.ground_truth import GroundTruth, folder_ground_truth, voc_ground_truth
 from infercam.engine.evaluation.histogram import THRESHOLDS, ImageCounts, JointHistogram, count_image
 from infercam.engine.evaluation.label_png import read_mask
+from infercam.engine.evaluation.mask_values import ValueTable
 from infercam.engine.evaluation.resampling import Difference, add_intervals, compare
 from infercam.engine.evaluation.scores import EvalResult, GroupScore, Interval, Score, evaluate, summarise
 from infercam.engine.store.mapstore import MapStore
@@ -74,7 +76,8 @@ def evaluate_store(
         progress: called with the number of images each time some are counted.
 
     Raises InputError or StoreError naming the image where maps are missing, corrupt or of another size
-    than the mask, or where a mask has values beyond the classes. Memory: the ids, and one image a process.
+    than the mask, where a mask has values beyond the classes, or no mask has any class. Memory: the ids, and one
+    image a process.
     """
     return score(_Maps(store), truth, missing, min_images, workers, bootstrap, keep_images, progress)
 
@@ -117,7 +120,7 @@ def score(
         total.merge(part)
         if progress:
             progress(int(part.images.sum()))
-    result = summarise(total, min_images=min_images, class_names=predictions.classes)
+    result = summarise(total, min_images=min_images, class_names=predictions.classes, name=truth.masks)
     result.ground_truth, result.split = truth.masks, truth.split
     result.maps, result.settings, result.missing = str(predictions.path), predictions.settings, absent
     if bootstrap:
@@ -146,9 +149,14 @@ def _present(
     predictions: Predictions, truth: GroundTruth, missing: str
 ) -> tuple[Sequence[tuple[str, Path]], int]:
     """The pairs to score, and how many of all have nothing to score."""
-    absent = {id for id, _ in truth.pairs if id not in predictions}
+    pairs = truth.pairs
+    absent = {id for id, _ in pairs if id not in predictions}
+    named = {id: name for id in absent if (name := _spelled(predictions, id)) is not None}
+    if named:
+        pairs = [(named.get(id, id), file) for id, file in pairs]
+        absent -= named.keys()
     if not absent:
-        return truth.pairs, 0
+        return pairs, 0
     if len(absent) == len(truth.pairs):
         advice = "is this the right split?"
     else:
@@ -158,8 +166,13 @@ def _present(
         count = f"{len(absent)} of the {len(truth.pairs)} images of {truth.split}"
         raise InputError(f"{predictions.path}: no {predictions.noun} for {count} ({some}); {advice}")
     if missing == "zero":
-        return truth.pairs, len(absent)
-    return [pair for pair in truth.pairs if pair[0] not in absent], len(absent)
+        return pairs, len(absent)
+    return [pair for pair in pairs if pair[0] not in absent], len(absent)
+
+
+def _spelled(predictions: Predictions, id: str) -> str | None:
+    """The name under which an image is there, where that is another Unicode form of its id."""
+    return next((name for name in spellings(id)[1:] if name in predictions), None)
 
 
 @dataclass(frozen=True)
@@ -168,7 +181,7 @@ class _Task:
 
     predictions: Predictions
     read: Callable[[str, Path], np.ndarray]
-    table: np.ndarray | None
+    table: ValueTable | None
     zero: bool
     keep_images: bool
 
@@ -177,7 +190,8 @@ class _Task:
         for id, mask_file in pairs:
             mask = self.read(id, mask_file)
             if self.table is not None:
-                mask = self.table[mask]
+                mask, unlisted = self.table.apply(mask, id)
+                counted.unlisted += unlisted
             if self.zero and id not in self.predictions:
                 counted.add(np.zeros((0, *mask.shape), np.uint8), [], mask, id)
             else:

@@ -18,8 +18,8 @@ from infercam.engine.common.errors import StoreError, shown
 from infercam.engine.data import voc
 from infercam.engine.evaluation.evaluate import GroundTruth, score
 from infercam.engine.evaluation.histogram import IGNORE, JointHistogram
-from infercam.engine.evaluation.label_folder import INFO, SUFFIX, LabelFolder
-from infercam.engine.evaluation.label_png import read_label
+from infercam.engine.evaluation.label_folder import INFO, LabelFolder
+from infercam.engine.evaluation.label_png import PNG, read_label
 from infercam.engine.evaluation.scores import EvalResult
 from infercam.engine.store.mapstore import INFO as MAP_INFO
 
@@ -68,12 +68,12 @@ def holds_labels(path: str | os.PathLike[str]) -> bool:
     root = Path(path)
     if (root / MAP_INFO).exists() or not root.is_dir():
         return False
-    if (root / INFO).exists() or any(root.glob(f"*{SUFFIX}")):
+    if (root / INFO).exists() or any(next(root.glob(f"*{suffix}"), None) for suffix in PNG):
         return True
     inside = sorted(f.parent for f in root.glob(f"*/{INFO}"))
     if inside:
         raise StoreError(f"{shown(root)}: holds folders of labels; name one: {', '.join(map(shown, inside))}")
-    return any(root.rglob(f"*{SUFFIX}"))
+    return any(next(root.rglob(f"*{suffix}"), None) for suffix in PNG)
 
 
 def evaluate_labels(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 from infercam.engine.common.errors import InputError, shown
 from infercam.engine.data import voc
 from infercam.engine.data.sources import voc_source
-from infercam.engine.evaluation.histogram import IGNORE
 from infercam.engine.evaluation.label_folder import INFO, LabelFolder
-from infercam.engine.evaluation.label_png import read_mask
+from infercam.engine.evaluation.label_png import PNG, read_mask
+from infercam.engine.evaluation.mask_values import MaskValues, ValueTable, value_table
 
 
 def _read_file(id: str, file: Path) -> NDArray[np.uint8]:
@@ -31,6 +32,7 @@ class GroundTruth:
     read: gives the (H, W) mask of a pair; must be picklable. Ground truth without mask files has its own.
     classes: names of the mask values from 1, where they are known: then values are matched to the classes of what is
         scored by name. None: value c + 1 is class c of what is scored.
+    values: which values the masks have for background and the classes, where those are not 0, 1, 2, …
     """
 
     pairs: Sequence[tuple[str, Path]]
@@ -38,27 +40,21 @@ class GroundTruth:
     split: str
     read: Callable[[str, Path], NDArray[np.uint8]] = _read_file
     classes: Sequence[str] | None = None
+    values: MaskValues | None = None
 
-    def table(self, classes: Sequence[str]) -> NDArray[np.uint8] | None:
-        """(256,) what each mask value is among `classes` (c + 1), or None where nothing changes.
+    def table(self, classes: Sequence[str]) -> ValueTable | None:
+        """What each mask value is among `classes`, or None where nothing changes.
 
-        Raises InputError where a class of the masks is not among `classes`.
+        Raises InputError where a class of the masks is not among `classes`, or `values` has more than those.
         """
-        if self.classes is None or list(self.classes) == list(classes[: len(self.classes)]):
-            return None
-        places = {name: value for value, name in enumerate(classes, start=1)}
-        unknown = [name for name in self.classes if name not in places]
-        if unknown:
-            some = ", ".join(map(shown, unknown[:3])) + (", …" if len(unknown) > 3 else "")
-            raise InputError(
-                f"the ground truth has {len(unknown)} classes that what is scored has not ({some}); "
-                "both must use the same names"
-            )
-        table = np.arange(IGNORE + 1, dtype=np.uint8)
-        table[1 : len(self.classes) + 1] = [places[name] for name in self.classes]
-        # A value beyond the masks' own classes must not pass for one of them.
-        table[len(self.classes) + 1 : IGNORE] = IGNORE - 1
-        return table
+        return value_table(self.values, self.classes, classes)
+
+    def with_values(self, values: MaskValues | None) -> GroundTruth:
+        """The same masks, with values that stand for other labels."""
+        if values is None:
+            return self
+        words = f"{self.masks} (values {values}; others ignored)"
+        return replace(self, masks=words, values=values)
 
 
 class MaskFiles(Sequence[tuple[str, Path]]):
@@ -87,15 +83,21 @@ def voc_ground_truth(
 
 
 def folder_ground_truth(masks: str | os.PathLike[str]) -> GroundTruth:
-    """Every `.png` below a folder; its path there without suffix is the image's id.
+    """Every `.png` or `.PNG` below a folder; its path there without suffix is the image's id.
 
     Where the folder says what its values stand for (label_folder.json, as `infercam coco` writes it), they are
-    matched by name.
+    matched by name. Raises InputError for a folder without masks, or with two of one id.
     """
     folder = mask_folder(masks)
-    ids = sorted(f.relative_to(folder).with_suffix("").as_posix() for f in folder.rglob("*.png"))
+    files = {f.relative_to(folder) for suffix in PNG for f in folder.rglob(f"*{suffix}")}
+    ids = sorted(f.with_suffix("").as_posix() for f in files)
     if not ids:
         raise InputError(f"{shown(folder)}: no .png masks in it")
+    twice = next((id for id, other in pairwise(ids) if id == other), None)
+    if twice is not None:
+        raise InputError(
+            f"{shown(folder)}: {shown(twice)}.png and {shown(twice)}.PNG are two masks of one image"
+        )
     return GroundTruth(
         MaskFiles(folder, ids), str(folder), "all masks of the folder", classes=_classes(folder)
     )

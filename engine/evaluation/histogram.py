@@ -53,6 +53,8 @@ class JointHistogram:
         self.active = 0
         self.ignored = 0
         """Pixels with ground truth that the predictions leave open (labels may, maps do not)."""
+        self.unlisted = 0
+        """Pixels whose mask value stands for nothing (mask_values.py): not scored."""
         self.kept: KeptCounts | None = KeptCounts() if keep_images else None
 
     def add(self, maps: np.ndarray, classes: Sequence[int], mask: np.ndarray, id: str = "") -> None:
@@ -78,6 +80,7 @@ class JointHistogram:
             getattr(self, name).__iadd__(getattr(other, name))
         self.active += other.active
         self.ignored += other.ignored
+        self.unlisted += other.unlisted
         if self.kept is not None:
             if other.kept is None:
                 self.kept = None

@@ -82,11 +82,8 @@ def count_image(
     _check(maps, classes, mask, n_classes, id)
     sizes = np.bincount(mask.ravel(), minlength=IGNORE + 1)
     if sizes[n_classes + 1 : IGNORE].any() or len(sizes) > IGNORE + 1:
-        wrong = next(v for v in np.flatnonzero(sizes) if n_classes < v != IGNORE)
-        raise InputError(
-            f"{shown(id)}: the ground truth has value {wrong}, but there are {n_classes} classes "
-            f"(0 is background, {n_classes} the last class, {IGNORE} ignored)"
-        )
+        wrong = [int(v) for v in np.flatnonzero(sizes) if n_classes < v != IGNORE]
+        raise InputError(f"{shown(id)}: {values_in_words(wrong, n_classes)}")
     true_labels = np.flatnonzero(sizes[:IGNORE])
     order = np.argsort(classes, kind="stable")
     labels = np.asarray(classes, dtype=np.intp)[order] + 1
@@ -107,6 +104,16 @@ def count_image(
         true_labels=true_labels.astype(np.int32),
         true_counts=true_counts.astype(np.int64),
         active=int(above[objects, :, 0].sum()),
+    )
+
+
+def values_in_words(wrong: Sequence[int] | np.ndarray, n_classes: int) -> str:
+    """Why a mask's values `wrong` cannot be scored, and what to do."""
+    some = ", ".join(str(value) for value in wrong[:3]) + (", …" if len(wrong) > 3 else "")
+    return (
+        f"the ground truth has value{'s' if len(wrong) > 1 else ''} {some}, but there are {n_classes} classes "
+        f"(0 is background, {n_classes} the last class, {IGNORE} ignored); where values stand for something else, "
+        "list them: --gt-values BACKGROUND,FIRST,…"
     )
 
 

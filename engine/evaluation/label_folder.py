@@ -25,15 +25,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infercam.engine.common.atomic import TEMP_PREFIX, atomic_write
 from infercam.engine.common.errors import StoreError, shown
-from infercam.engine.common.paths import check_id, regular_bytes
-from infercam.engine.evaluation.label_png import write_label
+from infercam.engine.common.paths import check_id, existing, regular_bytes
+from infercam.engine.evaluation.label_png import PNG, write_label
 from infercam.engine.store.image_index import ImageIndex, cannot_write
 from infercam.engine.store.mapstore import INDEX, sweep_stale
 from infercam.engine.store.mapstore import INFO as MAP_INFO
 
 SCHEMA_VERSION = 1
 INFO = "label_folder.json"
-SUFFIX = ".png"
+SUFFIX = PNG[0]
 
 
 class LabelInfo(BaseModel):
@@ -116,12 +116,12 @@ class LabelFolder:
         self._index.append(id, fingerprint, file.stat().st_size)
 
     def __contains__(self, id: object) -> bool:
-        return isinstance(id, str) and self.file(id).is_file()
+        return isinstance(id, str) and existing(self.file(id), *PNG[1:]).is_file()
 
     def ids(self) -> list[str]:
         """The images that have a PNG, sorted."""
-        found = (f.relative_to(self.path).as_posix() for f in self.path.rglob(f"*{SUFFIX}"))
-        return sorted(id.removesuffix(SUFFIX) for id in found if not Path(id).name.startswith(TEMP_PREFIX))
+        found = {f.relative_to(self.path) for suffix in PNG for f in self.path.rglob(f"*{suffix}")}
+        return sorted({f.with_suffix("").as_posix() for f in found if not f.name.startswith(TEMP_PREFIX)})
 
 
 def _read_info(file: Path) -> LabelInfo:

@@ -11,19 +11,22 @@ from PIL import Image
 
 from infercam.engine.common.atomic import atomic_write
 from infercam.engine.common.errors import InputError, shown
-from infercam.engine.common.paths import os_reason, regular_bytes
+from infercam.engine.common.paths import existing, os_reason, regular_bytes
 from infercam.engine.data import voc
 from infercam.engine.evaluation.histogram import IGNORE
 from infercam.engine.store.image_index import cannot_write
 
+PNG = (".png", ".PNG")
+"""Suffixes of labels: the first is written."""
+
 
 def read_mask(file: Path) -> np.ndarray:
-    """A label PNG as (H, W) uint8 labels: palette indices or grey values, never colours.
+    """A label PNG as (H, W) uint8 labels: palette indices or grey values, never colours. `.png` may be `.PNG`.
 
     Raises InputError for a file that is missing, damaged, or neither palette nor 8-bit grey.
     """
     try:
-        data = regular_bytes(file)
+        data = regular_bytes(existing(file, *PNG[1:]))
         depth = data[24:25]
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             # Pillow stretches grey values of fewer bits to 0..255: they are indices no longer.

@@ -63,7 +63,8 @@ class EvalResult:
     are keyed '1', '2', '3+' by the classes in the ground truth, averaged as `all`; empty ones are absent.
     `active_share` is the share of object pixels at which any class has an activation above 0; `pixels` and
     `ignored` are the pixels scored, and those with ground truth that the predictions leave open; `right` are
-    those of the scored pixels that get their true label at the highest threshold (labels: at any).
+    those of the scored pixels that get their true label at the highest threshold (labels: at any); `unlisted`
+    have a mask value that stands for nothing (mask_values.py).
     `counts` are the images' own, a sequence of `ImageCounts` (image_counts.py) that may lie on disk: go through it
     rather than copy it. None where they were not kept.
     """
@@ -76,9 +77,10 @@ class EvalResult:
     iou: np.ndarray
     images_with: np.ndarray
     groups: dict[str, GroupScore]
-    active_share: float | None
+    active_share: float
     pixels: int = 0
     ignored: int = 0
+    unlisted: int = 0
     right: int = 0
     ground_truth: str = ""
     split: str = ""
@@ -114,6 +116,7 @@ class EvalResult:
                 for name, g in self.groups.items()
             },
             "active_share_of_object_pixels": self.active_share,
+            **({"pixels_of_unlisted_values": self.unlisted} if self.unlisted else {}),
         }
 
     @property
@@ -139,9 +142,17 @@ def _score_json(score: Score, interval: Interval | None) -> dict[str, Any]:
 
 
 def summarise(
-    histogram: JointHistogram, *, min_images: int = 7, class_names: list[str] | None = None
+    histogram: JointHistogram,
+    *,
+    min_images: int = 7,
+    class_names: list[str] | None = None,
+    name: str = "the ground truth",
 ) -> EvalResult:
-    """The figures of what a histogram has counted; raises InputError where that is nothing."""
+    """The figures of what a histogram has counted.
+
+    Raises InputError, naming the ground truth by `name`, where that is nothing, or nothing but background: its 100 %
+    would say nothing of the maps.
+    """
     if not histogram.images.sum():
         raise InputError("no images to evaluate")
     names = class_names or [f"class {c}" for c in range(histogram.n_classes)]
@@ -149,10 +160,11 @@ def summarise(
     iou, true = _iou(histogram, slice(None))
     overall = _score(iou, everyone & (true > 0))
     if overall is None:
-        raise InputError("the ground truth has no pixel that is not ignored")
+        raise InputError(f"{name}: has no pixel that is not ignored")
+    if not true[1:].any():
+        raise InputError(f"{name}: {_no_class(histogram)}")
     images_with = histogram.images_with.sum(axis=0)
     frequent = frequent_labels(images_with, min_images)
-    objects = int(true[1:].sum())
     return EvalResult(
         images=int(histogram.images.sum()),
         min_images=min_images,
@@ -162,11 +174,21 @@ def summarise(
         iou=np.where(true > 0, iou[:, overall.step], np.nan),
         images_with=images_with,
         groups=_groups(histogram, overall),
-        active_share=histogram.active / objects if objects else None,
+        active_share=histogram.active / int(true[1:].sum()),
         pixels=int(true.sum()),
         ignored=histogram.ignored,
+        unlisted=histogram.unlisted,
         right=int(histogram.hits[:, :, -1].sum()),
         counts=histogram.kept,
+    )
+
+
+def _no_class(histogram: JointHistogram) -> str:
+    if histogram.ignored:  # by labels: the masks may have classes there
+        return "no pixel of a class is scored: the labels leave all of them open (255)"
+    return (
+        "holds no class at all, only background (0) and ignored pixels (255); where 255 is the object, say so: "
+        "--gt-values 0,255 (the value of background, then that of each class)"
     )
 
 

@@ -20,12 +20,10 @@ def print_maps(result: EvalResult) -> None:
     if result.groups:
         console.print(_groups(result))
     console.print(_classes(result, f" at threshold {result.all.threshold:.2f}"))
-    if result.active_share is not None:
-        console.print(
-            f"object pixels with any activation above 0: {100 * result.active_share:.1f} % "
-            f"({result.images} images)",
-            soft_wrap=True,
-        )
+    console.print(
+        f"object pixels with any activation above 0: {100 * result.active_share:.1f} % ({result.images} images)",
+        soft_wrap=True,
+    )
 
 
 def print_labels(found: LabelResult, json_file: Path | None = None) -> None:
@@ -57,6 +55,12 @@ def _head(console: Console, result: EvalResult, what: str) -> None:
         soft_wrap=True,
         markup=False,
     )
+    if result.unlisted:
+        share = 100 * result.unlisted / (result.unlisted + result.pixels + result.ignored)
+        console.print(
+            f"not scored: {result.unlisted} pixels ({share:.1f} %) whose value is not in --gt-values",
+            soft_wrap=True,
+        )
 
 
 def _means(result: EvalResult, thresholds: bool) -> Table:

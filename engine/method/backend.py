@@ -12,13 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infercam.engine.bundle import Manifest
-from infercam.engine.common.errors import BackendError
+from infercam.engine.common.errors import BackendError, InputError
+from infercam.engine.method.geometry import ViewSizes
 from infercam.engine.method.task import Done, ImageTask, Tile, Work
 from infercam.engine.method.trace import Inspected
 
 
 class OutOfMemory(BackendError):
     """A batch did not fit in the device's memory; the scheduler halves the batch and goes on."""
+
+
+class ViewRefused(InputError):
+    """The network does not run on views of that size; the picture is too small or too large for it."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,8 @@ class Backend(Protocol):
         ...
 
     @property
-    def fixed_size(self) -> tuple[int, int] | None:
-        """Network height and width, where the graph takes only one."""
+    def sizes(self) -> ViewSizes:
+        """Of the views that the graph takes."""
         ...
 
     def estimate(self, image: ImageTask) -> int:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from infercam.engine.method.recipe import Recipe
+
+if TYPE_CHECKING:
+    from infercam.engine.bundle import InputSpec
 
 
 class Box(NamedTuple):
@@ -46,13 +50,55 @@ def view_size(height: int, width: int, scale: float) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def split_boxes(height: int, width: int, centres: Sequence[tuple[int, int]], recipe: Recipe) -> list[Placed]:
+@dataclass(frozen=True, slots=True)
+class ViewSizes:
+    """Which sizes a network takes: one, or every one from `smallest` up. The one place where a view's is decided."""
+
+    fixed: tuple[int, int] | None = None
+    smallest: int = 1
+    """Pixels of a side: less leaves the network's last layers nothing to look at, or ends the runtime's process."""
+    multiple: int = 1
+    """Sides are multiples of it."""
+
+    @classmethod
+    def of_network(cls, spec: InputSpec) -> ViewSizes:
+        return cls(spec.fixed_size, spec.smallest, spec.multiple)
+
+    def of(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
+        """Network height and width for a tile at a scale; a side that is too short is enlarged to `smallest`."""
+        if self.fixed is not None:
+            return self.fixed
+        h, w = view_size(height, width, scale)
+        return self._side(h), self._side(w)
+
+    def _side(self, side: int) -> int:
+        if self.multiple > 1:
+            side = round(side / self.multiple) * self.multiple
+        return max(self.smallest, side)
+
+    def enlarges(self, height: int, width: int, scale: float = 1.0) -> bool:
+        """Whether a side of that view is enlarged, since the network takes nothing smaller."""
+        return self.fixed is None and min(view_size(height, width, scale)) < self.smallest
+
+    def __str__(self) -> str:
+        if self.fixed is not None:
+            return f"{self.fixed[0]}×{self.fixed[1]} pixels only"
+        multiples = f" in multiples of {self.multiple}" if self.multiple > 1 else ""
+        return f"sides of {self.smallest} pixels and more{multiples}"
+
+
+ANY_SIZE = ViewSizes()
+
+
+def split_boxes(
+    height: int, width: int, centres: Sequence[tuple[int, int]], recipe: Recipe, smallest: int = 1
+) -> list[Placed]:
     """Tiles of an image from the centre of mass (y, x) of each of its classes.
 
     One class: four corner-anchored tiles that meet at the centre. Two: each tile reaches to the far side of
     the rectangle that the centres span. Three or more: the whole image (`released`) or each class's own four
-    tiles (`paper`). Every tile reaches a buffer past the split line. Equal boxes are merged, so that each is
-    inferred once.
+    tiles (`paper`). Every tile reaches a buffer past the split line, and further where a side would be below
+    `smallest` pixels (the network's, see ViewSizes). Equal boxes are merged, so that each is inferred once.
     """
     every = tuple(range(len(centres)))
     if recipe.split == "none" or (recipe.split == "released" and len(centres) > 2):
@@ -64,20 +110,24 @@ def split_boxes(height: int, width: int, centres: Sequence[tuple[int, int]], rec
         groups = [(every, list(centres), recipe.buffer_one if len(centres) == 1 else recipe.buffer_two)]
     takes: dict[Box, tuple[int, ...]] = {}
     for classes, points, buffer in groups:
-        for box in _four(height, width, points, buffer, recipe):
+        for box in _four(height, width, points, buffer, recipe, smallest):
             takes[box] = tuple(sorted({*takes.get(box, ()), *classes}))
     return [Placed(box, classes) for box, classes in takes.items()]
 
 
-def _four(height: int, width: int, points: list[tuple[int, int]], buffer: int, recipe: Recipe) -> list[Box]:
-    top, bottom = _sides([p[0] for p in points], height, buffer, recipe)
-    left, right = _sides([p[1] for p in points], width, buffer, recipe)
+def _four(
+    height: int, width: int, points: list[tuple[int, int]], buffer: int, recipe: Recipe, smallest: int
+) -> list[Box]:
+    top, bottom = _sides([p[0] for p in points], height, buffer, recipe, smallest)
+    left, right = _sides([p[1] for p in points], width, buffer, recipe, smallest)
     return [Box(y0, x0, y1, x1) for y0, y1 in (top, bottom) for x0, x1 in (left, right)]
 
 
-def _sides(at: list[int], side: int, buffer: int, recipe: Recipe) -> tuple[tuple[int, int], tuple[int, int]]:
+def _sides(
+    at: list[int], side: int, buffer: int, recipe: Recipe, smallest: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """The near part [0, end) and the far part [start, side) of one axis, snapped outward to the grid."""
     reach = max(buffer, round(recipe.overlap * side))
     end = min(side, -(-(max(at) + reach) // recipe.snap) * recipe.snap)
     start = max(0, (min(at) - reach) // recipe.snap * recipe.snap)
-    return (0, max(1, end)), (min(start, side - 1), side)
+    return (0, min(side, max(smallest, end))), (max(0, min(start, side - smallest)), side)

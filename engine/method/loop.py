@@ -16,7 +16,7 @@ class Loop:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.scheduler = Scheduler(backend.limits, backend.fixed_size)
+        self.scheduler = Scheduler(backend.limits, backend.sizes)
         self.graph = GraphQueue(backend.limits)
         """Requests for the bare network, beside the images."""
         self._graph_first = True

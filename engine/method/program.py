@@ -16,9 +16,11 @@ from infercam.engine.method.task import Advanced, ImageTask, Tile
 class Program:
     """The method under one recipe and mode."""
 
-    def __init__(self, recipe: Recipe, mode: Mode) -> None:
+    def __init__(self, recipe: Recipe, mode: Mode, smallest: int = 1) -> None:
         self.recipe = recipe
         self.mode = mode
+        self.smallest = smallest
+        """Least side of a tile in pixels: the network's (see geometry.ViewSizes)."""
 
     def start(self, image: ImageTask) -> list[Tile]:
         """The tiles to begin with: the whole image, in the roles that the recipe needs it for."""
@@ -72,7 +74,7 @@ class Program:
     def _split(
         self, image: ImageTask, centres: list[tuple[int, int]], peak: NDArray[np.float32]
     ) -> list[Tile]:
-        placed = split_boxes(image.height, image.width, centres, self.recipe)
+        placed = split_boxes(image.height, image.width, centres, self.recipe, self.smallest)
         return [self._part(image, p, peak) for p in placed]
 
     def _part(self, image: ImageTask, placed: Placed, peak: NDArray[np.float32]) -> Tile:

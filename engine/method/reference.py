@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from infercam.engine.bundle import InputSpec
-from infercam.engine.method.geometry import Box, Placed, split_boxes, view_size
+from infercam.engine.method.geometry import Box, Placed, ViewSizes, split_boxes
 from infercam.engine.method.recipe import EPSILON, Mode, Recipe, Views
 
 Float = NDArray[np.float32]
@@ -101,7 +101,7 @@ def multi_scale_response(
 ) -> Float:
     """Sum over views of the ReLU'd, upsampled, un-mirrored responses: K×h×w (§1, §3 steps 1 and 2)."""
     h, w = tile.shape[:2]
-    sizes = [view_size(h, w, s) for s in views.scales]
+    sizes = [ViewSizes.of_network(spec).of(h, w, s) for s in views.scales]
     masks = None if left is None else masks_by_scale(left, sizes, recipe.mask_cascade)
     total = np.zeros((len(classes), h, w), np.float32)
     for i, size in enumerate(sizes):
@@ -226,7 +226,7 @@ def response_maps(
     first = total(centre_views)
     peak = peaks(first, recipe.peak_quantile) / np.float32(centre_views.count)
     centres = [centre_of_mass(m) for m in normalised(first, quantile=recipe.peak_quantile)]
-    placed = split_boxes(height, width, centres, recipe)
+    placed = split_boxes(height, width, centres, recipe, spec.smallest)
     tiles = []
     for p in placed:
         tile = crop(pixels, p.box)

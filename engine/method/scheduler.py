@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from infercam.engine.common.errors import BackendError
 from infercam.engine.method.backend import Limits, OutOfMemory
+from infercam.engine.method.geometry import ANY_SIZE, ViewSizes
 from infercam.engine.method.program import Program
 from infercam.engine.method.task import (
     Advance,
@@ -58,6 +59,8 @@ class Stats:
     views: int = 0
     pixels: int = 0
     """Network pixels inferred."""
+    enlarged: int = 0
+    """Views of a tile (mirrored ones not counted) that were too small for the network and were enlarged."""
     tiles: int = 0
     """Tiles that contribute to maps (not centre passes), finished."""
     iterations: int = 0
@@ -126,10 +129,10 @@ class Scheduler:
     """Holds the images in flight, each under its own recipe and mode, and says what to do next. Not thread-safe:
     one driver calls it."""
 
-    def __init__(self, limits: Limits, fixed: tuple[int, int] | None = None) -> None:
+    def __init__(self, limits: Limits, sizes: ViewSizes = ANY_SIZE) -> None:
         self.limits = limits
         self.stats = Stats()
-        self._fixed = fixed
+        self._sizes = sizes
         self._batch_pixels = limits.batch_pixels
         self._batch_views = limits.batch_views
         self._buckets: dict[tuple[int, int], _Bucket] = {}
@@ -154,7 +157,7 @@ class Scheduler:
         self._order += 1
         self._live[image] = nbytes
         self._bytes += nbytes
-        self._open(image, _program(image).start(image))
+        self._open(image, self._program(image).start(image))
 
     def cancel(self, image: ImageTask) -> None:
         """Drop what is queued for an image; it leaves, as `Cancelled`, once nothing of it is in flight."""
@@ -242,7 +245,7 @@ class Scheduler:
             self._urgent.append(Advance(view.tile))
 
     def _advanced(self, tile: Tile, result: Advanced) -> None:
-        goes_on, opened = _program(tile.image).after(tile, result)
+        goes_on, opened = self._program(tile.image).after(tile, result)
         self._open(tile.image, opened)
         if goes_on:
             self._queue(tile)
@@ -261,8 +264,13 @@ class Scheduler:
         for tile in tiles:
             self._queue(tile)
 
+    def _program(self, image: ImageTask) -> Program:
+        return Program(image.recipe, image.mode, self._sizes.smallest)
+
     def _queue(self, tile: Tile) -> None:
-        views = views_of(tile, self._fixed)
+        views = views_of(tile, self._sizes)
+        box = tile.box
+        self.stats.enlarged += sum(self._sizes.enlarges(box.height, box.width, s) for s in tile.views.scales)
         tile.pending = len(views)
         for view in views:
             self._push(view)
@@ -336,10 +344,6 @@ class Scheduler:
     @property
     def tiles_in_flight(self) -> int:
         return sum(image.open_tiles for image in self._live)
-
-
-def _program(image: ImageTask) -> Program:
-    return Program(image.recipe, image.mode)
 
 
 def _images(work: Work) -> list[ImageTask]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from infercam.engine.method.geometry import Box, view_size
+from infercam.engine.method.geometry import ANY_SIZE, Box, ViewSizes
 from infercam.engine.method.recipe import Mode, Recipe, Views
 from infercam.engine.method.trace import Trace
 
@@ -88,11 +88,11 @@ class View(NamedTuple):
         return self.shape[0] * self.shape[1]
 
 
-def views_of(tile: Tile, fixed: tuple[int, int] | None = None) -> list[View]:
-    """The views due in the tile's present iteration; `fixed`: the network's only size, if it has one."""
+def views_of(tile: Tile, sizes: ViewSizes = ANY_SIZE) -> list[View]:
+    """The views due in the tile's present iteration, at sizes that the network takes."""
     out = []
     for i, scale in enumerate(tile.views.scales):
-        shape = fixed or view_size(tile.box.height, tile.box.width, scale)
+        shape = sizes.of(tile.box.height, tile.box.width, scale)
         out += [View(tile, i, mirrored, shape) for mirrored in (False, True)[: 1 + tile.views.mirror]]
     return out
 

@@ -30,6 +30,7 @@ from infercam.engine.common.processes import chosen_workers, map_in_processes
 from infercam.engine.data.images import DEFAULT_MAX_PIXELS
 from infercam.engine.data.sources import Item
 from infercam.engine.evaluation.evaluate import Difference, GroundTruth
+from infercam.engine.evaluation.mask_values import MaskValues
 from infercam.engine.report.chosen import telling
 from infercam.engine.report.html import write_page
 from infercam.engine.report.pictures import Chunk, PagePicture, Painter, chunk_name
@@ -45,7 +46,8 @@ class PageOptions:
 
     embed: pictures of so many images are in the page itself (None: all). max_images: so many are listed, those
     that tell most (None: all). size: longest side of the pictures, pixels. quality: of the photos, 1..100.
-    workers: processes (None: one per core). bootstrap, min_images: as for `infercam eval`.
+    workers: processes (None: one per core). bootstrap, min_images, gt_values: as for
+    `infercam eval`.
     """
 
     title: str = "Response maps"
@@ -57,6 +59,7 @@ class PageOptions:
     bootstrap: int = 1000
     min_images: int = 7
     max_pixels: int = DEFAULT_MAX_PIXELS
+    gt_values: MaskValues | None = None
 
 
 class PageWatch(Protocol):
@@ -104,7 +107,7 @@ def build_report(
         raise InputError(f"{shown(out)}: name the page to write, for example report.html")
     notes: list[str] = []
     listed = _with_maps(runs, items, notes)
-    truth = _truth(runs, listed, notes)
+    truth = _truth(runs, listed, notes).with_values(options.gt_values)
     scored = _score(runs, truth, options, watch)
     gains, more = differences(scored, options.bootstrap)
     notes += more
@@ -118,7 +121,8 @@ def build_report(
     chunks = _chunks(listed, iou, options)
     beside = out.parent / f"{out.stem}_files"
     stamp = _stamp(runs, listed, chunks, options)
-    painter = Painter(runs, beside / stamp, options.size, options.quality, options.max_pixels)
+    values = truth.table(runs[0].classes)
+    painter = Painter(runs, beside / stamp, options.size, options.quality, options.max_pixels, values)
     summary = PageSummary(len(listed), len(truth.pairs), notes=notes)
     classes = _paint(painter, chunks, len(listed), options, watch, summary)
     if scored:
@@ -216,7 +220,7 @@ def _stamp(
     def add(*parts: object) -> None:
         digest.update(json.dumps([str(part) for part in parts]).encode())
 
-    add(version("infercam"), options.size, options.quality, options.max_pixels)
+    add(version("infercam"), options.size, options.quality, options.max_pixels, options.gt_values)
     for run in runs:
         add(run.folder.path.absolute(), run.kind, *run.classes)
     for item in listed:

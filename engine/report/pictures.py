@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from infercam.engine.common.atomic import atomic_write
 from infercam.engine.common.errors import InputError, StoreError
 from infercam.engine.data.images import read_image
-from infercam.engine.evaluation.label_png import read_label
+from infercam.engine.evaluation.label_png import read_label, read_mask
+from infercam.engine.evaluation.mask_values import ValueTable
 from infercam.engine.report.runs import Planes, ShownRun
 from infercam.engine.store.failures import one_line
 from infercam.engine.store.image_index import cannot_write
@@ -90,6 +91,8 @@ class Painter:
     size: int
     quality: int
     max_pixels: int
+    values: ValueTable | None = None
+    """What the values of the masks stand for, where they are no class indices."""
 
     def __call__(self, chunk: Chunk) -> Painted:
         """Write a chunk unless it is there. Raises StoreError where it cannot be written."""
@@ -127,7 +130,10 @@ class Painter:
         if picture.mask is None:
             return None
         try:
-            mask = read_label(picture.mask, len(self.runs[0].classes), size)
+            if self.values is None:
+                mask = read_label(picture.mask, len(self.runs[0].classes), size)
+            else:
+                mask, _ = self.values.apply(read_mask(picture.mask), picture.id)
         except InputError as e:
             return {"error": one_line(e)}
         return {"png": _text(_encode(".png", _nearest(mask, *to), _PNG))}

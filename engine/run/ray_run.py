@@ -26,9 +26,9 @@ from infercam.engine.data.sources import Item, Source
 from infercam.engine.data.storage import LocalStorage, Storage, open_storage
 from infercam.engine.method.recipe import Mode, Recipe
 from infercam.engine.run.ray_pool import WorkerPool, first_line, quieten
-from infercam.engine.run.ray_worker import EngineSpec, ImageOutcome, ImageRow, Worker, WorkerTask, as_columns
+from infercam.engine.run.ray_worker import ImageOutcome, ImageRow, Worker, WorkerTask, as_columns
 from infercam.engine.run.run import Summary, Watcher
-from infercam.engine.run.settings import LabelLookup, MapSettings, Predicted
+from infercam.engine.run.settings import EngineSpec, LabelLookup, MapSettings, Predicted
 from infercam.engine.run.shards import Shard
 from infercam.engine.store.failures import Failures
 from infercam.engine.store.mapstore import MapStore
@@ -167,6 +167,7 @@ class ClusterRun:
         s.network_pixels += outcome.pixels
         s.views += outcome.views
         s.batches += outcome.batches
+        s.enlarged += outcome.enlarged
         if outcome.fatal:
             raise StoreError(outcome.reason)
         if outcome.size < 0:

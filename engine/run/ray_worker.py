@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infercam.engine.api import Engine
 from infercam.engine.common.errors import StoreError
 from infercam.engine.data.sources import read_pixels
 from infercam.engine.data.storage import Storage
@@ -23,29 +22,11 @@ from infercam.engine.live import LiveEngine
 from infercam.engine.method.recipe import Mode, Recipe
 from infercam.engine.method.scheduler import Stats
 from infercam.engine.run.run import record_of
-from infercam.engine.run.settings import MapSettings
+from infercam.engine.run.settings import EngineSpec
 from infercam.engine.store.failures import one_line
 from infercam.engine.store.mapstore import MapStore, StoreInfo
 
 DEAD_ENGINE = 70  # exit code of a worker whose engine has died: Ray starts another
-
-
-@dataclass(frozen=True)
-class EngineSpec:
-    """How a worker makes its engine; `bundle` is a path that every machine has."""
-
-    bundle: Path
-    backend: str = "auto"
-    threads: int | None = None
-    precision: str | None = None
-
-    def load(self) -> Engine:
-        return Engine.load(self.bundle, self.backend, self.threads, self.precision)
-
-    def map_settings(self, recipe: Recipe, mode: Mode) -> tuple[MapSettings, int]:
-        """What an engine here would make, and how many images it keeps in flight."""
-        with self.load() as engine:
-            return MapSettings.of(engine, recipe, mode), engine.backend.limits.images
 
 
 @dataclass(frozen=True)
@@ -88,6 +69,11 @@ class ImageOutcome(NamedTuple):
     pixels: int = 0
     views: int = 0
     batches: int = 0
+    enlarged: int = 0
+
+
+_COUNTED = ("pixels", "views", "batches", "enlarged")
+"""Of Stats, each a field of ImageOutcome."""
 
 
 class Worker:
@@ -138,7 +124,7 @@ class Worker:
         with self._counting:
             now, before = self.live.stats, self._counted
             self._counted = now
-        return {name: getattr(now, name) - getattr(before, name) for name in ("pixels", "views", "batches")}
+        return {name: getattr(now, name) - getattr(before, name) for name in _COUNTED}
 
 
 def _failed(row: ImageRow, error: Exception, *, fatal: bool) -> ImageOutcome:

@@ -22,13 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infercam.engine.api import Engine, Result
+from infercam.engine.common.errors import StoreError
+from infercam.engine.common.in_flight import InFlight
 from infercam.engine.common.prefetch import prefetch
 from infercam.engine.data.images import DEFAULT_MAX_PIXELS
 from infercam.engine.data.sources import Item, Source, read_pixels
 from infercam.engine.data.storage import open_storage
 from infercam.engine.method.recipe import Mode, Recipe
 from infercam.engine.method.scheduler import Scheduler
-from infercam.engine.run.settings import LabelLookup, MapSettings, Predicted
+from infercam.engine.run.isolated import IsolatedImage, Isolation, KillsItsProcess, in_flight_file
+from infercam.engine.run.settings import EngineSpec, LabelLookup, MapSettings, Predicted
 from infercam.engine.run.shards import Shard
 from infercam.engine.store.failures import Failures
 from infercam.engine.store.mapstore import MapRecord, MapStore
@@ -58,6 +61,8 @@ class Summary:
     network_pixels: int = 0
     views: int = 0
     batches: int = 0
+    enlarged: int = 0
+    """Views of a tile that were too small for the network, and were enlarged to the least that it takes."""
     map_bytes: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -122,6 +127,9 @@ class Run:
             place, fmt=fmt, dtype=dtype, classes=self.map_settings.classes, settings=settings, shard=tag
         )
         self.failures = Failures(place, tag)
+        self.in_flight = InFlight(in_flight_file(place, tag))
+        self._alone = frozenset(self.in_flight.suspects)
+        """Ids of images during which an earlier run was killed: each is done in a process of its own."""
         self._prints: dict[str, str] = {}  # id -> fingerprint, for images in flight
         self._counting = threading.Lock()
 
@@ -138,7 +146,10 @@ class Run:
             ends.callback(lambda: self._tally(time.perf_counter() - began))
             ends.callback(self.failures.close)
             ends.callback(self.store.close)
+            ends.callback(self.in_flight.close)
             ends.callback(writes.close)
+            if self._alone:
+                self._one_at_a_time([item for item in self.source if item.id in self._alone])
             for result in self.engine.stream(self._items(), made.recipe, made.mode, self._turn):
                 if result.error is not None:
                     self._fail(result.id, result.error)
@@ -166,7 +177,8 @@ class Run:
         for item in self.source:
             if self.stop.is_set():
                 return
-            yield item
+            if item.id not in self._alone:
+                yield item
 
     def _read(self, item: Item) -> _Read:
         """On a reader thread."""
@@ -175,6 +187,7 @@ class Run:
             fingerprint = self.map_settings.fingerprint(self.labels, given)
             if self.store.done(item.id, fingerprint):
                 return _Read(item.id, fingerprint, None)
+            self.in_flight.begin(item.id)
             pixels = read_pixels(self.source.place, item.path, self.max_pixels)
             if isinstance(self.labels, Predicted):
                 classes = self.engine.predict(pixels, self.labels.threshold)
@@ -184,17 +197,59 @@ class Run:
         except Exception as e:  # whatever it is, it fails this image and not the run
             return _Read(item.id, "", e)
 
+    # -- what may end the process ----------------------------------------------------------------------------
+    def _one_at_a_time(self, items: list[Item]) -> None:
+        """Images that an earlier run was killed with, each in a process that may die of it."""
+        with Isolation() as isolation:
+            for item in items:
+                if self.stop.is_set():
+                    return
+                try:
+                    self._by_itself(isolation, item)
+                except KillsItsProcess as e:
+                    self.in_flight.killed(item.id)
+                    self._fail(item.id, e)
+                except StoreError:
+                    raise
+                except Exception as e:  # as in _read
+                    self._fail(item.id, e)
+                self._turn(None)
+
+    def _by_itself(self, isolation: Isolation, item: Item) -> None:
+        given = None if isinstance(self.labels, Predicted) else self.labels.lookup(item.id)
+        fingerprint = self.map_settings.fingerprint(self.labels, given)
+        if self.store.done(item.id, fingerprint):
+            self.summary.kept += 1
+            self.in_flight.end(item.id)
+            return
+        self._prints[item.id] = fingerprint
+        image = IsolatedImage(
+            engine=EngineSpec.of(self.engine),
+            recipe=self.map_settings.recipe,
+            mode=self.map_settings.mode,
+            place=self.source.place,
+            id=item.id,
+            path=item.path,
+            classes=given,
+            threshold=self.labels.threshold if isinstance(self.labels, Predicted) else 0.0,
+            max_pixels=self.max_pixels,
+        )
+        self._write(isolation.do(image))
+
     # -- writing -------------------------------------------------------------------------------------------
     def _write(self, result: Result) -> None:
         """On a writer thread."""
         record = record_of(result, self.map_settings.classes, self.heatmaps)
         size = self.store.write(record, self._prints.pop(result.id))
+        self.in_flight.end(result.id)
         with self._counting:
             self.summary.map_bytes += size
             self.summary.done += 1
 
     def _fail(self, name: str, error: Exception) -> None:
         self._prints.pop(name, None)
+        if not isinstance(error, KillsItsProcess):
+            self.in_flight.end(name)
         self.summary.failed += 1
         self.failures.add(name, error)
 
@@ -208,7 +263,7 @@ class Run:
         if self.engine.scheduler is not None:
             stats = self.engine.scheduler.stats
             s.tiles, s.views, s.batches = stats.tiles, stats.views, stats.batches
-            s.network_pixels = stats.pixels
+            s.network_pixels, s.enlarged = stats.pixels, stats.enlarged
             s.mean_iterations = round(stats.iterations / stats.tiles, 3) if stats.tiles else 0.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Protocol
 
 from infercam.engine.api import Engine
@@ -79,3 +80,27 @@ class MapSettings:
         if isinstance(labels, Predicted):
             key.append(f"predict {labels.threshold}")
         return hashlib.sha256(f"{' '.join(key)} {classes}".encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """How another process makes its engine; `bundle` is a path that it has too."""
+
+    bundle: Path
+    backend: str = "auto"
+    threads: int | None = None
+    precision: str | None = None
+
+    @classmethod
+    def of(cls, engine: Engine) -> EngineSpec:
+        """Another engine like this one."""
+        backend = engine.backend
+        return cls(engine.bundle.path, backend.name, getattr(backend, "threads", None), backend.precision)
+
+    def load(self) -> Engine:
+        return Engine.load(self.bundle, self.backend, self.threads, self.precision)
+
+    def map_settings(self, recipe: Recipe, mode: Mode) -> tuple[MapSettings, int]:
+        """What an engine here would make, and how many images it keeps in flight."""
+        with self.load() as engine:
+            return MapSettings.of(engine, recipe, mode), engine.backend.limits.images

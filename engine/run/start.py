@@ -185,6 +185,8 @@ def open_run(
         say(f"note: {note}")
     loaded = Bundle.load(bundle)
     labels = settings.open(loaded.manifest.classes, images)
+    for note in getattr(labels, "notes", ()):
+        say(f"note: {note}")
     how: dict[str, Any] = {
         "recipe": chosen,
         "mode": mode,
@@ -234,7 +236,7 @@ def _on_cluster(
 ) -> Iterator[ClusterRun]:
     from infercam.engine.run.ray_pool import started
     from infercam.engine.run.ray_run import ClusterRun
-    from infercam.engine.run.ray_worker import EngineSpec
+    from infercam.engine.run.settings import EngineSpec
 
     with started(asked) as pool:
         spec = EngineSpec(

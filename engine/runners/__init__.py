@@ -1,1 +1,1 @@
-"""Runners: the network on device pointers, for backends/device.py. `protocol.py` says what one offers."""
+"""Runners: the network on device pointers, for backends/device.py. `device/runner.py` says what one offers."""

@@ -15,7 +15,8 @@ from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError, MissingExtra
 from infercam.engine.device.driver import Driver, Pointer
 from infercam.engine.device.runner import InputType, OutputShape
-from infercam.engine.method.backend import OutOfMemory
+from infercam.engine.method.backend import OutOfMemory, ViewRefused
+from infercam.engine.runners.ort_errors import problem
 from infercam.engine.runners.plan import graph_of
 
 Provider = Literal["cuda", "tensorrt", "cpu"]
@@ -77,7 +78,7 @@ class OrtRunner:
 
     # -- device/runner.py: Runner ----------------------------------------------------------------------------
     def response_shape(self, height: int, width: int) -> OutputShape:
-        """Of one view; raises BackendError where the network does not take that size."""
+        """Of one view; raises ViewRefused where the network does not take that size."""
         spec, (rows, columns) = self._manifest.input, self._axes
         if spec.fixed_size is not None and (height, width) != spec.fixed_size:
             raise BackendError(f"the graph takes {spec.height}x{spec.width} only, not {height}x{width}")
@@ -116,7 +117,7 @@ class OrtRunner:
         session_options.enable_mem_pattern = (
             False  # every call has another shape: a plan for each would only grow
         )
-        session_options.log_severity_level = 3
+        session_options.log_severity_level = 4  # what fails is reported by us
         names = _NAMES[self.provider]
         try:
             session = ort.InferenceSession(
@@ -160,7 +161,9 @@ class OrtRunner:
         try:
             (response,) = self._session.run([self._manifest.response], {self._manifest.input.name: blank})
         except Exception as e:
-            raise _translated(e, f"{self.name} does not take a view of {height}x{width}") from None
+            if any(word in str(e) for word in _MEMORY):
+                raise _translated(e, self.name) from None
+            raise ViewRefused(f"the network does not run on {height}×{width} pixels: {problem(e)}") from None
         return tuple(response.shape)
 
 

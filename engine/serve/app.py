@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from infercam.engine.common.errors import InfercamError
 from infercam.engine.serve import maps_routes, v2_routes
 from infercam.engine.serve.gate import Gate
-from infercam.engine.serve.refusals import Refusal, on_refusal
+from infercam.engine.serve.refusals import Refusal, on_refusal, on_surprise
 from infercam.engine.serve.service import Service
 
 PAGE = Path(__file__).parent / "page"
@@ -40,4 +40,5 @@ def build(service: Service, access_log: TextIO | None = None) -> ASGIApp:
     app.mount("/static", StaticFiles(directory=PAGE, check_dir=False))
     for kind in (Refusal, InfercamError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, on_refusal)
+    app.add_exception_handler(Exception, on_surprise)
     return Gate(app, service, access_log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TextIO
 
@@ -53,6 +54,8 @@ class Gate:
 
         try:
             await self.app(scope, receive, passed_on)
+        except Exception as e:  # the client was answered with 500 (app.py)
+            sys.stderr.write(f"error: {shown(scope['path'])}: {type(e).__name__}: {shown(e)}\n")
         finally:
             self._ended(scope, status, sent, whole, time.perf_counter() - began)
 

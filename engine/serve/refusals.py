@@ -47,3 +47,8 @@ async def on_refusal(request: Request, error: Exception) -> JSONResponse:
         return error_response(error.status_code, f"{error.detail}: {request.url.path}", error.headers)
     assert isinstance(error, InfercamError)
     return error_response(status_of(error), error)
+
+
+async def on_surprise(request: Request, error: Exception) -> JSONResponse:
+    """Exception handler for what nobody foresaw: the log has it, the client learns only its kind."""
+    return error_response(500, f"{type(error).__name__} in the server: its log says more")

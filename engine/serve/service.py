@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,12 +17,17 @@ from numpy.typing import NDArray
 from infercam.engine.api import Label, Result
 from infercam.engine.data.images import RGB, decode_image
 from infercam.engine.method.recipe import Mode
+from infercam.engine.method.task import Inferred
+from infercam.engine.run.settings import EngineSpec
 from infercam.engine.serve.bounds import Bounds
 from infercam.engine.serve.hosted import HostedBundle, Hosts
+from infercam.engine.serve.isolation import Ask, ServiceIsolation, key_of
 from infercam.engine.serve.metrics import Metrics
 from infercam.engine.serve.refusals import CLIENT_GONE, Refusal
 
 T = TypeVar("T")
+_Asks = Callable[..., Awaitable[Any]]
+"""(hosted, method of LiveEngine, its arguments) -> what it answers."""
 IO_THREADS = 2
 """Decode pictures and encode answers: the event loop never waits for either."""
 
@@ -55,10 +60,18 @@ class RequestOutcome:
 class Service:
     """What the routes share: the bundles, the bounds, the counts."""
 
-    def __init__(self, hosts: Hosts, bounds: Bounds, default_recipe: str = "fast") -> None:
+    def __init__(
+        self,
+        hosts: Hosts,
+        bounds: Bounds,
+        default_recipe: str = "fast",
+        isolation: ServiceIsolation | None = None,
+    ) -> None:
         self.hosts = hosts
         self.bounds = bounds
         self.default_recipe = default_recipe
+        self.isolation = isolation
+        """What keeps a picture that ends the process from doing so again; None: nothing does."""
         self.draining = False
         """Going down: not ready, but answering what it has accepted."""
         self.accepted = 0
@@ -131,25 +144,65 @@ class Service:
     async def maps(self, hosted: HostedBundle, id: str, pixels: RGB, wish: MapsRequest) -> RequestOutcome:
         """The maps, and the scores where they are wanted or needed."""
         began = time.perf_counter()
+        async with self._watched(pixels) as ask:
+            return await self._outcome(hosted, id, pixels, wish, ask, began)
+
+    async def infer(self, hosted: HostedBundle, x: NDArray[np.float32]) -> Inferred:
+        """The bare network's outputs for normalised pictures N×3×H×W."""
+        async with self._watched(x) as ask:
+            inferred: Inferred = await ask(hosted, "infer", x)
+            return inferred
+
+    @asynccontextmanager
+    async def _watched(self, what: NDArray[Any]) -> AsyncIterator[_Asks]:
+        """How to ask an engine about a picture: the hosted one, while the picture is noted as in flight; or, if the
+        process was killed with it before, one in a process of its own."""
+        isolation = self.isolation
+        if isolation is None:
+            yield self._ask
+            return
+        key = await self.on_thread(key_of, what)
+        if isolation.suspects(key):
+
+            async def alone(hosted: HostedBundle, ask: Ask, *args: Any) -> Any:
+                spec = EngineSpec.of(hosted.engine)
+                return await self.on_thread(isolation.alone, key, spec, ask, *args)
+
+            yield alone
+            isolation.harmless(key)
+            return
+        with isolation.watched(key):
+            yield self._ask
+
+    async def _ask(self, hosted: HostedBundle, ask: Ask, *args: Any) -> Any:
+        if ask == "scores":  # it normalises the picture before it returns
+            return await asyncio.wrap_future(await self.on_thread(hosted.live.scores, *args))
+        return await asyncio.wrap_future(getattr(hosted.live, ask)(*args))
+
+    async def _outcome(
+        self, hosted: HostedBundle, id: str, pixels: RGB, wish: MapsRequest, ask: _Asks, began: float
+    ) -> RequestOutcome:
         if wish.classes is None:
-            scores = await self.scores(hosted, pixels)
+            scores = await ask(hosted, "scores", pixels)
             classes: Sequence[Label] = hosted.predicted(scores, wish.score_threshold)
-            result = await self._maps(hosted, id, pixels, classes, wish)
+            result = await self._maps(hosted, id, pixels, classes, wish, ask)
             return RequestOutcome(hosted, result, scores, time.perf_counter() - began)
         if not wish.scores:
-            result = await self._maps(hosted, id, pixels, wish.classes, wish)
+            result = await self._maps(hosted, id, pixels, wish.classes, wish, ask)
             return RequestOutcome(hosted, result, None, time.perf_counter() - began)
         scores, result = await asyncio.gather(
-            self.scores(hosted, pixels), self._maps(hosted, id, pixels, wish.classes, wish)
+            ask(hosted, "scores", pixels), self._maps(hosted, id, pixels, wish.classes, wish, ask)
         )
         return RequestOutcome(hosted, result, scores, time.perf_counter() - began)
 
-    async def scores(self, hosted: HostedBundle, pixels: RGB) -> NDArray[np.float32]:
-        future = await self.on_thread(hosted.live.scores, pixels)  # it normalises the picture there
-        return await asyncio.wrap_future(future)
-
     async def _maps(
-        self, hosted: HostedBundle, id: str, pixels: RGB, classes: Sequence[Label], wish: MapsRequest
+        self,
+        hosted: HostedBundle,
+        id: str,
+        pixels: RGB,
+        classes: Sequence[Label],
+        wish: MapsRequest,
+        ask: _Asks,
     ) -> Result:
         area = len(classes) * pixels.shape[0] * pixels.shape[1]
         limit = self.bounds.pixels if wish.steps else self.bounds.map_pixels
@@ -158,12 +211,14 @@ class Service:
             raise Refusal(
                 413, f"{what}{len(classes)} maps of this picture are too many: ask for fewer classes"
             )
-        future = hosted.live.submit(id, pixels, classes, wish.recipe, wish.mode, wish.steps)
-        return await asyncio.wrap_future(future)
+        found: Result = await ask(hosted, "submit", id, pixels, classes, wish.recipe, wish.mode, wish.steps)
+        return found
 
     def close(self, seconds: float) -> bool:
         """End all engines; see Hosts.close."""
         finished = self.hosts.close(seconds)
+        if self.isolation is not None:
+            self.isolation.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
         return finished
 

@@ -3,7 +3,6 @@ NAME_maps, the whole method on picture files."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import math
@@ -130,7 +129,7 @@ async def _response(service: Service, hosted: HostedBundle, body: bytes, header:
         raise InputError(f"input '{manifest.input.name}' is FP32 N×3×H×W, not BYTES")
     if x.ndim == 4 and math.prod(x.shape) > 3 * service.bounds.pixels:
         raise Refusal(413, f"{x.shape[0]} inputs of {x.shape[2]}×{x.shape[3]} are over the pixel limit")
-    inferred = await asyncio.wrap_future(hosted.live.infer(x))
+    inferred = await service.infer(hosted, x)
     outputs = {manifest.response: inferred.response, manifest.scores: inferred.scores}
     return await service.on_thread(write_answer, call, hosted.name, outputs)
 

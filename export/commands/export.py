@@ -56,6 +56,9 @@ def _summary(bundle: Bundle) -> None:
     table.add_row("scores", "multi-label (sigmoid)" if m.multi_label else "one label (softmax)")
     spec = m.input
     size = "any size" if spec.height is None else f"fixed {spec.height}x{spec.width}"
+    if spec.smallest > 1 or spec.multiple > 1:
+        multiples = f", multiples of {spec.multiple}" if spec.multiple > 1 else ""
+        size = f"sides of {spec.smallest} pixels and more{multiples}"
     batch = "any batch" if spec.dynamic_batch else "batch of 1"
     table.add_row("input", escape(f"'{spec.name}', {size}, {batch}, {spec.colour}"))
     table.add_row("pixels", f"(x * {spec.scale:.6g} - {_plain(spec.mean)}) / {_plain(spec.std)}")

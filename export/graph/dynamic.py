@@ -2,14 +2,17 @@
 
 A model is often exported at one size, with that size baked into reshapes. Each claim that a dimension is free is
 tested: the graph is run at several sizes and batches (`_probe`), a picture's scores must not depend on what
-else is in its batch, and the map must grow with the picture. What fails stays fixed, and the node
-that prevents it is noted.
+else is in its batch, and the map must grow with the picture and cover it, no more. What fails stays fixed, and the
+node that prevents it is noted. Where only multiples of some side run, or cover the picture, those are free. Sizes
+that the source does not declare are first tried in a process of their own (trials.py).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from onnx import ModelProto
@@ -17,73 +20,194 @@ from onnx import ModelProto
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.index import Graph, Shape, label
 from infercam.export.graph.relax import Dims, Free, baking_node, free_input, relax
+from infercam.export.graph.trials import Trials, noise, smallest_side
 from infercam.export.runtime import GraphSession, RunError
 
-_BASES = (64, 128, 224, 299, 384)  # heights tried, smallest first, where the model declares none
+Size = tuple[int, int]
+
+_BASES = (64, 128, 224, 256, 192, 299, 320, 384, 448, 512)
+"""Sides tried where the model declares none."""
+_USUAL = (224, 256, 192, 299, 320, 384, 448, 512, 64, 128)
+"""Sides tried, in this order, where a size must be chosen for good."""
+_MULTIPLES = (16, 32, 64, 96, 128, 192, 224, 256, 384)
 _BATCH = 3
+_BEYOND = 1.5
+"""Cells that a response may reach beyond the picture: rounding up gives less than one, a pad in the graph more."""
+_SHORT = 3
+"""Cells that it may lack: convolutions without padding lose some at the border."""
+_FEWEST_CELLS = 4
 
 
 @dataclass
 class Sizes:
-    """The graph with what could be freed freed; `height`/`width` None: any size."""
+    """The graph with what could be freed freed; `height`/`width` None: any size from `smallest` up."""
 
     model: ModelProto
     stride: int
     dynamic_batch: bool
     height: int | None
     width: int | None
-    smallest: tuple[int, int]
+    base: Size
+    """At which it was seen to run."""
+    smallest: int = 1
+    multiple: int = 1
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SizeWishes:
+    """What is known of the size that a graph should have."""
+
+    size: Size | None = None
+    """Height and width to fix."""
+    own: Size | None = None
+    """The source's own, where its input does not declare one."""
+    free: bool = True
+    """Whether other sizes are tried at all."""
 
 
 class _Prevented(Exception):
     """Why a dimension cannot be free."""
 
 
-def find_sizes(model: ModelProto, picture: str, *, classes: int) -> Sizes:
-    """Free as many of batch, height and width as really work.
+class _Grid(NamedTuple):
+    """Sizes that run: `base` and what is larger by multiples of `multiple`."""
 
-    `model` has the outputs `scores` and `response`. Raises ExportError if it does not even run as declared.
+    base: Size
+    multiple: int
+    stride: int
+
+    def __str__(self) -> str:
+        return f"are multiples of {self.multiple}"
+
+
+def find_sizes(model: ModelProto, picture: str, *, classes: int, wishes: SizeWishes = SizeWishes()) -> Sizes:
+    """Free as many of batch, height and width as really work; with a wish for one size, only the batch.
+
+    `model` has the outputs `scores` and `response`. Raises ExportError if it does not even run as declared, or at
+    the size wished for, or where its response is a single cell.
     """
-    declared = _declared(model, picture)
-    n, h, w = declared
+    n = _declared(model, picture)[0] or 1
     notes: list[str] = []
-    session = _session(model)
-    base = _base_size(session, n or 1, h, w)
-    free_size = free_batch = None
-    # One thing at a time, so that the note says what prevents which.
-    try:
-        stride = _try(model, picture, Dims(n or 1, *base), classes, batch=False, size=True)
-        free_size = True
-    except _Prevented as e:
-        notes.append(f"height and width fixed at {base[0]}x{base[1]}: {e}")
-        free_size = False
-        stride = _fixed_stride(session, n or 1, base, classes)
-    try:
-        _try(model, picture, Dims(n or 1, *base), classes, batch=True, size=False)
-        free_batch = True
-    except _Prevented as e:
-        free_batch = False
-        if n not in (None, 1):
-            raise ExportError(
-                f"the batch of {n} cannot be made free ({e}); export the model with a batch of 1"
-            ) from None
-        notes.append(f"batch fixed at 1: {e}")
-    if free_batch and free_size:
+    free = wishes.free and not wishes.size
+    grid, problem = _free_sizes(model, picture, classes) if free else (None, "")
+    base = grid.base if grid else _chosen_size(model, picture, wishes)
+    if problem:
+        notes.append(f"height and width {grid or 'fixed at {}x{}'.format(*base)}: {problem}")
+    free_batch = _free_batch(model, picture, Dims(n, *base), classes, notes)
+    if free_batch and grid:
         try:
-            _try(model, picture, Dims(n or 1, *base), classes, batch=True, size=True)
+            _try(model, picture, Dims(n, *base), classes, batch=True, multiple=grid.multiple)
         except _Prevented as e:
-            free_size = False
             notes.append(f"height and width fixed at {base[0]}x{base[1]} (batch is free instead): {e}")
-    final = _freed(model, picture, Dims(n or 1, *base), batch=free_batch, size=free_size)
+            grid = None
+    stride = grid.stride if grid else _fixed_stride(model, n, base, classes, notes)
+    final = _freed(model, picture, Dims(n, *base), batch=free_batch, size=bool(grid))
     return Sizes(
         model=final,
         stride=stride,
         dynamic_batch=free_batch,
-        height=None if free_size else base[0],
-        width=None if free_size else base[1],
-        smallest=base,
+        height=None if grid else base[0],
+        width=None if grid else base[1],
+        base=base,
+        smallest=_smallest(final, 1 if free_batch else n, grid) if grid else 1,
+        multiple=grid.multiple if grid else 1,
         notes=notes,
+    )
+
+
+def _smallest(final: ModelProto, n: int, grid: _Grid) -> int:
+    with Trials(final, n) as trials:
+        return smallest_side(trials, min(grid.base), grid.multiple)
+
+
+def _free_sizes(model: ModelProto, picture: str, classes: int) -> tuple[_Grid | None, str]:
+    """Any size, or any multiple of one, or None; and what prevents that any size runs, if something does."""
+    n, h, w = _declared(model, picture)
+    if h and w:
+        base = (h, w)
+        _session(model)
+    else:
+        with Trials(model, n or 1) as trials:
+            base = _first_that_runs(trials, [(h or side, w or side) for side in _BASES])
+    try:
+        return _Grid(base, 1, _try(model, picture, Dims(n or 1, *base), classes, multiple=1)), ""
+    except _Prevented as e:
+        return _multiples(model, picture, n or 1, classes) if h is None and w is None else None, str(e)
+
+
+def _multiples(model: ModelProto, picture: str, n: int, classes: int) -> _Grid | None:
+    """The least side whose multiples all run, of a model that declares no size."""
+    with Trials(model, n) as trials:
+        for multiple in _MULTIPLES:
+            side = multiple * -(-_BASES[0] // multiple)
+            if not (trials.runs(side, side) and trials.runs(side + multiple, side + 2 * multiple)):
+                continue
+            try:
+                dims = Dims(n, side, side)
+                return _Grid((side, side), multiple, _try(model, picture, dims, classes, multiple=multiple))
+            except _Prevented:
+                continue
+    return None
+
+
+def _free_batch(model: ModelProto, picture: str, dims: Dims, classes: int, notes: list[str]) -> bool:
+    try:
+        _try(model, picture, dims, classes, batch=True)
+    except _Prevented as e:
+        if dims.n != 1:
+            raise ExportError(
+                f"the batch of {dims.n} cannot be made free ({e}); export the model with a batch of 1"
+            ) from None
+        notes.append(f"batch fixed at 1: {e}")
+        return False
+    return True
+
+
+def _chosen_size(model: ModelProto, picture: str, wishes: SizeWishes) -> Size:
+    """The one size of a graph: that wished for, the declared one, its own, or a usual one that runs."""
+    n, h, w = _declared(model, picture)
+    if wishes.size and any(d not in (None, s) for d, s in zip((h, w), wishes.size, strict=True)):
+        raise ExportError(
+            f"the model takes {h or 'any'}x{w or 'any'} only, not {wishes.size[0]}x{wishes.size[1]}"
+        )
+    if wishes.size:
+        return wishes.size
+    if h and w:
+        return h, w
+    own = wishes.own or _own_size(model)
+    with Trials(model, n or 1) as trials:
+        sizes = [(h or side, w or side) for side in _USUAL]
+        return _first_that_runs(trials, [own, *sizes] if own else sizes)
+
+
+def _own_size(model: ModelProto) -> Size | None:
+    """What the model says of its size although its input is free: in its metadata, or by resizing its picture."""
+    for entry in model.metadata_props:
+        if entry.key in ("imgsz", "image_size", "input_size", "img_size"):
+            sides = [int(v) for v in re.findall(r"\d+", entry.value)][-2:]
+            if sides and min(sides) >= 1:
+                return sides[0], sides[-1]
+    graph = Graph(model)
+    for node in model.graph.node:
+        shape = graph.shape(node.output[0]) if node.op_type == "Resize" else None
+        if shape and len(shape) == 4 and shape[1] == 3:
+            h, w = shape[2:]
+            if isinstance(h, int) and isinstance(w, int):
+                return h, w
+    return None
+
+
+def _first_that_runs(trials: Trials, sizes: list[Size]) -> Size:
+    """Raises ExportError, naming the sizes tried, where none does."""
+    problem = None
+    for size in sizes:
+        problem = trials.problem(*size)
+        if problem is None:
+            return size
+    tried = ", ".join(f"{h}x{w}" for h, w in dict.fromkeys(sizes))
+    raise ExportError(
+        f"the graph does not run at any of the sizes tried ({tried}): {problem}; give one with --size HxW"
     )
 
 
@@ -100,25 +224,6 @@ def _session(model: ModelProto) -> GraphSession:
         raise ExportError(f"ONNX Runtime cannot load the graph: {e}") from None
 
 
-def _base_size(session: GraphSession, n: int, h: int | None, w: int | None) -> tuple[int, int]:
-    """A size at which the graph runs as it was declared, the smallest of a few."""
-    failure: RunError | None = None
-    for base in _BASES:
-        size = (h or base, w or base)
-        try:
-            session.run(_noise(n, *size))
-            return size
-        except RunError as e:
-            failure = e
-        if h and w:
-            break
-    raise ExportError(f"the graph does not run, not even as declared: {failure}")
-
-
-def _noise(n: int, h: int, w: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((n, 3, h, w), dtype=np.float32)
-
-
 def _freed(model: ModelProto, picture: str, dims: Dims, *, batch: bool, size: bool) -> ModelProto:
     """A copy with the given dimensions free: reshapes relaxed, the input's and outputs' shapes symbolic."""
     copy = ModelProto()
@@ -131,14 +236,18 @@ def _freed(model: ModelProto, picture: str, dims: Dims, *, batch: bool, size: bo
     return copy
 
 
-def _try(model: ModelProto, picture: str, dims: Dims, classes: int, *, batch: bool, size: bool) -> int:
-    """Free the dimensions and run; returns the measured stride (0 if only the batch is free)."""
+def _try(
+    model: ModelProto, picture: str, dims: Dims, classes: int, *, batch: bool = False, multiple: int = 0
+) -> int:
+    """Free the batch, or height and width (in multiples of `multiple`), or both, and run; returns the measured
+    stride (0 if only the batch is free)."""
+    size = bool(multiple)
     freed = _freed(model, picture, dims, batch=batch, size=size)
     try:
         session = GraphSession(freed)
         batches = (1, _BATCH) if batch else (dims.n,)
-        stride = _measured_stride(session, dims, classes) if size else 0
-        for n, h, w in _shapes(dims, batches, stride):
+        stride = _measured_stride(session, dims, classes, multiple) if size else 0
+        for n, h, w in _shapes(dims, batches, stride, multiple):
             _probe(session, n, h, w, classes, compare=batch, stride=stride)
         return stride
     except RunError as e:
@@ -150,29 +259,36 @@ def _try(model: ModelProto, picture: str, dims: Dims, classes: int, *, batch: bo
         raise _Prevented(f"{e}, because of {label(node)}" if node is not None else str(e)) from None
 
 
-def _shapes(dims: Dims, batches: tuple[int, ...], stride: int) -> Iterator[tuple[int, int, int]]:
-    """Shapes to probe; with a free size (a stride), maps 1, 2 and 3 cells larger, so that windows show."""
-    h, w, s = dims.h, dims.w, stride
+def _shapes(
+    dims: Dims, batches: tuple[int, ...], stride: int, multiple: int
+) -> Iterator[tuple[int, int, int]]:
+    """Shapes to probe; with a free size (a stride), maps 1, 2 and 3 cells larger, so that windows show, and sizes
+    that are one pixel more than a multiple of nearly anything, so that pads do."""
+    h, w, s, m = dims.h, dims.w, stride, multiple
     for n in batches:
         yield n, h, w
-        if stride:
+        if m > 1:
+            yield n, h + m, w + 2 * m
+            yield n, h + 2 * m, w + m
+        elif s:
             yield n, h + s, w + 2 * s
             yield n, h + 2 * s + 1, w + 3 * s + s // 2
             yield n, h + 3 * s + s // 2 + 1, w + s
+            yield n, h + 1, w + 1
 
 
 def _probe(
     session: GraphSession, n: int, h: int, w: int, classes: int, *, compare: bool, stride: int
 ) -> tuple[int, int]:
     """Run one shape and check the outputs; returns the response's height and width."""
-    x = _noise(n, h, w)
+    x = noise(n, h, w)
     scores, response = _run(session, x)
     if scores.shape != (n, classes) or response.shape[:2] != (n, classes) or response.ndim != 4:
         raise _Prevented(
             f"a batch of {n} at {h}x{w} gives scores {scores.shape} and a response {response.shape}"
         )
     mh, mw = response.shape[2:]
-    if stride and max(abs(mh - h / stride), abs(mw - w / stride)) > 3:
+    if stride and not all(-_SHORT <= m - side / stride <= _BEYOND for m, side in ((mh, h), (mw, w))):
         raise _Prevented(f"the response is {mh}x{mw} for a picture of {h}x{w} (stride {stride})")
     if compare and n > 1:
         for i in range(n):
@@ -191,10 +307,11 @@ def _run(session: GraphSession, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scores, response
 
 
-def _measured_stride(session: GraphSession, dims: Dims, classes: int) -> int:
+def _measured_stride(session: GraphSession, dims: Dims, classes: int, multiple: int = 1) -> int:
     """Input pixels per response cell, from how much the map grows with the picture, in both directions."""
     n, h, w = dims.n, dims.h, dims.w
     step = 448 if max(h, w) < 224 else 224  # multiples of 7, 14, 16 and 32
+    step = -(-step // multiple) * multiple
     mh, mw = _probe(session, n, h, w, classes, compare=False, stride=0)
     tall = _probe(session, n, h + step, w, classes, compare=False, stride=0)[0]
     wide = _probe(session, n, h, w + step, classes, compare=False, stride=0)[1]
@@ -206,16 +323,25 @@ def _measured_stride(session: GraphSession, dims: Dims, classes: int) -> int:
     return round(down)
 
 
-def _fixed_stride(session: GraphSession, n: int, size: tuple[int, int], classes: int) -> int:
-    """Stride of a graph that runs at one size only."""
+def _fixed_stride(model: ModelProto, n: int, size: Size, classes: int, notes: list[str]) -> int:
+    """Stride of a graph that runs at one size only; raises ExportError where its response is no map."""
     try:
-        mh, mw = _probe(session, n, *size, classes, compare=False, stride=0)
+        mh, mw = _probe(_session(model), n, *size, classes, compare=False, stride=0)
     except _Prevented as e:
-        raise ExportError(f"the response graph does not work as declared: {e}") from None
+        raise ExportError(f"the response graph does not work at {size[0]}x{size[1]}: {e}") from None
+    if mh * mw == 1:
+        raise ExportError(
+            f"the response is a single cell at {size[0]}x{size[1]} pixels: what is pooled has no positions left, so "
+            "there is no response map (a classifier that flattens its last map, as VGG and AlexNet do, has none)"
+        )
+    if min(mh, mw) < _FEWEST_CELLS:
+        notes.append(
+            f"warning: the response has only {mh}x{mw} cells at {size[0]}x{size[1]} pixels: maps will be coarse"
+        )
     down, across = size[0] / mh, size[1] / mw
     # Convolutions without padding lose a few rows at the border (299 pixels give 8 rows at stride 32).
     stride = round(down) if down == round(down) else 2 ** round(np.log2(down))
-    if abs(size[1] / stride - mw) > 3 or abs(size[0] / stride - mh) > 3:
+    if abs(size[1] / stride - mw) > _SHORT or abs(size[0] / stride - mh) > _SHORT:
         raise ExportError(
             f"the response is {mh}x{mw} for {size[0]}x{size[1]} pixels: {down:g} a row, {across:g} a column"
         )

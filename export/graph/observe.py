@@ -10,7 +10,8 @@ from onnx import ModelProto, ValueInfoProto, helper
 
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.passes import tidy
-from infercam.export.runtime import GraphSession, RunError
+from infercam.export.graph.trials import Trials
+from infercam.export.runtime import RunError
 
 _SIDES = [(s, s) for s in (64, 128, 224, 256, 299, 384, 448, 512)]  # tried where the model declares none
 _RUNS = 3
@@ -54,21 +55,21 @@ def observe(
         tidy(copy)
         if len(copy.graph.input) != 1:
             return Observed([], f"it needs {len(copy.graph.input)} inputs")
-        session = GraphSession(copy)
-    except (RunError, ExportError) as e:
+    except ExportError as e:
         return Observed([], str(e))
     found: list[Seen] = []
     failure = ""
-    for x, side in _pictures(copy.graph.input[0], sides, found):
-        try:
-            out = dict(zip([*ask, *values], session.run(x), strict=True))
-        except RunError as e:
-            failure = str(e)
-            continue
-        known = {name: tuple(map(int, out[o])) for o, name in ask.items()}
-        found.append(Seen(len(x), side, known, {name: out[name] for name in values}))
-        if len(found) == _RUNS:
-            break
+    with Trials(copy) as trials:  # at a size that the model does not declare it may end the process
+        for x, side in _pictures(copy.graph.input[0], sides, found):
+            try:
+                out = dict(zip([*ask, *values], trials.run(x), strict=True))
+            except RunError as e:
+                failure = str(e)
+                continue
+            known = {name: tuple(map(int, out[o])) for o, name in ask.items()}
+            found.append(Seen(len(x), side, known, {name: out[name] for name in values}))
+            if len(found) == _RUNS:
+                break
     return Observed(found, failure or "no picture fits its input")
 
 

@@ -22,7 +22,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.begins import Normalisation, make_float, own_normalisation
-from infercam.export.graph.dynamic import find_sizes
+from infercam.export.graph.dynamic import SizeWishes, find_sizes
 from infercam.export.graph.head import Head, find_head, float_type
 from infercam.export.graph.index import Graph, attributes, fresh_name, label, opset, rename
 from infercam.export.graph.observe import observe
@@ -72,12 +72,16 @@ class ResponseGraph:
     """The source's tensor (before sigmoid or softmax) that `scores` reproduces."""
     channels_last: bool = False
     """Whether the source takes (N, H, W, 3); the response graph always takes (N, 3, H, W)."""
+    base: tuple[int, int] = (64, 64)
+    """Height and width at which the graph was first seen to run: a cheap size to verify at."""
+    smallest: int = 1
+    """Least side that runs, where any size does."""
+    multiple: int = 1
+    """Sides are multiples of it, where any size runs."""
     whole_numbers: bool = False
     """Whether the source takes uint8; the response graph takes the same numbers as float32."""
     normalisation: Normalisation | None = None
     """What the graph does to the pixels by itself, if it does."""
-    smallest: tuple[int, int] = (64, 64)
-    """Height and width at which the graph was first seen to run: a cheap size to verify at."""
     source_size: tuple[int, int] | None = None
     """The only size at which the source pools its whole map, where it pools a fixed window."""
 
@@ -93,13 +97,14 @@ def response_graph(
     keep_classes: Sequence[int] | None = None,
     output: str | None = None,
     input_name: str | None = None,
+    sizes: SizeWishes = SizeWishes(),
 ) -> ResponseGraph:
     """Turn a classifier into its response graph; `model` itself is not changed.
 
     `keep_classes` keeps these rows of the linear layer, in this order (a 21-way classifier with background first:
     `range(1, 21)`). `output` picks the logits where the model has several outputs, `input_name` the picture
-    where it has several inputs. Batch, height and width are made free where the graph allows, by
-    running it; what prevents it is in `notes`, with the node's name.
+    where it has several inputs. Batch, height and width are made free where the graph allows (and `sizes` wants it),
+    by running it; what prevents it is in `notes`, with the node's name.
 
     Raises ExportError, naming the node, if the model does not end in a global average pooling and a linear layer.
     """
@@ -121,24 +126,26 @@ def response_graph(
     if channels_last:
         notes.append(f"input '{picture}' is channels-last; a transpose was put before it")
         _transpose_input(work, picture)
-    sizes = find_sizes(work, picture, classes=len(bias))
-    _check(sizes.model)
+    found = find_sizes(work, picture, classes=len(bias), wishes=sizes)
+    _check(found.model)
     return ResponseGraph(
-        model=sizes.model,
+        model=found.model,
         bias=bias,
-        stride=sizes.stride,
+        stride=found.stride,
         input_name=picture,
-        height=sizes.height,
-        width=sizes.width,
-        dynamic_batch=sizes.dynamic_batch,
+        height=found.height,
+        width=found.width,
+        dynamic_batch=found.dynamic_batch,
         multi_label=head.activation != "softmax",
-        notes=[*notes, *sizes.notes],
+        notes=[*notes, *found.notes],
         logits=head.logits,
         channels_last=channels_last,
+        base=found.base,
+        smallest=found.smallest,
+        multiple=found.multiple,
         whole_numbers=whole_numbers,
         normalisation=normalisation,
-        smallest=sizes.smallest,
-        source_size=_source_size(model, windows, sizes.stride),
+        source_size=_source_size(model, windows, found.stride),
     )
 
 

@@ -25,9 +25,8 @@ from infercam.engine.common.errors import InputError
 from infercam.engine.data.images import read_image
 from infercam.engine.data.sources import Item
 from infercam.engine.method.backend import Limits
-from infercam.engine.method.geometry import Box, view_size
+from infercam.engine.method.geometry import Box, ViewSizes
 from infercam.engine.method.recipe import Mode, Recipe
-from infercam.engine.method.reference import Network
 from infercam.engine.method.task import Advance, Advanced, Done, ImageTask, Respond, Tile, Work
 from infercam.engine.method.trace import Inspected
 from infercam.engine.runners.plan import Profile, Shape, pick_profile, pixels
@@ -135,8 +134,8 @@ class _Simulated:
         )
 
     @property
-    def fixed_size(self) -> tuple[int, int] | None:
-        return self.manifest.input.fixed_size
+    def sizes(self) -> ViewSizes:
+        return ViewSizes.of_network(self.manifest.input)
 
     def estimate(self, image: ImageTask) -> int:
         return 0
@@ -245,23 +244,11 @@ class Reach(NamedTuple):
     largest: int
 
 
-def smallest_view(recipe: Recipe) -> int:
+def smallest_view(recipe: Recipe, sizes: ViewSizes) -> int:
     """Shortest side that a view can have: a tile split at the image's very edge, at the smallest scale."""
     views = (recipe.views, recipe.first_of_tile(), recipe.later())
     tile = max(1, min(recipe.buffer_one, recipe.buffer_two))
-    return view_size(tile, tile, min(s for v in views for s in v.scales))[0]
-
-
-def smallest_that_runs(network: Network, side: int, seen: int) -> int:
-    """The first of side, 2 side, 4 side, … below `seen` whose square the network takes; `seen` if none."""
-    while side < seen:
-        try:
-            network(np.zeros((1, 3, side, side), np.float32))
-        except Exception:  # ONNX Runtime's exceptions share no base below Exception
-            side *= 2
-        else:
-            return side
-    return seen
+    return min(sizes.of(tile, tile, s)[0] for v in views for s in v.scales)
 
 
 def choose_profiles(

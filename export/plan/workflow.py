@@ -21,10 +21,11 @@ from infercam.engine.data.sources import Source
 from infercam.engine.device.driver import Driver
 from infercam.engine.inputs import SourceSettings
 from infercam.engine.method.backend import Limits
+from infercam.engine.method.geometry import ViewSizes
 from infercam.engine.method.recipe import Mode, Recipe, checked_mode, recipe
 from infercam.engine.runners.plan import PlanOptions, Precision
 from infercam.engine.runners.tensorrt_api import require_tensorrt
-from infercam.export.compare import TOLERANCES, Tolerance, onnx_network, read_samples
+from infercam.export.compare import TOLERANCES, Tolerance, read_samples
 from infercam.export.plan.build import BuildRequest, BuildWatch, Built, build_plan
 from infercam.export.plan.profiles import (
     DEVICE_LIMITS,
@@ -35,7 +36,6 @@ from infercam.export.plan.profiles import (
     choose_profiles,
     measure_shapes,
     record,
-    smallest_that_runs,
     smallest_view,
 )
 from infercam.export.plan.settings import BuildSettings
@@ -78,7 +78,7 @@ def build_from_settings(
             shapes = _replayed(loaded, check, chosen, mode, limits, classes_of)
         else:
             shapes = _simulated(loaded, spread(images, s.limit), chosen, mode, limits, classes_of)
-        tuned = choose_profiles(shapes, loaded.manifest, s.profiles, _reach(loaded, images, chosen, shapes))
+        tuned = choose_profiles(shapes, loaded.manifest, s.profiles, _reach(loaded, images, chosen))
         request = BuildRequest(
             loaded,
             checked,
@@ -159,15 +159,13 @@ def _simulated(
         return measure_shapes(bundle, sizes, recipe, mode, limits)
 
 
-def _reach(bundle: Bundle, source: Source, recipe: Recipe, shapes: Shapes) -> Reach:
+def _reach(bundle: Bundle, source: Source, recipe: Recipe) -> Reach:
     """What the plan must take beside the sample's shapes: the recipe's smallest tile, the source's largest image."""
     largest = 1
     for item in spread(source, _LOOKED_AT):
         with suppress(InputError):  # a picture that cannot be read is a matter of the run, not of the plan
             largest = max(largest, *image_size(item.path))
-    network = onnx_network(bundle.graph("fp32"), bundle.manifest)
-    seen = min(min(shape[1:]) for shape in shapes)
-    smallest = smallest_that_runs(network, smallest_view(recipe), seen)
+    smallest = smallest_view(recipe, ViewSizes.of_network(bundle.manifest.input))
     return Reach(smallest, round(largest * max(recipe.views.scales)))
 
 

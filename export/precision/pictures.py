@@ -13,7 +13,7 @@ from infercam.engine.bundle import Manifest
 from infercam.engine.common.errors import ExportError, InputError
 from infercam.engine.data.images import read_image
 from infercam.engine.data.sources import folder_source
-from infercam.engine.method.geometry import view_size
+from infercam.engine.method.geometry import ViewSizes
 from infercam.engine.method.reference import normalise, resize_pixels
 from infercam.export.compare import Agreement, Comparison, predicted
 from infercam.export.runtime import GraphSession, RunError
@@ -42,9 +42,7 @@ def pictures(images: Sequence[np.ndarray], manifest: Manifest) -> list[SamplePic
     out = []
     for i, image in enumerate(images):
         height, width = image.shape[:2]
-        spec = manifest.input
-        fixed = spec.fixed_size
-        shape = fixed or view_size(height, width, SCALES[i % len(SCALES)])
+        shape = ViewSizes.of_network(manifest.input).of(height, width, SCALES[i % len(SCALES)])
         out.append(SamplePicture(resize_pixels(image, *shape), (height, width)))
     return out
 

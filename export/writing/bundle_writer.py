@@ -27,9 +27,10 @@ from infercam.engine.common.atomic import TEMP_PREFIX, UMASK
 from infercam.engine.common.errors import BundleError, ExportError
 from infercam.engine.common.validation import first_problem
 from infercam.engine.data.class_names import unique_names
+from infercam.export.graph.dynamic import SizeWishes
 from infercam.export.graph.surgery import ResponseGraph
 from infercam.export.runtime import save
-from infercam.export.writing.verify import verify
+from infercam.export.writing.verify import Disagreement, verify
 
 GRAPH_FILE = "response.onnx"
 _TOOLS = ("infercam", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxslim", "numpy", "torch")
@@ -72,6 +73,8 @@ def write_bundle(
             "dynamic_batch": graph.dynamic_batch,
             "height": graph.height,
             "width": graph.width,
+            "smallest": graph.smallest,
+            "multiple": graph.multiple,
         }
     )
     verification = verify(graph, source_scores, spec, images=images, tolerance=tolerance)
@@ -79,6 +82,28 @@ def write_bundle(
         return _write(out, graph, names, spec, multi_label, dict(source), verification, name, overwrite)
     except OSError as e:
         raise ExportError(f"{out}: cannot write the bundle: {e.strerror or e}") from None
+
+
+def write_as_it_agrees(
+    graph_of: Callable[[SizeWishes], ResponseGraph],
+    write: Callable[[ResponseGraph], Bundle],
+    wishes: SizeWishes,
+) -> Bundle:
+    """Write the response graph for any size; where that does not agree with its source, for the source's own size.
+
+    Sizes are free if a graph runs at those tried; whether it then computes what the source does, only the source
+    can say. Raises what both raise.
+    """
+    graph = graph_of(wishes)
+    try:
+        return write(graph)
+    except Disagreement as e:
+        if graph.height is not None:
+            raise
+        reason = str(e).removeprefix("verification: ")
+    fixed = graph_of(replace(wishes, free=False))
+    note = f"height and width fixed at {fixed.height}x{fixed.width}: at other sizes {reason}"
+    return write(replace(fixed, notes=[note, *fixed.notes]))
 
 
 def _check_classes(classes: Sequence[str], graph: ResponseGraph) -> None:

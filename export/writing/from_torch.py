@@ -66,29 +66,36 @@ def from_torch(
     from infercam.export.requirements import require_onnx
 
     require_onnx()
-    from infercam.export.graph.surgery import response_graph
-    from infercam.export.writing.bundle_writer import write_bundle
+    from infercam.export.graph.dynamic import SizeWishes
+    from infercam.export.graph.surgery import ResponseGraph, response_graph
+    from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bundle
 
     user = Pixels(mean, std, scale)
     _spec_of(user.filled(), colour)  # what is wrong in it is said before the work
     with evaluation_mode(module):
         check_outputs(module, classes, example_size, keep_classes)
         model = to_onnx(module, example_size)
-        graph = response_graph(model, keep_classes=keep_classes)
-        pixels, notes = input_pixels(graph, user)
-        return write_bundle(
-            Path(out),
-            replace(graph, notes=[*graph.notes, *notes]),
-            classes=classes,
-            input_spec=_spec_of(pixels, colour),
-            multi_label=graph.multi_label if multi_label is None else multi_label,
-            source={"kind": "torch", "module": type(module).__qualname__, **(source or {})},
-            source_scores=scorer(module, keep_classes),
-            images=images,
-            tolerance=tolerance,
-            name=name,
-            overwrite=overwrite,
-        )
+
+        def graph_of(sizes: SizeWishes) -> ResponseGraph:
+            return response_graph(model, keep_classes=keep_classes, sizes=sizes)
+
+        def write(graph: ResponseGraph) -> Bundle:
+            pixels, notes = input_pixels(graph, user)
+            return write_bundle(
+                Path(out),
+                replace(graph, notes=[*graph.notes, *notes]),
+                classes=classes,
+                input_spec=_spec_of(pixels, colour),
+                multi_label=graph.multi_label if multi_label is None else multi_label,
+                source={"kind": "torch", "module": type(module).__qualname__, **(source or {})},
+                source_scores=scorer(module, keep_classes),
+                images=images,
+                tolerance=tolerance,
+                name=name,
+                overwrite=overwrite,
+            )
+
+        return write_as_it_agrees(graph_of, write, SizeWishes(own=example_size))
 
 
 def _spec_of(pixels: tuple[Sequence[float], Sequence[float], float], colour: str) -> InputSpec:

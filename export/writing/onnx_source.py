@@ -19,11 +19,12 @@ from infercam.engine.common.errors import BundleError, ExportError, shown
 from infercam.engine.common.validation import first_problem
 from infercam.engine.data.class_names import default_classes
 from infercam.engine.onnx_files import external_locations
+from infercam.export.graph.dynamic import SizeWishes
 from infercam.export.graph.index import Graph
 from infercam.export.graph.passes import tidy
 from infercam.export.graph.surgery import ResponseGraph, prepare, response_graph
 from infercam.export.runtime import GraphSession, RunError
-from infercam.export.writing.bundle_writer import write_bundle
+from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bundle
 from infercam.export.writing.pixels import Pixels, input_pixels
 from infercam.export.writing.slim import simplify
 from infercam.export.writing.verify import SourceLimit
@@ -45,6 +46,7 @@ def export_onnx(
     images: Sequence[np.ndarray] = (),
     tolerance: float = 1e-4,
     slim: bool = True,
+    size: tuple[int, int] | None = None,
     name: str | None = None,
     overwrite: bool = False,
 ) -> Bundle:
@@ -54,7 +56,8 @@ def export_onnx(
     none of the three is given they are ImageNet's; mean 0, std 1 and scale 1 or 1/255 for a graph that evidently
     normalises by itself; and scale 1 for one that takes uint8. `classes` defaults to names in the
     model's metadata, else the 20 of VOC if it has 20 outputs, else class_0, …; `multi_label` to False only if the
-    model closes with a softmax. `images` are (H, W, 3) uint8 RGB arrays to verify on besides generated ones.
+    model closes with a softmax. `size` (height, width) fixes the input's size, which else is free where the model
+    allows, or the model's own. `images` are (H, W, 3) uint8 RGB arrays to verify on besides generated ones.
 
     Raises ExportError: one line saying what is wrong with the file and which node prevents the surgery.
     """
@@ -62,39 +65,46 @@ def export_onnx(
     user = Pixels(mean, std, scale)
     _spec(*user.filled(), colour)  # what is wrong in it is said before the work
     model = load_model(file)
-    try:
-        graph = response_graph(model, keep_classes=keep_classes, output=output, input_name=input_name)
-        pixels, notes = input_pixels(graph, user)
-    except ExportError as e:
-        raise ExportError(f"{file}: {e}") from None
-    graph = replace(graph, notes=[*graph.notes, *notes])
-    spec = _spec(*pixels, colour)
-    if slim:
-        graph = simplify(graph)
+
+    def graph_of(sizes: SizeWishes) -> ResponseGraph:
+        try:
+            graph = response_graph(
+                model, keep_classes=keep_classes, output=output, input_name=input_name, sizes=sizes
+            )
+        except ExportError as e:
+            raise ExportError(f"{file}: {e}") from None
+        return simplify(graph) if slim else graph
+
+    def write(graph: ResponseGraph) -> Bundle:
+        names, origin = (list(classes), "given") if classes else default_classes(graph.classes, metadata)
+        try:
+            pixels, notes = input_pixels(graph, user)
+        except ExportError as e:
+            raise ExportError(f"{file}: {e}") from None
+        return write_bundle(
+            Path(out),
+            replace(graph, notes=[*graph.notes, *notes]),
+            classes=names,
+            input_spec=_spec(*pixels, colour),
+            multi_label=graph.multi_label if multi_label is None else multi_label,
+            source=_origin(file, model) | {"logits": graph.logits, "classes_from": origin},
+            source_scores=onnx_scores(model, graph, keep_classes),
+            images=images,
+            tolerance=tolerance,
+            name=name or file.stem,
+            overwrite=overwrite,
+        )
+
     metadata = {p.key: p.value for p in model.metadata_props}
-    names, origin = (list(classes), "given") if classes else default_classes(graph.classes, metadata)
-    source: dict[str, Any] = {
-        "kind": "onnx",
-        "file": file.name,
-        "sha256": sha256_file(file),
-        "logits": graph.logits,
-        "classes_from": origin,
-    }
+    return write_as_it_agrees(graph_of, write, SizeWishes(size=size))
+
+
+def _origin(file: Path, model: ModelProto) -> dict[str, Any]:
+    """What the manifest says of the file."""
+    source: dict[str, Any] = {"kind": "onnx", "file": file.name, "sha256": sha256_file(file)}
     if model.producer_name:
         source["producer"] = f"{model.producer_name} {model.producer_version}".strip()
-    return write_bundle(
-        Path(out),
-        graph,
-        classes=names,
-        input_spec=spec,
-        multi_label=graph.multi_label if multi_label is None else multi_label,
-        source=source,
-        source_scores=onnx_scores(model, graph, keep_classes),
-        images=images,
-        tolerance=tolerance,
-        name=name or file.stem,
-        overwrite=overwrite,
-    )
+    return source
 
 
 def _spec(

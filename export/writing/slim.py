@@ -55,12 +55,13 @@ def _difference(graph: ResponseGraph, slimmed: ModelProto) -> str | None:
     names = [o.name for o in slimmed.graph.output], [i.name for i in Graph(slimmed).image_inputs()]
     if names != ([SCORES, RESPONSE], [graph.input_name]):
         return f"onnxslim changed the inputs or outputs to {names}"
-    h, w = (graph.height, graph.width) if graph.height else graph.smallest
+    h, w = (graph.height, graph.width) if graph.height else graph.base
     shapes = [(1, h, w)]
     if graph.dynamic_batch:
         shapes.append((2, h, w))
     if graph.height is None:
-        shapes.append((1, graph.smallest[0] + 33, graph.smallest[1] + 20))
+        more = (33, 20) if graph.multiple == 1 else (graph.multiple, 2 * graph.multiple)
+        shapes.append((1, graph.base[0] + more[0], graph.base[1] + more[1]))
     rng = np.random.default_rng(0)
     try:
         before, after = GraphSession(graph.model), GraphSession(slimmed)

@@ -17,6 +17,7 @@ import numpy as np
 
 from infercam.engine.bundle import InputSpec, Verification
 from infercam.engine.common.errors import ExportError
+from infercam.engine.method.geometry import ViewSizes
 from infercam.engine.method.reference import normalise
 from infercam.export.compare import relative_error
 from infercam.export.graph.surgery import ResponseGraph
@@ -27,6 +28,10 @@ Scores = Callable[[np.ndarray], np.ndarray]
 MAX_IMAGES = 8
 _LONGEST_SIDE = 320
 _DISTINCT = 1e-5
+
+
+class Disagreement(ExportError):
+    """The response graph does not compute what the source does."""
 
 
 class SourceLimit(Exception):
@@ -110,8 +115,11 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], graph: ResponseGrap
 def _sizes(graph: ResponseGraph) -> list[tuple[int, int]]:
     if graph.height is not None and graph.width is not None:
         return [(graph.height, graph.width)] * 3
-    h, w = graph.smallest
-    step = graph.stride  # maps of other sizes than those that were probed, and pictures that are no multiple
+    h, w = graph.base
+    step, many = graph.stride, graph.multiple
+    if many > 1:
+        return [(h, w), (h + many, w), (h, w + 2 * many)]
+    # Maps of other sizes than those that were probed, and pictures that are no multiple of the stride.
     return [(h, w), (h + 4 * step + 1, w + 3 * step + step // 2), (h + step - 1, w + 5 * step)]
 
 
@@ -140,8 +148,8 @@ def _fit(image: np.ndarray, graph: ResponseGraph) -> np.ndarray:
         size = (graph.width, graph.height)
     else:
         ratio = min(1.0, _LONGEST_SIDE / max(image.shape[:2]))
-        low_h, low_w = graph.smallest
-        size = (max(low_w, round(image.shape[1] * ratio)), max(low_h, round(image.shape[0] * ratio)))
+        taken = ViewSizes(smallest=max(graph.smallest, min(graph.base)), multiple=graph.multiple)
+        size = taken.of(image.shape[0], image.shape[1], ratio)[::-1]
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
 
 
@@ -170,7 +178,7 @@ def _check_mean(
     mean = response.astype(np.float64).mean(axis=(2, 3)) + bias
     error = relative_error(mean, scores)
     if not error <= tolerance:
-        raise ExportError(
+        raise Disagreement(
             f"verification: mean of the response plus bias differs from the scores by {error:.2g} (relative; "
             f"at most {tolerance:g}) on {trial.name}"
         )
@@ -179,13 +187,13 @@ def _check_mean(
 
 def _check_source(trial: Trial, scores: np.ndarray, theirs: np.ndarray, tolerance: float) -> float:
     if theirs.shape != scores.shape:
-        raise ExportError(
+        raise Disagreement(
             f"verification: the source gives scores {theirs.shape}, the response graph {scores.shape}, "
             f"on {trial.name}"
         )
     error = relative_error(scores, theirs)
     if not error <= tolerance:
-        raise ExportError(
+        raise Disagreement(
             f"verification: the scores differ from the source's by {error:.2g} (relative; at most "
             f"{tolerance:g}) on {trial.name}"
         )
@@ -194,7 +202,7 @@ def _check_source(trial: Trial, scores: np.ndarray, theirs: np.ndarray, toleranc
 
 def _check_distinct(session: GraphSession, graph: ResponseGraph, spec: InputSpec) -> None:
     """A dead network (all weights zero, an input that is ignored) would pass every other check."""
-    h, w = graph.smallest if graph.height is None else (graph.height, graph.width or graph.height)
+    h, w = graph.base if graph.height is None else (graph.height, graph.width or graph.height)
     maps = [
         _run(session, Trial(f"texture {seed}", normalise(texture(h, w, seed), spec)[None]), graph.classes)[1]
         for seed in (0, 1)

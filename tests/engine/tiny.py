@@ -70,6 +70,8 @@ def build(
     fixed: tuple[int, int] | None = None,
     batch: bool = True,
     multi_label: bool = True,
+    smallest: int = 1,
+    multiple: int = 1,
 ) -> Bundle:
     """Write the bundle and load it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +82,14 @@ def build(
         classes=CLASSES,
         multi_label=multi_label,
         stride=stride,
-        input=InputSpec(colour=colour, dynamic_batch=batch, height=height, width=width),
+        input=InputSpec(
+            colour=colour,
+            dynamic_batch=batch,
+            height=height,
+            width=width,
+            smallest=smallest,
+            multiple=multiple,
+        ),
         bias=weights(stride)["bias"].tolist(),
         graphs={"fp32": "response.onnx"},
         files={"response.onnx": file_entry(folder / "response.onnx")},

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from infercam.engine.common.errors import InputError
 from infercam.engine.common.options import option
+from infercam.engine.common.paths import existing
 from infercam.engine.inputs import SourceSettings
 from infercam.trainer.photos.label_png import read_label
 from infercam.trainer.photos.photos import Photos, open_photos
@@ -36,7 +37,7 @@ class ValidationSettings(BaseModel):
             return Validation(photos, photos.mask_path)
         if images is not None and masks is not None and split is None:
             photos = open_photos(SourceSettings(images=images, limit=self.val_limit))
-            return Validation(photos, lambda item_id: masks / f"{item_id}.png")
+            return Validation(photos, lambda item_id: existing(masks / f"{item_id}.png", ".PNG"))
         if split is None and images is None and masks is None:
             return None
         raise InputError("validation: give --voc ROOT --val-split NAME, or --val-images DIR --val-masks DIR")

@@ -273,19 +273,44 @@ def dark_class(folder: Path) -> Bundle:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_bundle_of_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+def test_a_bundle_of_one_size(tmp_path: Path, mode: str) -> None:
     """Every tile is resized to the network's only size; scales have no meaning and become one."""
     bundle = tiny.build(tmp_path / "fixed", fixed=(24, 32), batch=False)
     one = Recipe(views=Views(scales=(1.0,)))
     with Engine.load(bundle, threads=2) as engine:
         assert engine.recipe("corrected").views.scales == (1.0,)
-        monkeypatch.setattr(reference, "view_size", lambda height, width, scale: (24, 32))
         for size, classes in (((24, 32), [1]), ((40, 50), [1, 2]), ((7, 90), [0, 1, 2])):
             pixels = tiny.picture(*size)
             got = engine.maps(pixels, classes, "corrected", mode)  # type: ignore[arg-type]
             assert difference(got, expected(engine, pixels, classes, one, mode)) <= TOLERANCE
             assert set(engine.scheduler.stats.batch_sizes) == {1}  # type: ignore[union-attr]
         assert engine.scores(tiny.picture(50, 20)).shape == (5,)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("smallest", "multiple"), [(33, 1), (48, 16)])
+def test_no_view_is_below_the_network_s_smallest_size(
+    tmp_path: Path, mode: str, smallest: int, multiple: int
+) -> None:
+    bundle = tiny.build(tmp_path / "b", smallest=smallest, multiple=multiple)
+    seen: set[tuple[int, int]] = set()
+    with Engine.load(bundle, threads=2) as engine:
+        backend = engine.backend
+        run = backend._infer  # type: ignore[attr-defined]
+
+        def watched(output, x):
+            seen.add(x.shape[2:])
+            return run(output, x)
+
+        backend._infer = watched  # type: ignore[attr-defined]
+        for size, classes in (((24, 90), [1]), ((70, 50), [1, 2]), ((7, 9), [0, 1, 2])):
+            pixels = tiny.picture(*size)
+            got = engine.maps(pixels, classes, "corrected", mode)  # type: ignore[arg-type]
+            assert got.shape == (len(classes), *size)
+            assert difference(got, expected(engine, pixels, classes, RECIPES["corrected"], mode)) <= TOLERANCE
+        assert engine.scheduler.stats.enlarged  # type: ignore[union-attr]
+        assert engine.scores(tiny.picture(5, 4)).shape == (5,)
+    assert seen and all(side >= smallest and side % multiple == 0 for size in seen for side in size)
 
 
 def test_scores_are_the_classifier_s(tiny_engine: Engine) -> None:

@@ -191,6 +191,56 @@ def test_12_bit_tiff_keeps_its_high_8_bits(write) -> None:
     np.testing.assert_array_equal(read_image(write(data))[0, :, 0], [0xAB, 0x12])
 
 
+@pytest.mark.parametrize("fmt", ["PNG", "TIFF"])
+def test_12_bits_in_a_16_bit_grey_file(write, fmt: str) -> None:
+    """Scaled by what they hold: 4095 is white; one sample more and it is a dark picture of 16 bits."""
+    twelve = np.linspace(0, 4095, 97, dtype=np.uint16)[None, :]
+    np.testing.assert_array_equal(read_image(write(encoded(twelve, fmt)))[0, :, 1], twelve[0] >> 4)
+    twelve[0, -1] = 4096
+    np.testing.assert_array_equal(read_image(write(encoded(twelve, fmt)))[0, :, 1], twelve[0] >> 8)
+
+
+def test_a_ppm_states_its_largest_value(write) -> None:
+    grey = np.array([[0, 100, 200]], ">u2")
+    for largest, scale in ((4095, 255 / 4095), (65535, 255 / 65535)):
+        data = b"P5 3 1 %d\n" % largest + grey.tobytes()
+        expected = (grey[0] * scale).astype(np.uint8)
+        np.testing.assert_allclose(read_image(write(data))[0, :, 1], expected, atol=1)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_12_bits_in_a_16_bit_colour_file(write, suffix: str) -> None:
+    twelve = photo().astype(np.uint16) * 16 + 7
+    ok, data = cv2.imencode(suffix, twelve[:, :, ::-1])
+    assert ok
+    np.testing.assert_array_equal(read_image(write(data.tobytes())), photo())
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_turned_tiff_of_12_bits_is_turned(write, orientation: int) -> None:
+    twelve = photo().astype("<u2") * 16
+    height, width, _ = twelve.shape
+    tags = [(256, width), (257, height), (258, 0), (259, 1), (262, 2), (273, 0), (274, orientation)]
+    tags += [(277, 3), (278, height), (279, twelve.nbytes), (284, 1)]
+    behind = 8 + 2 + 12 * len(tags) + 4
+    values = {258: behind, 273: behind + 6}
+    body = b"".join(
+        struct.pack(
+            "<HHII", tag, 3 if tag in (258, 274) else 4, 3 if tag == 258 else 1, values.get(tag, value)
+        )
+        for tag, value in tags
+    )
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + bytes(4) + struct.pack("<HHH", 16, 16, 16)
+    expected = {1: photo(), 3: photo()[::-1, ::-1], 6: photo().swapaxes(0, 1)[:, ::-1]}[orientation]
+    np.testing.assert_array_equal(read_image(write(data + twelve.tobytes())), expected)
+
+
+def test_a_dark_picture_of_8_bits_stays_dark(write) -> None:
+    dark = photo() // 32
+    for fmt in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(read_image(write(encoded(dark, fmt))), dark)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_32_bit_samples_are_refused_with_advice(write, dtype: type) -> None:
     message = refusal(write(encoded(Image.fromarray(np.ones((3, 4), dtype)), "TIFF")))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from infercam.engine.common.errors import InputError, shown
 from infercam.engine.common.paths import check_id
-from infercam.engine.data.sources import Item, Source, folder_source, list_source, voc_source
+from infercam.engine.data.sources import Item, Source, folder_source, list_source, read_pixels, voc_source
 from tests.shared import SHARED
 
 
@@ -346,3 +349,58 @@ def test_real_voc_tree_and_psa_list() -> None:
     assert len(psa) == 50
     assert psa[0].id == "2007_000032"
     assert psa[0].path == SHARED / "voc/VOC2012/JPEGImages/2007_000032.jpg"
+
+
+# --- lists of other tools
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cats/a.jpg 3\ndogs/b.png 7\n",
+        "cats/a.jpg\t3\ndogs/b.png\t7\n",
+        "cats/a.jpg,cat\ndogs/b.png,dog\n",
+        "image,label\ncats/a.jpg,cat\ndogs/b.png,dog\n",
+        "path label\ncats/a.jpg cat\ndogs/b.png potted plant\n",
+    ],
+)
+def test_labels_on_the_lines_are_no_masks_and_told(tmp_path: Path, text: str) -> None:
+    file = write_list(tmp_path, text)
+    source = list_source(file)
+    assert list(source) == [Item("cats/a", tmp_path / "cats/a.jpg"), Item("dogs/b", tmp_path / "dogs/b.png")]
+    assert source.notes == [f"{file}: 2 lines hold labels; --labels {file} uses them"]
+
+
+def test_masks_behind_commas(tmp_path: Path) -> None:
+    assert list_source(write_list(tmp_path, "a.jpg,m/a.png\n"))[0].mask == tmp_path / "m/a.png"
+
+
+@pytest.mark.parametrize(
+    ("item_id", "says"),
+    [
+        ("a\\b", "has a backslash; write / between folders"),
+        ("/a/b", "is absolute; write it relative"),
+        ("../b", r"leaves its folder by '..'; write it relative to a folder above"),
+        ("a\0", "has a null character"),
+        ("", "is empty; name a file"),
+    ],
+)
+def test_each_reason_has_its_own_words(item_id: str, says: str) -> None:
+    assert says in refusal(check_id, item_id)
+
+
+@pytest.mark.parametrize("in_list", ["NFC", "NFD"])
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+def test_lists_and_files_in_other_unicode_forms(tmp_path: Path, in_list: str, on_disk: str) -> None:
+    file = tmp_path / unicodedata.normalize(on_disk, "Café") / unicodedata.normalize(on_disk, "Müller.png")
+    file.parent.mkdir()
+    file.write_bytes(encoded_png())
+    for line in ("Café/Müller.png", "Café/Müller"):
+        item = list_source(write_list(tmp_path, unicodedata.normalize(in_list, line)))[0]
+        assert read_pixels(None, item.path).shape == (2, 3, 3)
+
+
+def encoded_png() -> bytes:
+    done = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(done, "PNG")
+    return done.getvalue()

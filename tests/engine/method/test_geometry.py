@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from infercam.engine.method.geometry import Box, Placed, split_boxes, view_size, whole_box
+from infercam.engine.method.geometry import Box, Placed, ViewSizes, split_boxes, view_size, whole_box
 from infercam.engine.method.recipe import RECIPES, Recipe
 
 RELEASED, PAPER = RECIPES["released"], RECIPES["paper"]
@@ -180,5 +180,41 @@ def test_paper_tiles_of_many_classes_are_the_union_of_one_class_layouts(
         ((1, 3), 0.1, (1, 1)),
     ],
 )
-def test_view_sizes(size: tuple[int, int], scale: float, expected: tuple[int, int]) -> None:
+def test_sizes_of_views(size: tuple[int, int], scale: float, expected: tuple[int, int]) -> None:
     assert view_size(*size, scale) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "scale", "expected", "enlarged"),
+    [
+        (ViewSizes(), 0.5, (188, 250), False),
+        (ViewSizes(fixed=(224, 224)), 0.5, (224, 224), False),
+        (ViewSizes(smallest=224), 0.5, (224, 250), True),
+        (ViewSizes(smallest=64, multiple=64), 0.5, (192, 256), False),
+        (ViewSizes(smallest=64, multiple=64), 0.05, (64, 64), True),
+    ],
+)
+def test_sizes_that_a_network_takes(
+    sizes: ViewSizes, scale: float, expected: tuple[int, int], enlarged: bool
+) -> None:
+    assert sizes.of(375, 500, scale) == expected
+    assert sizes.enlarges(375, 500, scale) == enlarged
+
+
+@given(
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=2),
+    st.integers(1, 96),
+    st.sampled_from(["released", "paper", "fast", "best"]),
+)
+def test_no_tile_is_below_the_network_s_smallest_side(height, width, at, smallest: int, name: str) -> None:
+    """Unless the image is; and what is large enough anyhow stays where it was."""
+    centres = [(min(height - 1, int(y * height)), min(width - 1, int(x * width))) for y, x in at]
+    plain = split_boxes(height, width, centres, RECIPES[name])
+    grown = split_boxes(height, width, centres, RECIPES[name], smallest)
+    for placed in grown:
+        assert placed.box.height >= min(smallest, height) and placed.box.width >= min(smallest, width)
+        assert 0 <= placed.box.y0 < placed.box.y1 <= height and 0 <= placed.box.x0 < placed.box.x1 <= width
+    if all(min(p.box.height, p.box.width) >= smallest for p in plain):
+        assert grown == plain

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from infercam.engine.api import Engine
-from infercam.engine.method.geometry import Box, whole_box
+from infercam.engine.method.geometry import Box, ViewSizes, whole_box
 from infercam.engine.method.program import Program
 from infercam.engine.method.recipe import RECIPES, Recipe, Views
 from infercam.engine.method.task import Advanced, ImageTask, Tile, views_of
@@ -184,7 +184,7 @@ def test_a_probe_is_one_view_and_its_verdict_holds_for_the_tile() -> None:
 
 def test_a_fixed_network_size_is_every_view_s_shape() -> None:
     tile = Tile(task(1), Box(0, 0, 30, 40), (0,), 1, views=Views(scales=(1.0,)))
-    assert [v.shape for v in views_of(tile, (24, 32))] == [(24, 32)] * 2
+    assert [v.shape for v in views_of(tile, ViewSizes(fixed=(24, 32)))] == [(24, 32)] * 2
     assert [(v.scale, v.mirrored, v.shape) for v in views_of(tile)] == [
         (0, False, (30, 40)),
         (0, True, (30, 40)),

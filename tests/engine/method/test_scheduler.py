@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infercam.engine.method.backend import Limits, OutOfMemory
+from infercam.engine.method.geometry import ViewSizes
 from infercam.engine.method.recipe import MODES, RECIPES, Mode, Recipe, Views
 from infercam.engine.method.scheduler import Cancelled, NotFinite, Scheduler
 from infercam.engine.method.task import (
@@ -512,7 +513,7 @@ def test_images_leave_before_all_have_arrived() -> None:
 def test_a_bundle_of_one_size_batches_everything_together(specs: list, mode: str, seed: int) -> None:
     recipe = Recipe(views=Views(scales=(1.0,)))
     rng = random.Random(seed)
-    scheduler = Scheduler(Limits(1 << 30, batch_views=8), fixed=(24, 32))
+    scheduler = Scheduler(Limits(1 << 30, batch_views=8), ViewSizes(fixed=(24, 32)))
     tasks = [image(f"i{n}", h, w, k, recipe) for n, (h, w, k) in enumerate(specs)]
     seen = set()
 

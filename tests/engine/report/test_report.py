@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from typer.testing import CliRunner
 
 from infercam.engine.cli import app
 from infercam.engine.common.errors import InfercamError, InputError
 from infercam.engine.data.sources import Item, voc_source
 from infercam.engine.evaluation.histogram import count_image
+from infercam.engine.evaluation.mask_values import MaskValues
 from infercam.engine.report import build as building
 from infercam.engine.report.build import PageOptions, build_report
 from infercam.engine.report.chosen import telling
@@ -255,3 +258,23 @@ def test_images_of_another_size_than_the_maps(tree: dict[str, Any]) -> None:
     swapped = [Item("s00", root / "voc" / "JPEGImages" / "s09.jpg")]
     summary = build_report(open_runs([root / "a"]), swapped, root / "r.html", QUICK)
     assert len(summary.errors) == 1 and "name the images that the maps were made from" in summary.errors[0]
+
+
+def test_masks_with_values_of_their_own(tree: dict[str, Any], tmp_path: Path) -> None:
+    """--gt-values: the page is scored and drawn as with the masks' classes themselves; without, one line."""
+    gt, values = tmp_path / "gt", [10 * label + 5 for label in range(len(CLASSES) + 1)]
+    for id, mask in tree["masks"].items():
+        gt.mkdir(exist_ok=True)
+        Image.fromarray(np.where(mask == 255, 255, 10 * mask.astype(int) + 5).astype(np.uint8)).save(
+            gt / f"{id}.png"
+        )
+    items = [Item(item.id, item.path, gt / f"{item.id}.png") for item in tree["items"]]
+    runs = open_runs([tree["root"] / "a"])
+    with pytest.raises(InputError, match="--gt-values"):
+        build_report(runs, items, tmp_path / "r.html", QUICK)
+    options = replace(QUICK, gt_values=MaskValues(tuple(values)))
+    assert build_report(runs, items, tmp_path / "r.html", options).errors == []
+    build_report(runs, tree["items"], tmp_path / "own.html", QUICK)
+    mapped, own = data_of(tmp_path / "r.html"), data_of(tmp_path / "own.html")
+    assert mapped["images"]["iou"] == own["images"]["iou"]
+    assert [run["miou"] for run in mapped["runs"]] == [run["miou"] for run in own["runs"]]

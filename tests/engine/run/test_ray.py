@@ -22,8 +22,9 @@ from infercam.engine.data.sources import folder_source
 from infercam.engine.method.recipe import RECIPES
 from infercam.engine.run.ray_pool import PoolOptions, WorkerPool, _sized, started
 from infercam.engine.run.ray_run import ClusterRun
-from infercam.engine.run.ray_worker import EngineSpec, ImageOutcome, ImageRow, Worker
+from infercam.engine.run.ray_worker import ImageOutcome, ImageRow, Worker
 from infercam.engine.run.run import Predicted, Run, Summary
+from infercam.engine.run.settings import EngineSpec
 from infercam.engine.store.failures import read_failures
 from infercam.engine.store.mapstore import MapStore
 from tests.engine import tiny

@@ -16,7 +16,7 @@ from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import InputError
 from infercam.engine.data.sources import folder_source
 from infercam.engine.method.backend import Limits
-from infercam.engine.method.geometry import split_boxes
+from infercam.engine.method.geometry import ANY_SIZE, ViewSizes, split_boxes
 from infercam.engine.method.recipe import RECIPES
 from infercam.engine.method.task import Respond
 from infercam.engine.runners.plan import pick_profile
@@ -29,7 +29,6 @@ from infercam.export.plan.profiles import (
     coverage,
     measure_shapes,
     record,
-    smallest_that_runs,
     smallest_view,
 )
 from tests.engine import tiny
@@ -157,21 +156,11 @@ def test_the_last_profile_reaches_what_the_sample_has_not(bundle):
 
 @pytest.mark.parametrize(("name", "side"), [("released", 5), ("fast", 5), ("corrected", 5)])
 def test_the_smallest_view_is_that_of_a_tile_at_the_edge(name, side):
-    assert smallest_view(RECIPES[name]) == side
+    assert smallest_view(RECIPES[name], ANY_SIZE) == side
+    assert smallest_view(RECIPES[name], ViewSizes(smallest=32)) == 32
     placed = split_boxes(300, 400, [(0, 0)], RECIPES[name].model_copy(update={"split": "released"}))
     shortest = min(min(p.box.height, p.box.width) for p in placed)
     assert round(shortest * 0.5) == side
-
-
-def test_the_smallest_size_is_tried_on_the_network():
-    def picky(x):
-        if x.shape[2] < 17:
-            raise RuntimeError("window larger than the input")
-        return x
-
-    assert smallest_that_runs(picky, 5, 64) == 20
-    assert smallest_that_runs(picky, 5, 16) == 16
-    assert smallest_that_runs(lambda x: x, 5, 64) == 5
 
 
 def test_groups_follow_the_sizes_and_are_tuned_to_the_pixels(bundle):
