@@ -80,7 +80,13 @@ class SegmentStage(StageBase):
             truth = self.validation.truth(item_id, classes - 1, image.shape[:2])
             mine += confusion(self.label(image), truth, classes)
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        return {"mIoU": mean_iou(sum(gathered({str(rank): mine}).values(), np.zeros_like(mine)))}
+        whole = sum(gathered({str(rank): mine}).values(), np.zeros_like(mine))
+        if not whole[1:].any():  # else its mIoU would be background's alone
+            raise InputError(
+                "the validation masks hold no class at all, only background (0) and ignored pixels (255): "
+                "their values are class indices from 1, not 255 for the object"
+            )
+        return {"mIoU": mean_iou(whole)}
 
     @torch.no_grad()
     def label(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -14,13 +14,14 @@ from onnx import numpy_helper
 from infercam.engine.bundle import Bundle, InputSpec
 from infercam.engine.common.errors import ExportError
 from infercam.export.compare import relative_error
+from infercam.export.graph.dynamic import SizeWishes
 from infercam.export.graph.surgery import response_graph
 from infercam.export.runtime import save
 from infercam.export.writing import bundle_writer
-from infercam.export.writing.bundle_writer import write_bundle
+from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bundle
 from infercam.export.writing.onnx_source import onnx_scores
 from infercam.export.writing.slim import simplify
-from infercam.export.writing.verify import SourceLimit, texture, trials, verify
+from infercam.export.writing.verify import Disagreement, SourceLimit, texture, trials, verify
 
 SPEC = InputSpec()
 
@@ -360,3 +361,25 @@ def test_the_manifest_is_plain_json_with_the_schema(tmp_path, graph, scores):
     write(tmp_path / "b", graph, scores)
     raw = json.loads((tmp_path / "b" / "manifest.json").read_text())
     assert raw["schema_version"] == 2 and raw["graphs"] == {"fp32": "response.onnx"}
+
+
+def test_where_other_sizes_disagree_with_the_source_its_own_is_kept(graph):
+    """Sizes are free if a graph runs there; what it computes there, only the source can say."""
+    fixed = replace(graph, height=64, width=64)
+    asked, written = [], []
+
+    def graph_of(wishes):
+        asked.append(wishes)
+        return graph if wishes.free else fixed
+
+    def write_one(given):
+        if given.height is None:
+            raise Disagreement("verification: the scores differ from the source's by 0.4 on random 1x3x97x33")
+        written.append(given)
+        return given
+
+    found = write_as_it_agrees(graph_of, write_one, SizeWishes(own=(64, 64)))
+    assert written == [found] and [w.free for w in asked] == [True, False] and asked[1].own == (64, 64)
+    assert found.notes[0].startswith("height and width fixed at 64x64: at other sizes the scores differ")
+    with pytest.raises(Disagreement):
+        write_as_it_agrees(lambda wishes: replace(fixed, height=None), write_one, SizeWishes())

@@ -183,6 +183,19 @@ def test_validation_is_of_whole_photos(scene):
     assert total.sum() == 3 * 56 * 72 and stage.validate() == {"mIoU": mean_iou(total)}
 
 
+def test_validation_masks_without_any_class_are_refused(scene, tmp_path):
+    """Masks of 0 and 255: all that could be scored is background."""
+    network, _ = start_deeplab("small", None, classes=3, random=True)
+    photos = open_photos(SourceSettings(images=scene / "photos"))
+    for k in range(3):
+        truth = read_mask(scene / "masks" / f"p{k}.png")
+        Image.fromarray(((truth > 0) * 255).astype(np.uint8)).save(tmp_path / f"p{k}.png")
+    binary = Validation(photos, lambda i: tmp_path / f"{i}.png")
+    stage = SegmentStage(network.eval(), segment_config(arch="small"), items_of(scene, "none"), binary)
+    with pytest.raises(InputError, match="validation masks hold no class at all"):
+        stage.validate()
+
+
 def test_presets_give_way():
     assert segment_config().rate == 2.5e-4 and segment_config().output_stride == 8
     assert segment_config(arch="mobilenetv2").output_stride == 16
