@@ -35,7 +35,8 @@ class Watched:
     def limits(self) -> Limits:
         wanted = {"images": self._switches.images_in_flight, "batch_views": self._switches.batch_views}
         limits: Limits = self._backend.limits
-        return dataclasses.replace(limits, **{k: v for k, v in wanted.items() if v is not None})
+        given: dict[str, Any] = {k: v for k, v in wanted.items() if v is not None}
+        return dataclasses.replace(limits, **given)
 
     def submit(self, work: Work) -> None:
         if isinstance(work, Respond):

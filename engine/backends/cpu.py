@@ -35,6 +35,7 @@ from infercam.engine.method.task import (
     Tile,
     View,
     Work,
+    view_shapes,
 )
 from infercam.engine.method.trace import Inspected
 from infercam.engine.runners.ort_errors import out_of_memory, problem
@@ -242,9 +243,7 @@ class CpuBackend:
         return np.float32(tile.image.recipe.peak_floor) * tile.peak * np.float32(tile.views.count)
 
     def _masks(self, tile: Tile, erased: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-        scales = tile.views.scales
-        shapes = [self.sizes.of(tile.box.height, tile.box.width, s) for s in scales]
-        return host_ops.masks_at(erased, shapes, tile.image.recipe.mask_cascade)
+        return host_ops.masks_at(erased, view_shapes(tile, self.sizes), tile.image.recipe.mask_cascade)
 
     @staticmethod
     def _accumulate(tile: Tile, state: TileState, n: Float) -> int:

@@ -55,6 +55,7 @@ from infercam.engine.method.task import (
     Unite,
     View,
     Work,
+    view_shapes,
 )
 from infercam.engine.method.trace import Inspected
 
@@ -62,8 +63,11 @@ Float = NDArray[np.float32]
 
 DEPTH = 3
 """Batches enqueued and not finished: one runs, the others are there when it ends, whatever the host does."""
-BATCH_PIXELS = 4_000_000
-"""Network pixels that fill a large GPU; more only takes memory."""
+BATCH_PIXELS = 6_000_000
+"""Network pixels that fill a large GPU; more only takes memory, and fewer make more distinct batches of a ladder."""
+IMAGES, PATIENCE = 256, 64
+"""Images in flight, as far as the budget has room for them, and turns that a view waits for a fuller batch: with 64
+and 8, 300 VOC photos by `released` on a ladder make twice as many batches (benchmarks/gpu/model.py)."""
 ACTIVATIONS = 1024
 """Bytes that a network is taken to need per input pixel. A wrong guess costs a halving, nothing else."""
 
@@ -126,6 +130,9 @@ class DeviceBackend:
             batch_pixels=self._batch_pixels,
             batch_views=64 if self.manifest.input.dynamic_batch else 1,
             memory=self.pool.budget // 2,
+            images=IMAGES,
+            patience=PATIENCE,
+            few_batches=True,
         )
 
     def _affordable_pixels(self) -> int:
@@ -299,7 +306,8 @@ class DeviceBackend:
         shape = self.runner.response_shape(*views[0].shape)
         most = self.runner.max_batch(*views[0].shape)
         for begin in range(0, len(views), most):
-            self._infer(views[begin : begin + most], shape)
+            part = views[begin : begin + most]
+            self._infer(part, shape, min(most, work.slots - begin))
         self._batches.append(self.driver.record())
         (self._ready if len(self._batches) < self.depth else self._held).append(Done(work))
 
@@ -334,17 +342,21 @@ class DeviceBackend:
         for view, item in missing.values():
             view.tile.state.pictures[view.shape] = item.picture
 
-    def _infer(self, views: Sequence[View], shape: OutputShape) -> None:
+    def _infer(self, views: Sequence[View], shape: OutputShape, slots: int) -> None:
+        """Run a batch of `slots` views, of which those beyond `views` are blank."""
         lows = [self._low(view, shape) for view in views]
         due = [(view, low) for view, low in zip(views, lows, strict=True) if view.mirrored not in low.seen]
         if not due:
             return
         height, width = views[0].shape
-        sizes = len(due) * 3 * height * width * self._input_itemsize, len(due) * 4 * _count(shape)
-        with self.pool.scratch(*sizes) as (image, response):
-            slots = [self._slot(view) for view, _ in due]
-            self._ops.erase(slots, (height, width), image, self.runner.input_type)
-            self.runner.respond(len(due), height, width, image, response)
+        each = 3 * height * width * self._input_itemsize
+        with self.pool.scratch(slots * each, slots * 4 * _count(shape)) as (image, response):
+            self._ops.erase(
+                [self._slot(view) for view, _ in due], (height, width), image, self.runner.input_type
+            )
+            if len(due) < slots:
+                self.driver.zero(image + len(due) * each, (slots - len(due)) * each)
+            self.runner.respond(slots, height, width, image, response)
             self._ops.gather(_gathers(due), response, shape)
         for view, low in due:
             low.seen.add(view.mirrored)
@@ -365,7 +377,7 @@ class DeviceBackend:
         if tile.iteration <= 0:
             return Slot(picture, view.mirrored)
         size = (tile.box.height, tile.box.width)
-        chain = [self.sizes.of(*size, s) for s in tile.views.scales[: view.scale]]
+        chain = view_shapes(tile, self.sizes)[: view.scale]
         return Slot(
             picture,
             view.mirrored,

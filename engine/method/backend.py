@@ -39,6 +39,9 @@ class Limits:
     """Images in flight."""
     patience: int = 8
     """Turns that the oldest view may be passed over for a fuller batch."""
+    few_batches: bool = False
+    """Whether every new (views, height, width) costs preparing: then the shapes of a ladder (Recipe.ladder) are run
+    in two batch sizes each, filled up with blank views."""
 
 
 class Backend(Protocol):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from math import lcm, log
 from typing import TYPE_CHECKING, NamedTuple
 
 from infercam.engine.method.recipe import Recipe
@@ -64,11 +68,16 @@ class ViewSizes:
     def of_network(cls, spec: InputSpec) -> ViewSizes:
         return cls(spec.fixed_size, spec.smallest, spec.multiple)
 
-    def of(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
-        """Network height and width for a tile at a scale; a side that is too short is enlarged to `smallest`."""
+    def of(self, height: int, width: int, scale: float = 1.0, ladder: bool = False) -> tuple[int, int]:
+        """Network height and width for a tile at a scale; a side that is too short is enlarged to `smallest`.
+
+        ladder: of few sizes, so that views of many tiles share one (see ladder_size).
+        """
         if self.fixed is not None:
             return self.fixed
         h, w = view_size(height, width, scale)
+        if ladder:
+            return ladder_size(h, w, self.smallest, self.multiple)
         return self._side(h), self._side(w)
 
     def _side(self, side: int) -> int:
@@ -88,6 +97,39 @@ class ViewSizes:
 
 
 ANY_SIZE = ViewSizes()
+_STEP, _RATIO = 64, 1.25
+_LONGEST_SIDE = 1 << 16
+ASPECT = 1.2
+"""A ladder changes a view's aspect by no more than this factor, where its rungs allow that."""
+
+
+@lru_cache(maxsize=64)
+def ladder_sides(smallest: int = 1, multiple: int = 1) -> tuple[int, ...]:
+    """The rungs: multiples of 64 (and of `multiple`), at least `smallest`, each about a quarter above the last."""
+    step = lcm(_STEP, multiple)
+    sides = [step * -(-smallest // step)]
+    while sides[-1] < _LONGEST_SIDE:
+        sides.append(max(sides[-1] + step, round(sides[-1] * _RATIO / step) * step))
+    return tuple(sides)
+
+
+@lru_cache(maxsize=1 << 16)
+def ladder_size(height: int, width: int, smallest: int = 1, multiple: int = 1) -> tuple[int, int]:
+    """The pair of rungs that a view is inferred at: of those that keep its aspect to ASPECT the nearest in area, or
+    else (a sliver of a tile) the one that changes it least."""
+    rungs = ladder_sides(smallest, multiple)
+
+    def near(side: int) -> tuple[int, ...]:
+        above = bisect_left(rungs, side)
+        return rungs[max(0, above - 2) : above + 2] or rungs[-1:]
+
+    def cost(size: tuple[int, int]) -> tuple[bool, float]:
+        aspect = abs(log(size[0] * width / (size[1] * height)))
+        area = abs(log(size[0] * size[1] / (height * width)))
+        bent = aspect > log(ASPECT) + 1e-9
+        return bent, aspect if bent else area
+
+    return min(product(near(height), near(width)), key=cost)
 
 
 def split_boxes(

@@ -113,6 +113,12 @@ class Recipe(BaseModel):
         "of the whole image's, in every class, is not inferred further",
     )
 
+    ladder: bool = Field(
+        default=False,
+        description="views are inferred at few sizes (sides from 64 in steps of about a quarter), whatever their "
+        "tile's, so that they fill batches and a GPU prepares few shapes; False: at their exact size",
+    )
+
     peak_quantile: float = Field(
         default=1.0,
         gt=0,
@@ -139,6 +145,8 @@ class Recipe(BaseModel):
     def fingerprint(self, mode: Mode) -> str:
         """Hash of everything here that can change a map; the recipe's name is not part of it."""
         key = {"mode": mode, **self.model_dump(exclude={"name"})}
+        if not self.ladder:  # as it was before there was one: what stores hold stays valid
+            del key["ladder"]
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -153,6 +161,7 @@ RECIPES: dict[str, Recipe] = {
         # nothing beyond that; a mirror less, a scale more, pay for themselves.
         Recipe(
             name="fast",
+            ladder=True,
             split="none",
             views=Views(mirror=False),
             later_views=Views(scales=(1.0, 0.5, 1.5), mirror=False),
@@ -163,6 +172,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="best",
+            ladder=True,
             split="none",
             views=Views(scales=(1.0, 0.5, 1.5, 2.0, 2.5)),
             later_views=Views(scales=(1.0, 0.5, 1.5)),

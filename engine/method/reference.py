@@ -101,7 +101,7 @@ def multi_scale_response(
 ) -> Float:
     """Sum over views of the ReLU'd, upsampled, un-mirrored responses: K×h×w (§1, §3 steps 1 and 2)."""
     h, w = tile.shape[:2]
-    sizes = [ViewSizes.of_network(spec).of(h, w, s) for s in views.scales]
+    sizes = [ViewSizes.of_network(spec).of(h, w, s, recipe.ladder) for s in views.scales]
     masks = None if left is None else masks_by_scale(left, sizes, recipe.mask_cascade)
     total = np.zeros((len(classes), h, w), np.float32)
     for i, size in enumerate(sizes):

@@ -36,6 +36,12 @@ from infercam.engine.method.task import (
     views_of,
 )
 
+SMALL = 6
+"""Where a shape has two batch sizes (Limits.few_batches): the small one is this part of the full one,"""
+FULL_ENOUGH = 0.7
+"""and from this share of a full batch on the rest is filled up. Together: on 300 VOC photos, `released`, 4 % blank
+pixels and 17 views a batch; any number of views a batch would make 2.7 times as many distinct batches."""
+
 
 class Cancelled(BackendError):
     """An image that nobody waits for any more."""
@@ -59,6 +65,8 @@ class Stats:
     views: int = 0
     pixels: int = 0
     """Network pixels inferred."""
+    blank_pixels: int = 0
+    """Those inferred beside them to fill batches up."""
     enlarged: int = 0
     """Views of a tile (mirrored ones not counted) that were too small for the network and were enlarged."""
     tiles: int = 0
@@ -107,6 +115,11 @@ class _Bucket:
     def head(self) -> tuple[int, int]:
         """(image, order) of the oldest view."""
         return self.heap[0][:2]
+
+    def of_ladder(self) -> bool:
+        """Whether the oldest view's shape is a rung and not its own."""
+        view = self.heap[0][2].view
+        return view is not None and view.tile.image.recipe.ladder
 
     def drop(self, image: ImageTask) -> None:
         for _, _, waiting in self.heap:
@@ -176,7 +189,8 @@ class Scheduler:
         if shape is None:
             return None
         bucket = self._buckets[shape]
-        work = Respond(bucket.take(self._fit(shape)))
+        count, slots = self._batch(shape, bucket)
+        work = Respond(bucket.take(count), slots - count)
         self._note(shape, bucket)
         return self._hand_out(work)
 
@@ -205,6 +219,17 @@ class Scheduler:
     def _fit(self, shape: tuple[int, int]) -> int:
         return max(1, min(self._batch_views, self._batch_pixels // (shape[0] * shape[1])))
 
+    def _batch(self, shape: tuple[int, int], bucket: _Bucket) -> tuple[int, int]:
+        """How many views to take, and as how many the network is to run them: the rest is blank."""
+        full = self._fit(shape)
+        count = min(len(bucket), full)
+        if not (self.limits.few_batches and bucket.of_ladder()):
+            return count, count
+        if count >= FULL_ENOUGH * full:
+            return count, full
+        small = max(1, round(full / SMALL))
+        return min(count, small), small
+
     def _hand_out(self, work: Work) -> Work:
         for image in _images(work):
             image.in_flight += 1
@@ -218,7 +243,7 @@ class Scheduler:
         if done.error is not None:
             self._recover(done.work, done.error)
         elif isinstance(done.work, Respond):
-            self._count(done.work.views)
+            self._count(done.work)
             for view in done.work.views:
                 self._responded(view)
         elif isinstance(done.work, Advance):
@@ -232,11 +257,13 @@ class Scheduler:
             if image.failed:
                 self._leave(image, None, image.failed)
 
-    def _count(self, views: list[View]) -> None:
+    def _count(self, work: Respond) -> None:
         """Only what was inferred: a batch that failed is tried again, and counted then."""
+        views = work.views
         self.stats.batches += 1
         self.stats.views += len(views)
         self.stats.pixels += sum(view.pixels for view in views)
+        self.stats.blank_pixels += work.blank * views[0].pixels
         self.stats.batch_sizes[len(views)] += 1
 
     def _responded(self, view: View) -> None:

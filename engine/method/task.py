@@ -88,11 +88,16 @@ class View(NamedTuple):
         return self.shape[0] * self.shape[1]
 
 
+def view_shapes(tile: Tile, sizes: ViewSizes = ANY_SIZE) -> list[tuple[int, int]]:
+    """Network height and width of the tile's present views, one a scale."""
+    height, width, ladder = tile.box.height, tile.box.width, tile.image.recipe.ladder
+    return [sizes.of(height, width, scale, ladder) for scale in tile.views.scales]
+
+
 def views_of(tile: Tile, sizes: ViewSizes = ANY_SIZE) -> list[View]:
     """The views due in the tile's present iteration, at sizes that the network takes."""
     out = []
-    for i, scale in enumerate(tile.views.scales):
-        shape = sizes.of(tile.box.height, tile.box.width, scale)
+    for i, shape in enumerate(view_shapes(tile, sizes)):
         out += [View(tile, i, mirrored, shape) for mirrored in (False, True)[: 1 + tile.views.mirror]]
     return out
 
@@ -102,6 +107,13 @@ class Respond:
     """Run the network on views of equal shape and keep each response with its tile."""
 
     views: list[View]
+    blank: int = 0
+    """Views to fill the batch up with, whose response nobody wants: so that a shape has few batch sizes."""
+
+    @property
+    def slots(self) -> int:
+        """Views of the batch as the network runs it."""
+        return len(self.views) + self.blank
 
 
 @dataclass(frozen=True)

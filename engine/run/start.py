@@ -48,6 +48,9 @@ class RecipeSettings(BaseModel):
     iterations: int | None = option(None, "At most this many on a tile.")
     buffer: str | None = option(None, "Pixels past the split line: one class,two.")
     accumulate: str | None = option(None, "max or sum.")
+    ladder: bool | None = option(
+        None, "Infer views at few sizes, so that a GPU prepares few shapes (always in fast and best)."
+    )
     change: list[str] | None = option(
         None, "Any other constant of the recipe, as NAME=JSON; may be repeated.", "--set"
     )
@@ -65,7 +68,7 @@ class RecipeSettings(BaseModel):
         """The constants that are changed, by their names in the recipe."""
         out: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("mirror", "threshold", "stop_share", "iterations", "accumulate")
+            for name in ("mirror", "threshold", "stop_share", "iterations", "accumulate", "ladder")
         }
         out["scales"] = self.scales and numbers("--scales", self.scales)
         if self.buffer is not None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from infercam.engine.api import Engine
 from infercam.engine.backends.cpu import CpuBackend
-from infercam.engine.backends.device import BATCH_PIXELS, DEPTH
+from infercam.engine.backends.device import BATCH_PIXELS, DEPTH, IMAGES, PATIENCE
 from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.common.errors import InputError
 from infercam.engine.data.images import read_image
@@ -27,6 +27,7 @@ from infercam.engine.data.sources import Item
 from infercam.engine.method.backend import Limits
 from infercam.engine.method.geometry import Box, ViewSizes
 from infercam.engine.method.recipe import Mode, Recipe
+from infercam.engine.method.scheduler import Stats
 from infercam.engine.method.task import Advance, Advanced, Done, ImageTask, Respond, Tile, Work
 from infercam.engine.method.trace import Inspected
 from infercam.engine.runners.plan import Profile, Shape, pick_profile, pixels
@@ -34,7 +35,14 @@ from infercam.engine.runners.plan import Profile, Shape, pick_profile, pixels
 Shapes = Counter[Shape]
 """How often each (views, height, width) was a batch."""
 
-DEVICE_LIMITS = Limits(batch_pixels=BATCH_PIXELS, batch_views=64, memory=1 << 40, images=64)
+DEVICE_LIMITS = Limits(
+    batch_pixels=BATCH_PIXELS,
+    batch_views=64,
+    memory=1 << 40,
+    images=IMAGES,
+    patience=PATIENCE,
+    few_batches=True,
+)
 """Of the batches a plan is tuned for: about 20 views of 500x375. Device memory is not simulated."""
 PROFILES = 4
 MARGIN = 1 / 8
@@ -83,7 +91,28 @@ def measure_shapes(
     limits: Limits = DEVICE_LIMITS,
     recording: Mapping[SizeStep, Advanced] | None = None,
 ) -> Shapes:
-    """The batches that the scheduler forms over images of those sizes; raises InputError where there is none.
+    """The batches that the scheduler forms over images of those sizes; see `simulate`."""
+    return simulate(bundle, sizes, recipe, mode, limits, recording).shapes
+
+
+class Simulated(NamedTuple):
+    """What the scheduler did with images of some sizes."""
+
+    shapes: Shapes
+    stats: Stats
+    changes: int
+    """Batches of another (views, height, width) than the one before."""
+
+
+def simulate(
+    bundle: Bundle,
+    sizes: Iterable[ImageSize],
+    recipe: str | Recipe,
+    mode: Mode = "both",
+    limits: Limits = DEVICE_LIMITS,
+    recording: Mapping[SizeStep, Advanced] | None = None,
+) -> Simulated:
+    """The real scheduler over images of those sizes, without pixels; raises InputError where there is none.
 
     recording: what `record` returned for the same images, recipe and mode; without it centres and iterations
     are drawn, the same ones every time.
@@ -94,12 +123,14 @@ def measure_shapes(
         (s.id, _blank(s.height, s.width), range(_class_count(s, rng, len(bundle.manifest.classes))))
         for s in sizes
     ]
-    for result in Engine(bundle, backend).stream(items, recipe, mode):
+    engine = Engine(bundle, backend)
+    for result in engine.stream(items, recipe, mode):
         if result.error is not None:
             raise result.error
     if not backend.shapes:
         raise InputError("no images to measure batches on")
-    return backend.shapes
+    assert engine.scheduler is not None
+    return Simulated(backend.shapes, engine.scheduler.stats, backend.changes)
 
 
 def _blank(height: int, width: int) -> NDArray[np.uint8]:
@@ -120,6 +151,8 @@ class _Simulated:
     device: Limits
     recording: Mapping[SizeStep, Advanced]
     shapes: Shapes = field(default_factory=Counter)
+    changes: int = 0
+    last: Shape | None = None
     queue: deque[Work] = field(default_factory=deque)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
     name: str = "simulated"
@@ -145,7 +178,10 @@ class _Simulated:
 
     def submit(self, work: Work) -> None:
         if isinstance(work, Respond):
-            self.shapes[len(work.views), *work.views[0].shape] += 1
+            shape = (work.slots, *work.views[0].shape)
+            self.shapes[shape] += 1
+            self.changes += shape != self.last
+            self.last = shape
         self.queue.append(work)
 
     def collect(self) -> list[Done]:

@@ -156,6 +156,31 @@ def test_maps_do_not_depend_on_the_batches(
         assert max(batches) > 4, "images really were batched together"
 
 
+@pytest.mark.parametrize("mode", ["baseline", "both"])
+def test_batches_filled_up_with_blank_views_give_the_same_maps(
+    tiny_bundle: Bundle, tiny_engine: Engine, device_engine: MakeEngine, mode: str
+) -> None:
+    """On a ladder a shape has two batch sizes, whatever number of views there are."""
+    recipe = RECIPES["released"].model_copy(update={"ladder": True})
+    engine = device_engine(tiny_bundle, batch_pixels=12 * 64 * 64)
+    respond, runs = engine.backend.runner.respond, []  # type: ignore[attr-defined]
+
+    def watched(batch, height, width, *pointers):
+        runs.append((batch, height, width))
+        respond(batch, height, width, *pointers)
+
+    engine.backend.runner.respond = watched  # type: ignore[attr-defined]
+    got = {r.id: r.maps for r in engine.stream(ITEMS, recipe, mode)}  # type: ignore[arg-type]
+    for name, pixels, classes in ITEMS:
+        assert difference(got[name], tiny_engine.maps(pixels, classes, recipe, mode)) <= TOLERANCE  # type: ignore[arg-type]
+    stats = engine.scheduler.stats  # type: ignore[union-attr]
+    assert stats.blank_pixels > 0 and sum(stats.batch_sizes.values()) == len(runs)
+    by_shape: dict[tuple[int, int], set[int]] = {}
+    for batch, *shape in runs:
+        by_shape.setdefault((shape[0], shape[1]), set()).add(batch)
+    assert all(len(sizes) <= 2 for sizes in by_shape.values()), by_shape
+
+
 def test_the_same_bits_whatever_the_batches(tiny_bundle: Bundle, device_engine: MakeEngine) -> None:
     """The network here answers view by view; all else is the kernels', and they promise it."""
     one = device_engine(tiny_bundle, batch_pixels=1, seed=5)
@@ -315,10 +340,10 @@ def test_a_runner_s_error_fails_only_its_image(
     backend = device(engine)
     infer = backend._infer
 
-    def broken(views, shape):
+    def broken(views, shape, slots):
         if any(view.tile.image.id == "p3" for view in views):
             raise DeviceError("p3 is broken")
-        infer(views, shape)
+        infer(views, shape, slots)
 
     backend._infer = broken  # type: ignore[method-assign]
     got = {r.id: r for r in engine.stream(ITEMS, "released")}

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from infercam.engine.method.geometry import Box, Placed, ViewSizes, split_boxes, view_size, whole_box
+from infercam.engine.method.geometry import (
+    ASPECT,
+    Box,
+    Placed,
+    ViewSizes,
+    ladder_sides,
+    ladder_size,
+    split_boxes,
+    view_size,
+    whole_box,
+)
 from infercam.engine.method.recipe import RECIPES, Recipe
 
 RELEASED, PAPER = RECIPES["released"], RECIPES["paper"]
@@ -218,3 +228,27 @@ def test_no_tile_is_below_the_network_s_smallest_side(height, width, at, smalles
         assert 0 <= placed.box.y0 < placed.box.y1 <= height and 0 <= placed.box.x0 < placed.box.x1 <= width
     if all(min(p.box.height, p.box.width) >= smallest for p in plain):
         assert grown == plain
+
+
+def test_rungs_are_multiples_a_quarter_apart() -> None:
+    sides = ladder_sides()
+    assert sides[:9] == (64, 128, 192, 256, 320, 384, 512, 640, 768)
+    assert all(s % 64 == 0 for s in sides) and all(b / a <= 1.34 for a, b in pairwise(sides[3:]))
+    assert ladder_sides(75)[0] == 128 and ladder_sides(96, 96)[:2] == (192, 384)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([(1, 1), (75, 1), (32, 32), (96, 96)]))
+def test_the_nearest_pair_of_rungs(height: int, width: int, network: tuple[int, int]) -> None:
+    smallest, multiple = network
+    h, w = ladder_size(height, width, smallest, multiple)
+    assert {h, w} <= set(ladder_sides(smallest, multiple)) and min(h, w) >= smallest
+    assert h % multiple == w % multiple == 0
+    if network == (1, 1) and min(height, width) >= 64 and max(height, width) <= 2 * min(height, width):
+        aspect = h * width / (w * height)
+        assert 1 / ASPECT - 1e-6 <= aspect <= ASPECT + 1e-6
+        assert 1 / 2.5 <= h * w / (height * width) <= 2.5
+
+
+def test_a_fixed_size_has_no_ladder() -> None:
+    assert ViewSizes(fixed=(224, 224)).of(375, 500, 1.5, ladder=True) == (224, 224)
+    assert ViewSizes().of(375, 500, 1.0, ladder=True) == (384, 512)

@@ -108,6 +108,7 @@ OTHER = {
     "peak_floor": 0.3,
     "probe": 0.2,
     "peak_quantile": 0.9,
+    "ladder": True,
 }
 
 

@@ -33,7 +33,7 @@ from infercam.export.plan.builder import BuildCancelled, timing_cache_file
 from tests.engine import tiny
 from tests.shared import ROOT
 
-WIDE = Profile(smallest=(1, 8, 8), best=(4, 40, 52), largest=(8, 128, 128))
+WIDE = Profile(smallest=(1, 8, 8), best=(4, 40, 52), largest=(8, 192, 192))
 NARROW = Profile(smallest=(1, 8, 8), best=(2, 40, 52), largest=(4, 120, 120))
 
 

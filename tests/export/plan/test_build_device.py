@@ -35,7 +35,7 @@ def test_maps_by_a_plan_are_the_cpu_engines(tmp_path: Path, trt, monkeypatch, re
     samples = [Sample(*p) for p in pictures]
     build_plan(BuildRequest(bundle, "fp32", profiles, lambda: samples, PlanOptions(stripped=True)), driver)
     assert not (bundle.path / "plans").exists()
-    backend = DeviceBackend(bundle, driver, load_runner(bundle, driver), budget=32 << 20)
+    backend = DeviceBackend(bundle, driver, load_runner(bundle, driver), budget=256 << 20)
     with Engine(bundle, backend) as device, Engine.load(bundle, "cpu") as cpu:
         got = {r.id: r.maps for r in device.stream(pictures, recipe, mode)}
         for name, pixels, classes in pictures:

@@ -65,8 +65,9 @@ def test_images_of_one_size_share_batches_within_the_limits(bundle):
 def test_every_recipe_and_mode_comes_to_an_end(bundle, name, mode):
     shapes = measure_shapes(bundle, sizes(6), name, mode, LIMITS)
     assert shapes == measure_shapes(bundle, sizes(6), name, mode, LIMITS)  # drawn the same every time
-    largest = max(RECIPES[name].views.scales)
-    assert max(s[1] for s in shapes) == max(round(s.height * largest) for s in sizes(6))
+    views, ladder = RECIPES[name].views, RECIPES[name].ladder
+    largest = [ANY_SIZE.of(s.height, s.width, max(views.scales), ladder) for s in sizes(6)]
+    assert max(s[1] for s in shapes) == max(h for h, _ in largest)
 
 
 def test_a_fixed_batch_and_size(tmp_path):
