@@ -26,7 +26,7 @@ from infercam.engine.evaluation.evaluate import (
     evaluate_store,
     voc_ground_truth,
 )
-from infercam.engine.method.recipe import MODES, RECIPES, Mode
+from infercam.engine.method.recipe import MODES, RECIPES, Mode, Recipe
 from infercam.engine.run.run import Run
 from infercam.engine.store.mapstore import MapStore
 
@@ -49,6 +49,10 @@ def main(
     recipes: Annotated[str, typer.Option(help="which, separated by commas")] = ",".join(RECIPES),
     modes: Annotated[str, typer.Option(help="which, separated by commas")] = "split,erase,both",
     limit: Annotated[int | None, typer.Option(min=1)] = None,
+    ladder: Annotated[
+        bool | None,
+        typer.Option(help="View sizes from the ladder, or exact ones; default: as the recipe has it."),
+    ] = None,
     name: Annotated[str, typer.Option(help="results/NAME.json")] = "quality",
 ) -> None:
     """Run, evaluate and compare; prints a table and writes results/NAME.json."""
@@ -58,23 +62,35 @@ def main(
     truth = GroundTruth(truth.pairs[: len(source)], truth.masks, truth.split)
     with Engine.load(bundle) as engine:
         table = load_labels(labels, engine.manifest.classes, voc_root=voc)
-        base = _one(engine, source, table, truth, out, "released", "baseline")
+        base = _one(engine, source, table, truth, out, _exact(RECIPES["released"]), "baseline")
         rows = [_row(base, base)]
+        if ladder:
+            on_ladder = _one(engine, source, table, truth, out, _chosen("released", ladder), "baseline")
+            rows.append(_row(on_ladder, base))
         wanted = [m for m in MODES if m in modes.split(",") and m != "baseline"]
         for recipe in recipes.split(","):
             for mode in [m for m in wanted if (recipe, m) not in SAME_AS_ANOTHER]:
-                rows.append(_row(_one(engine, source, table, truth, out, recipe, mode), base))
+                one = _one(engine, source, table, truth, out, _chosen(recipe, ladder), mode)
+                rows.append(_row(one, base))
                 console.print(_line(rows[-1]))
     _print(rows, len(source), truth)
     write_result(name, {"images": len(source), "split": split, "ground_truth": "VOC masks", "rows": rows})
 
 
+def _exact(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"ladder": False})
+
+
+def _chosen(name: str, ladder: bool | None) -> Recipe:
+    return RECIPES[name] if ladder is None else RECIPES[name].model_copy(update={"ladder": ladder})
+
+
 def _one(
-    engine: Engine, source: Source, labels: Labels, truth: GroundTruth, out: Path, recipe: str, mode: Mode
-) -> tuple[str, Mode, dict[str, Any], EvalResult]:
-    folder = out / f"{recipe}-{mode}"
+    engine: Engine, source: Source, labels: Labels, truth: GroundTruth, out: Path, recipe: Recipe, mode: Mode
+) -> tuple[Recipe, Mode, dict[str, Any], EvalResult]:
+    folder = out / f"{recipe.name}-{mode}{'-ladder' if recipe.ladder else ''}"
     record = folder / "run.json"
-    run = Run(engine, source, labels, folder, recipe=RECIPES[recipe], mode=mode)
+    run = Run(engine, source, labels, folder, recipe=recipe, mode=mode)
     summary = run()
     if summary.done:
         record.write_text(summary.to_json(), encoding="utf-8")
@@ -83,14 +99,16 @@ def _one(
 
 
 def _row(
-    one: tuple[str, Mode, dict[str, Any], EvalResult], base: tuple[str, Mode, dict[str, Any], EvalResult]
+    one: tuple[Recipe, Mode, dict[str, Any], EvalResult],
+    base: tuple[Recipe, Mode, dict[str, Any], EvalResult],
 ) -> dict[str, Any]:
     recipe, mode, run, result = one
     gain = compare(base[3], result)
     frequent = result.frequent or result.all
     return {
-        "recipe": recipe,
+        "recipe": recipe.name,
         "mode": mode,
+        "ladder": recipe.ladder,
         "miou_all": result.all.miou,
         "miou_frequent": frequent.miou,
         "threshold": frequent.threshold,
