@@ -27,7 +27,7 @@ from infercam.engine.data.images import read_image
 from infercam.engine.data.labels import load_labels
 from infercam.engine.data.sources import voc_source
 from infercam.engine.device.driver import Driver
-from infercam.engine.method.recipe import Mode
+from infercam.engine.method.recipe import Mode, recipe
 from infercam.export.archs import VOC_CLASSES
 from infercam.export.archs.resnet38 import WIDTHS, ResNet38
 
@@ -54,7 +54,7 @@ class GpuPlan:
     budget: int | None = None
     batch_pixels: int | None = None
     device: str = "cuda"
-    minutes: float = 8.0
+    minutes: float = 4.0
 
 
 DRY = GpuPlan(
@@ -124,21 +124,29 @@ class GpuBench:
         """The same with another plan."""
         return dataclasses.replace(self, plan=dataclasses.replace(self.plan, **changes))
 
-    def run(self, switches: GpuSwitches, recipe: str, mode: Mode) -> dict[str, Any]:
-        """Images a second and what goes with it; a first picture warms up."""
+    def run(self, switches: GpuSwitches, name: str, mode: Mode) -> dict[str, Any]:
+        """Images a second and what goes with it: cold, after one picture that loads what is loaded once, and warm,
+        the same pictures again. name: a recipe's, with `, ladder` for its views on the ladder."""
+        plain, _, ladder = name.partition(", ")
+        chosen = recipe(plain, ladder=True) if ladder else recipe(plain)
         engine, driver = self.engine(switches)
         with engine:
-            list(engine.stream(self.pictures[:1], recipe, mode))
+            shapes = _count_shapes(engine)
+            list(engine.stream(self.pictures[:1], chosen, mode))
+            cold = time.perf_counter()
+            list(engine.stream(self.pictures, chosen, mode))
             driver.waited, began = 0.0, time.perf_counter()
-            results = list(engine.stream(self.pictures, recipe, mode))
+            results = list(engine.stream(self.pictures, chosen, mode))
             seconds = time.perf_counter() - began
             failed = [str(r.error) for r in results if r.error is not None]
             backend: Any = engine.backend
             stats: Any = engine.scheduler.stats if engine.scheduler else None
             return {
-                "recipe": recipe,
+                "recipe": name,
                 "mode": mode,
                 "images_per_second": len(results) / seconds,
+                "cold_images_per_second": len(results) / (began - cold),
+                "distinct_batches": len(shapes),
                 "network_pixels_per_image": stats.pixels / len(results),
                 "tiles": stats.tiles,
                 "iterations": stats.iterations,
@@ -151,6 +159,19 @@ class GpuBench:
                 "memory_budget": backend.pool.budget,
                 "failed": failed,
             }
+
+
+def _count_shapes(engine: Engine) -> set[tuple[int, int, int]]:
+    """The (views, height, width) that the network is asked for from now on."""
+    runner: Any = engine.backend.runner  # type: ignore[attr-defined]
+    respond, seen = runner.respond, set()
+
+    def counted(batch: int, height: int, width: int, *pointers: Any) -> None:
+        seen.add((batch, height, width))
+        respond(batch, height, width, *pointers)
+
+    runner.respond = counted
+    return seen
 
 
 def synthetic(plan: GpuPlan) -> list[Named]:

@@ -166,8 +166,8 @@ class RunSettings(ShareSettings, EngineSettings, OutputSettings, RecipeSettings,
 
 
 WITHOUT_LADDER = (
-    "note: exact view sizes are about 16 shapes an image, and a GPU takes 50 to 1,400 ms to prepare each (measured on "
-    "an H100): --ladder infers at few sizes"
+    "note: exact view sizes are about 16 shapes an image, and a GPU takes 50 to 1,400 ms to prepare each (measured "
+    "on an H100): --ladder infers at few sizes"
 )
 
 

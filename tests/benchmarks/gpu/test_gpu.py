@@ -98,6 +98,28 @@ def test_a_part_that_fails_or_comes_too_late_says_so() -> None:
     measured = gpu.measure(late, {"more": broken})
     assert all(part == {"not measured": "out of time"} for name, part in measured.items() if name != "goals")
     assert measured["goals"] == {}
+
+
+def test_what_was_measured_is_kept_after_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is stopped loses nothing that it had."""
+    kept: list[dict] = []
+
+    def stopped(_: gpu_rig.GpuBench) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("floor", "final"):
+        monkeypatch.setattr(gpu, name, lambda b, name=name: {"of": name})
+    with pytest.raises(KeyboardInterrupt):
+        gpu.measure(bench(), {"agreement": stopped}, kept.append)
+    assert [set(parts) for parts in kept] == [{"floor", "goals"}, {"floor", "final", "goals"}]
+    assert kept[-1]["final"] == {"of": "final"}
+
+
+def test_failures_are_findings() -> None:
+    def broken(_: gpu_rig.GpuBench) -> None:
+        raise RuntimeError("it broke\nin two lines")
+
+    late = bench()
     assert gpu.attempt(broken, late) == {"error": "RuntimeError: it broke"}
 
 
@@ -157,6 +179,8 @@ def test_the_whole_command_dry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     added = [row["added"] for row in record["waterfall"]]
     assert added == ["on the device, view by view", "queue", "batching", "half", "channels_last"]
     assert record["busy"] == {"not measured": "no GPU"}
+    assert record["final"]["whole method"]["recipe"] == "released, ladder"
+    assert all(row["cold_images_per_second"] > 0 for row in record["final"].values())
     for row in (*record["waterfall"], *record["final"].values()):
         assert row["failed"] == [] and np.isfinite(row["images_per_second"])
     small = record["memory"]["small_budget"]
