@@ -11,6 +11,7 @@ from rich.console import Console
 from infercam.engine.common.errors import shown
 from infercam.engine.common.progress import counting_bar
 from infercam.engine.common.signals import caught_signals
+from infercam.engine.store.failure_groups import grouped
 from infercam.engine.store.failures import FAILURES
 
 console = Console(stderr=True, highlight=False, markup=False)
@@ -77,6 +78,8 @@ def coco(
     )
     if done.failures:
         console.print(f"see {shown(out / FAILURES)}", style="red", soft_wrap=True)
+        for line in grouped(done.failures.items()).lines():
+            console.print(f"  {line}", soft_wrap=True)
     if done.stopped:
         console.print("stopped; run the same command again to go on")
         raise typer.Exit(128 + caught[0])

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from infercam.engine.common.errors import InputError, shown
+from infercam.engine.common.suggest import nearest
 from infercam.engine.data.images import SUFFIXES
 from infercam.engine.data.label_columns import MINUS, Columns, is_header, is_zero, mark, words
 
@@ -208,8 +209,14 @@ def _check_fit(
         labels = _some([repr(label)[:40] for label in found]) or "nothing"
         raise InputError(
             f"{shown(path)}: none of its labels ({shown(labels)}) is a class of the bundle ({_some(classes)}); "
-            f"{shown(what)}"
+            f"{shown(what)}{_meant(list(found), classes)}"
         )
+
+
+def _meant(labels: Sequence[str], classes: Sequence[str]) -> str:
+    """By the first labels: which class one of them may mean."""
+    near = ((label, nearest(label, classes)) for label in labels[:20])
+    return next((f"; did you mean {one!r} by {shown(label)!r}?" for label, one in near if one), "")
 
 
 def _one_hot_rows(rows: list[list[str]], columns: Columns, path: str | os.PathLike[str]) -> dict[str, Any]:
