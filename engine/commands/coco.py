@@ -13,6 +13,7 @@ from infercam.engine.common.progress import counting_bar
 from infercam.engine.common.signals import caught_signals
 from infercam.engine.store.failure_groups import grouped
 from infercam.engine.store.failures import FAILURES
+from infercam.engine.store.output_folder import check_output
 
 console = Console(stderr=True, highlight=False, markup=False)
 
@@ -53,6 +54,7 @@ def coco(
     from infercam.engine.coco.tree import notes, open_source
 
     annotations, name, images = open_source(source, split)
+    check_output(out, [] if images is None else [images], [source])
     painter = CocoMasks(annotations, crowd, order)
     for note in notes(annotations, empty=empty):
         console.print(f"note: {note}", soft_wrap=True)

@@ -13,6 +13,7 @@ from infercam.engine.common.progress import counting_bar
 from infercam.engine.store import convert as conversion
 from infercam.engine.store.failure_groups import grouped
 from infercam.engine.store.open_maps import known_format, open_maps
+from infercam.engine.store.output_folder import check_output
 
 
 def register(app: typer.Typer) -> None:
@@ -32,6 +33,7 @@ def convert(
 ) -> None:
     """Convert maps between infercam's npz and the formats of psa (SEAM, SC-CAM) and irn."""
     fmt = known_format(target_format, "--to")
+    check_output(dst, option="DST")
     source = open_maps(src, source_format, classes, "--from")
     with counting_bar() as bar:
         task = bar.add_task("converting", total=len(source))

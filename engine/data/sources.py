@@ -85,6 +85,12 @@ class Source(Sequence[Item]):
             self.kind, self.root, part, self._item, split=self.split, notes=self.notes, place=self.place
         )
 
+    def ends(self) -> list[str]:
+        """Where some of its images are: the first and the last file, or the URI that all are below."""
+        if self.place is not None:
+            return [str(self.place)]
+        return [str(self[at].path) for at in (0, len(self) - 1)] if len(self) else []
+
     def describe(self) -> dict[str, Any]:
         """What outputs record: kind, root, split (or list file, or None) and the number of images."""
         split = self.split and shown(self.split)
