@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from infercam.engine.backends import Backend, Choice, load_chosen
 from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.common.errors import InputError
+from infercam.engine.common.suggest import did_you_mean
 from infercam.engine.data.images import read_image
 from infercam.engine.method.loop import Loop
 from infercam.engine.method.recipe import Mode, Recipe, Views, checked_mode, recipe
@@ -88,7 +89,8 @@ class Engine:
             except (KeyError, TypeError):
                 known = ", ".join(self.manifest.classes[:8])
                 raise InputError(
-                    f"label {label!r} is not one of the bundle's {len(self.manifest.classes)} classes ({known}, …)"
+                    f"label {label!r} is not one of the bundle's {len(self.manifest.classes)} classes "
+                    f"({known}, …){did_you_mean(label, self.manifest.classes)}"
                 ) from None
         return list(out)
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points, version
 from typing import Any
@@ -15,6 +14,7 @@ from rich.markup import escape
 
 from infercam.engine.commands import register
 from infercam.engine.common.errors import InfercamError
+from infercam.engine.common.usage import usage_line
 
 app = typer.Typer(
     name="infercam",
@@ -23,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 stderr = Console(stderr=True)
+_CannotBeRead: Any = typer.BadParameter.__mro__[2]
+"""Base of what typer raises for a command line: ClickException, of its own click or of the one that is installed."""
 
 
 def _version(show: bool) -> None:
@@ -40,7 +42,7 @@ register(app)
 
 
 @cache
-def command() -> Callable[[], Any]:
+def command() -> Any:
     """`infercam` with the commands of every room that is installed; built once in a process."""
     for point in sorted(entry_points(group="infercam.commands"), key=lambda p: p.name):
         point.load()(app)
@@ -48,12 +50,28 @@ def command() -> Callable[[], Any]:
 
 
 def main() -> None:
-    """Console entry: every InfercamError becomes one line on stderr and exit code 1."""
+    """Console entry: every InfercamError becomes one line on stderr and exit code 1.
+
+    A command line that cannot be read: one line and exit code 2.
+    """
+    whole = command()
     try:
-        command()()
+        code = whole.main(standalone_mode=False)  # typer would draw a box around what is wrong
     except InfercamError as e:
-        stderr.print(f"[red]error:[/red] {escape(str(e))}", soft_wrap=True, highlight=False)
-        sys.exit(1)
+        _error(str(e))
+        code = 1
+    except _CannotBeRead as e:
+        _error(usage_line(e, whole))
+        code = e.exit_code
+    except typer.Abort:
+        _error("aborted")
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _error(line: str) -> None:
+    if line:
+        stderr.print(f"[red]error:[/red] {escape(line)}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,10 @@ def bench(
     from infercam.benchmarks.bench.result import read_result
     from infercam.benchmarks.bench.setup import make_plan
     from infercam.benchmarks.common import machine
+    from infercam.engine.store.output_folder import check_output
 
+    images = [one for one in (settings.folder, settings.voc, settings.root) if one is not None]
+    check_output(out, images, [bundle, settings.gt, settings.labels])
     earlier = read_result(compare) if compare else None
     with ended_by_signals(lambda: stderr.print(_KEPT.format(out))), _writes_to(out), _status() as say:
         plan = make_plan(bundle, out, settings, lambda text: say(text, None))

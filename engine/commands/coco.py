@@ -11,7 +11,9 @@ from rich.console import Console
 from infercam.engine.common.errors import shown
 from infercam.engine.common.progress import counting_bar
 from infercam.engine.common.signals import caught_signals
+from infercam.engine.store.failure_groups import grouped
 from infercam.engine.store.failures import FAILURES
+from infercam.engine.store.output_folder import check_output
 
 console = Console(stderr=True, highlight=False, markup=False)
 
@@ -52,6 +54,7 @@ def coco(
     from infercam.engine.coco.tree import notes, open_source
 
     annotations, name, images = open_source(source, split)
+    check_output(out, [] if images is None else [images], [source])
     painter = CocoMasks(annotations, crowd, order)
     for note in notes(annotations, empty=empty):
         console.print(f"note: {note}", soft_wrap=True)
@@ -77,6 +80,8 @@ def coco(
     )
     if done.failures:
         console.print(f"see {shown(out / FAILURES)}", style="red", soft_wrap=True)
+        for line in grouped(done.failures.items()).lines():
+            console.print(f"  {line}", soft_wrap=True)
     if done.stopped:
         console.print("stopped; run the same command again to go on")
         raise typer.Exit(128 + caught[0])

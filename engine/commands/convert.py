@@ -11,7 +11,9 @@ from infercam.engine.common.atomic import write_json
 from infercam.engine.common.errors import StoreError
 from infercam.engine.common.progress import counting_bar
 from infercam.engine.store import convert as conversion
+from infercam.engine.store.failure_groups import grouped
 from infercam.engine.store.open_maps import known_format, open_maps
+from infercam.engine.store.output_folder import check_output
 
 
 def register(app: typer.Typer) -> None:
@@ -31,6 +33,7 @@ def convert(
 ) -> None:
     """Convert maps between infercam's npz and the formats of psa (SEAM, SC-CAM) and irn."""
     fmt = known_format(target_format, "--to")
+    check_output(dst, option="DST")
     source = open_maps(src, source_format, classes, "--from")
     with counting_bar() as bar:
         task = bar.add_task("converting", total=len(source))
@@ -38,8 +41,9 @@ def convert(
     if json_file is not None:
         write_json(json_file, summary.to_json())
     errors = Console(stderr=True, highlight=False)
-    for _, reason in summary.failures:
-        errors.print(reason, soft_wrap=True, markup=False)
+    reasons = [reason for _, reason in summary.failures]
+    for line in reasons if len(reasons) <= 20 else grouped(summary.failures).lines():
+        errors.print(line, soft_wrap=True, markup=False)
     done = f"{summary.written} written, {summary.skipped} already there, {len(summary.failures)} failed"
     size = f"; {summary.bytes / summary.written / 1e3:.1f} KB each" if summary.written else ""
     typer.echo(f"{dst}: {done}{size}")

@@ -44,6 +44,7 @@ def run(
 
     Run it again to go on: only what is missing, or was made with other settings, is done. Images that fail are
     listed in OUT/failures.jsonl (of a shard: failures-I-of-N.jsonl); the rest goes on, and the exit code is 1.
+    Where the first 200 images, some from all over the list among them, all fail for one reason, it stops.
     """
     with (
         _progress() as watching,
@@ -77,6 +78,15 @@ def _report(job: Run | ClusterRun, out: str, json_file: Path | None, caught: lis
         )
     if s.failed:
         console.print(f"{s.failed} images failed: see {job.failures.file}", style="red", soft_wrap=True)
+        for line in job.failures.groups.lines():
+            console.print(f"  {line}", soft_wrap=True)
+    if s.gave_up:
+        console.print(
+            f"stopped early: all {s.failed} images that were tried, some from all over the list, failed for this "
+            f"one reason; {s.left} left: mend it and run the same command again",
+            style="red",
+            soft_wrap=True,
+        )
     if caught:
         console.print(f"stopped with {s.left} images left; run the same command again to go on")
         raise typer.Exit(128 + caught[0])

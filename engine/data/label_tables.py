@@ -10,8 +10,9 @@
   0, True, False, -1 or nothing. Other columns are ignored; so are the labels of rows whose `confidence` is 0.
 - Without: the id, then labels. A first row of names over rows of 0 and 1 is a header all the same.
 - A cell that is no class name as it is may hold several, between ';', '|' or ',', else between spaces.
-- Rows of one id add up. Columns are separated by what the first line has: tab, ';' or ','; in a .txt also by spaces,
-  and the id then ends with the suffix of a picture, if it has one.
+- Rows of one id add up. Columns are separated by what the first line has: tab, ';' or ','; in a .txt, and where the
+  first line is like `img/x.jpg 3` or `"img/x" 3`, also by spaces; the id then is quoted, or ends with the suffix of a
+  picture, if it has one. Lines like `# words` are comments; one over the first row may name the columns.
 
 A table that does not fit the bundle at all is refused as a whole, with the names of its columns.
 """
@@ -29,12 +30,10 @@ from typing import Any
 import numpy as np
 
 from infercam.engine.common.errors import InputError, shown
-from infercam.engine.data.images import SUFFIXES
-from infercam.engine.data.label_columns import MINUS, Columns, is_header, is_zero, mark, words
+from infercam.engine.common.suggest import nearest
+from infercam.engine.data.label_columns import MINUS, Columns, id_rank, is_header, is_zero, mark, words
+from infercam.engine.data.list_lines import cells, is_comment, split_line, unquoted
 
-_SUFFIX = "|".join(s[1:] for s in sorted(SUFFIXES))
-PICTURE_THEN = re.compile(rf"(.+?\.(?:{_SUFFIX}))[\s,;]+(\S.*)", re.IGNORECASE)
-"""A line of a list: the first column ends like a picture, so names with spaces need no quoting."""
 _NUMBER = re.compile(r"(-?\d{1,9})(?:\.0)?")
 
 
@@ -60,7 +59,9 @@ def parse_table(
     spaces: whether columns may be separated by spaces (a .txt). Raises InputError, naming the columns, for what is no
     table, or fits the classes in no row.
     """
-    rows = list(_spaced_rows(text) if spaces and not _separated(text) else _rows(text, path))
+    first = _first_line(text)
+    spaced = not any(d in first for d in "\t;,") and (spaces or split_line(first.strip()) is not None)
+    rows = list(_spaced_rows(text) if spaced else _rows(text, path))
     if not rows:
         raise InputError(f"{shown(path)}: holds no labels")
     second = rows[1] if len(rows) > 1 else None
@@ -97,9 +98,10 @@ def as_number(label: str) -> int | None:
     return int(found[1]) if found and found[1].isascii() else None
 
 
-def _separated(text: str) -> bool:
-    line = next((line for line in text.split("\n") if line.strip()), "")
-    return any(d in line for d in "\t;,")
+def _first_line(text: str) -> str:
+    """The first with something in it that is no comment."""
+    lines = (line for line in text.split("\n") if line.strip())
+    return next((line for line in lines if not is_comment(line)), "")
 
 
 def _spaced_rows(text: str) -> Iterator[list[str]]:
@@ -107,21 +109,27 @@ def _spaced_rows(text: str) -> Iterator[list[str]]:
     for raw in text.split("\n"):
         line = raw.strip()
         if line and not line.startswith("#"):
-            pair = PICTURE_THEN.fullmatch(line)
-            yield [pair[1], pair[2]] if pair else line.split(None, 1)
+            pair = split_line(line)
+            yield [pair.image, *cells(pair.rest)] if pair else line.split(None, 1)
 
 
 def _rows(text: str, path: str | os.PathLike[str]) -> Iterator[list[str]]:
-    """Rows with something in them, cells stripped."""
-    line = next((line for line in text.split("\n") if line.strip()), "")
+    """Rows with something in them, cells stripped; no comments, but for a first one that may name the columns."""
+    line = _first_line(text)
     delimiter = next((d for d in "\t;," if d in line), ",")
     if delimiter == ";" and "," in line.split(";")[0]:  # id,"cat;dog"
         delimiter = ","
+    rows = 0
     try:
+        width = len(next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), []))
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True):
-            cells = [cell.strip() for cell in row]
-            if any(cells):
-                yield cells
+            found = [cell.strip() for cell in row]
+            if not any(found):
+                continue
+            head = not rows and len(found) == width and id_rank(found[0]) > 0
+            if head or not is_comment(found[0]):
+                rows += 1
+                yield [unquoted(found[0]), *found[1:]]
     except csv.Error as e:
         raise InputError(f"{shown(path)}: not a table: {e}") from None
 
@@ -208,8 +216,14 @@ def _check_fit(
         labels = _some([repr(label)[:40] for label in found]) or "nothing"
         raise InputError(
             f"{shown(path)}: none of its labels ({shown(labels)}) is a class of the bundle ({_some(classes)}); "
-            f"{shown(what)}"
+            f"{shown(what)}{_meant(list(found), classes)}"
         )
+
+
+def _meant(labels: Sequence[str], classes: Sequence[str]) -> str:
+    """By the first labels: which class one of them may mean."""
+    near = ((label, nearest(label, classes)) for label in labels[:20])
+    return next((f"; did you mean {one!r} by {shown(label)!r}?" for label, one in near if one), "")
 
 
 def _one_hot_rows(rows: list[list[str]], columns: Columns, path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ system, relative or absolute: an id is looked up as it is, then by the longest t
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -41,6 +40,7 @@ from infercam.engine.common.paths import (
     read_bytes,
 )
 from infercam.engine.common.safe_pickle import load_npy_dict
+from infercam.engine.common.suggest import did_you_mean
 from infercam.engine.data import voc
 from infercam.engine.data.label_keys import KeyIndex, plain_key, voc_number
 from infercam.engine.data.label_tables import Cell, OneHot, as_number, parse_table, split_labels
@@ -240,8 +240,7 @@ class Labels:
 
     def _unknown(self, item_id: str, label: Any) -> InputError:
         head = ", ".join(self._classes[:2])
-        near = difflib.get_close_matches(str(label)[:80].casefold(), self._classes[:5000], 1, 0.75)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(label, self._classes)
         return InputError(
             f"{shown(item_id)}: label {shown(repr(label))[:80]} is not one of the bundle's "
             f"{len(self._classes)} classes ({head}{', …' if len(self._classes) > 2 else ''}){hint}"

@@ -29,7 +29,7 @@ from infercam.engine.data.images import (
     without_suffix,
 )
 from infercam.engine.data.label_columns import id_rank, label_rank
-from infercam.engine.data.label_tables import PICTURE_THEN
+from infercam.engine.data.list_lines import cells, split_line
 from infercam.engine.data.storage import Storage, is_uri, open_storage
 
 
@@ -84,6 +84,12 @@ class Source(Sequence[Item]):
         return Source(
             self.kind, self.root, part, self._item, split=self.split, notes=self.notes, place=self.place
         )
+
+    def ends(self) -> list[str]:
+        """Where some of its images are: the first and the last file, or the URI that all are below."""
+        if self.place is not None:
+            return [str(self.place)]
+        return [str(self[at].path) for at in (0, len(self) - 1)] if len(self) else []
 
     def describe(self) -> dict[str, Any]:
         """What outputs record: kind, root, split (or list file, or None) and the number of images."""
@@ -140,9 +146,10 @@ def list_source(file: str | os.PathLike[str], root: str | os.PathLike[str] | Non
 
     A line is a path, an id (a path without suffix), 'IMAGE MASK' as in psa's lists, or 'IMAGE LABEL' or
     'IMAGE,LABEL' as in ImageNet's (labels are for `--labels`; a note says so); blank lines, lines that start with #
-    and a header over such lines are skipped. Paths are relative to `root`, or without one to the list's own
-    folder; `/JPEGImages/…` is relative to the VOC tree there, and JPEGImages/ is no part of the id. Other
-    absolute paths have the path below `root` as their id, or where they are elsewhere the file's name.
+    and a header over such lines are skipped. What is in quotes is taken without them, a backslash is a `/`. Paths are
+    relative to `root`, or without one to the list's own folder; `/JPEGImages/…` is relative to the VOC tree there,
+    and JPEGImages/ is no part of the id. Other absolute paths have the path below `root` as their id, or where they
+    are elsewhere the file's name.
     A repeated line counts once (`notes` says how many).
 
     Raises InputError, with the line's number, where a path leaves the root or two files share an id.
@@ -163,7 +170,8 @@ def list_source(file: str | os.PathLike[str], root: str | os.PathLike[str] | Non
 def _lines(listing: Path) -> list[tuple[int, str]]:
     """The lines that name images, with their numbers; raises InputError where there are none."""
     lines = [(n, line) for n, raw in enumerate(read_text(listing).split("\n"), 1) if (line := _content(raw))]
-    if len(lines) > 1 and PICTURE_THEN.fullmatch(lines[1][1]) and _is_table_head(lines[0][1]):
+    second = split_line(lines[1][1]) if len(lines) > 1 else None
+    if second is not None and second.rest and _is_table_head(lines[0][1]):
         lines = lines[1:]
     if not lines:
         raise InputError(f"{shown(listing)}: names no images")
@@ -172,15 +180,17 @@ def _lines(listing: Path) -> list[tuple[int, str]]:
 
 def _is_table_head(line: str) -> bool:
     """Whether a list is a table of images and labels whose first line names the columns."""
-    cells = [cell.strip('" ') for cell in re.split(r"[,;\s]", line)]
-    return PICTURE_THEN.fullmatch(line) is None and id_rank(cells[0]) > 0 and any(map(label_rank, cells[1:]))
+    names = [cell.strip("'\" ") for cell in re.split(r"[,;\s]", line)]
+    picture = without_suffix(names[0]) != names[0]
+    return not picture and id_rank(names[0]) > 0 and any(map(label_rank, names[1:]))
 
 
 def _list_notes(listing: Path, lines: list[tuple[int, str]], entries: list[str]) -> list[str]:
     notes = []
     if len(entries) < len(lines):
         notes.append(f"{shown(listing)}: {len(lines) - len(entries)} repeated lines left out")
-    labelled = sum(PICTURE_THEN.fullmatch(line) is not None and _columns(line)[1] is None for line in entries)
+    split = [(split_line(line), line) for line in entries]
+    labelled = sum(one is not None and bool(one.rest) and _columns(line)[1] is None for one, line in split)
     if labelled:
         notes.append(f"{shown(listing)}: {labelled} lines hold labels; --labels {shown(listing)} uses them")
     return notes
@@ -298,10 +308,10 @@ def _content(line: str) -> str:
 
 def _columns(line: str) -> tuple[str, str | None]:
     """(image, mask or None) of a line of a list; what stands behind an image and is no picture is its label."""
-    pair = PICTURE_THEN.fullmatch(line)
-    image, _, other = line.partition("\t") if pair is None else (pair[1], "", pair[2])
-    mask = other.strip()
-    return image.strip(), mask if without_suffix(mask) != mask else None
+    pair = split_line(line)
+    image, _, other = line.partition("\t") if pair is None else (pair.image, "", pair.rest)
+    mask = "".join(cells(other)[:1]).replace("\\", "/")
+    return image.strip().replace("\\", "/"), mask if without_suffix(mask) != mask else None
 
 
 def _in_voc(image: str) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from infercam.engine.common.errors import InputError, shown
 from infercam.engine.common.paths import spellings
 from infercam.engine.common.processes import chosen_workers, map_in_processes
+from infercam.engine.evaluation.coverage import coverage
 from infercam.engine.evaluation.ground_truth import GroundTruth, folder_ground_truth, voc_ground_truth
 from infercam.engine.evaluation.histogram import THRESHOLDS, ImageCounts, JointHistogram, count_image
 from infercam.engine.evaluation.label_png import read_mask
@@ -92,6 +93,8 @@ class Predictions(Protocol):
 
     def __contains__(self, id: object) -> bool: ...
 
+    def ids(self) -> list[str]: ...
+
     def add(self, counted: JointHistogram, id: str, mask: np.ndarray) -> None:
         """Count one image."""
 
@@ -140,6 +143,9 @@ class _Maps:
     def __contains__(self, id: object) -> bool:
         return id in self.store
 
+    def ids(self) -> list[str]:
+        return self.store.ids()
+
     def add(self, counted: JointHistogram, id: str, mask: np.ndarray) -> None:
         found = self.store.read_stored(id)
         counted.add(found.maps, found.classes, mask, id)
@@ -157,14 +163,11 @@ def _present(
         absent -= named.keys()
     if not absent:
         return pairs, 0
-    if len(absent) == len(truth.pairs):
-        advice = "is this the right split?"
-    else:
-        advice = "finish the run, or choose --missing skip or zero"
     if missing == "error" or len(absent) == len(truth.pairs):
-        some = ", ".join(map(shown, sorted(absent)[:3])) + (", …" if len(absent) > 3 else "")
-        count = f"{len(absent)} of the {len(truth.pairs)} images of {truth.split}"
-        raise InputError(f"{predictions.path}: no {predictions.noun} for {count} ({some}); {advice}")
+        wanted = [id for id, _ in pairs]
+        has = predictions.ids()
+        words = coverage(predictions.noun, wanted, absent, truth.split, has, predictions.settings)
+        raise InputError(f"{shown(predictions.path)}: {words}")
     if missing == "zero":
         return pairs, len(absent)
     return [pair for pair in pairs if pair[0] not in absent], len(absent)

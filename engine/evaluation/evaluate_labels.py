@@ -115,6 +115,9 @@ class _Labels:
     def __contains__(self, id: object) -> bool:
         return id in self.folder
 
+    def ids(self) -> list[str]:
+        return self.folder.ids()
+
     def add(self, counted: JointHistogram, id: str, mask: np.ndarray) -> None:
         """Count one image; without the pixels that its label leaves open."""
         label = read_label(self.folder.file(id), len(self.classes), mask.shape)

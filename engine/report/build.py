@@ -29,6 +29,7 @@ from infercam.engine.common.paths import is_file
 from infercam.engine.common.processes import chosen_workers, map_in_processes
 from infercam.engine.data.images import DEFAULT_MAX_PIXELS
 from infercam.engine.data.sources import Item
+from infercam.engine.evaluation.coverage import coverage
 from infercam.engine.evaluation.evaluate import Difference, GroundTruth
 from infercam.engine.evaluation.mask_values import MaskValues
 from infercam.engine.report.chosen import telling
@@ -153,8 +154,9 @@ def build_report(
 def _with_maps(runs: Sequence[ShownRun], items: Sequence[Item], notes: list[str]) -> list[Item]:
     listed = [item for item in items if any(item.id in run for run in runs)]
     if not listed:
-        names = ", ".join(shown(run.folder.path) for run in runs)
-        raise InputError(f"{names}: no maps of any of the {len(items)} images; is this the right split?")
+        wanted, first = [item.id for item in items], runs[0]
+        words = coverage(first.kind, wanted, wanted, "what was named", first.folder.ids(), first.settings)
+        raise InputError(f"{', '.join(shown(run.folder.path) for run in runs)}: {words}")
     if len(listed) < len(items):
         notes.append(f"{len(items) - len(listed)} of {len(items)} images have no maps and are left out")
     return listed

@@ -14,8 +14,9 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from infercam.engine.data.images import DEFAULT_MAX_PIXELS
 from infercam.engine.data.sources import Item, Source
 from infercam.engine.data.storage import LocalStorage, Storage, open_storage
 from infercam.engine.method.recipe import Mode, Recipe
+from infercam.engine.run.giving_up import Hope, spread_first
 from infercam.engine.run.ray_pool import WorkerPool, first_line, quieten
 from infercam.engine.run.ray_worker import ImageOutcome, ImageRow, Worker, WorkerTask, as_columns
 from infercam.engine.run.run import Summary, Watcher
@@ -83,6 +85,7 @@ class ClusterRun:
             place, fmt=fmt, dtype=dtype, classes=self.map_settings.classes, settings=settings, shard=tag
         )
         self.failures = Failures(place, tag)
+        self._hope = Hope(self.source)
         predict = labels.threshold if isinstance(labels, Predicted) else None
         self._task = WorkerTask(
             engine=engine,
@@ -104,15 +107,16 @@ class ClusterRun:
             ends.callback(lambda: self._tally(time.perf_counter() - began))
             ends.callback(self.failures.close)
             ends.callback(self.store.close)
-            for start in range(0, len(self.source), LEG):
+            order = spread_first(len(self.source))
+            for _ in range(0, len(self.source), LEG):
                 if not self.stop.is_set():
-                    self._leg(start, min(start + LEG, len(self.source)))
+                    self._leg(islice(order, LEG))
         self.watch(self.summary, None)
         return self.summary
 
     # -- a leg ---------------------------------------------------------------------------------------------
-    def _leg(self, start: int, end: int) -> None:
-        left = {row.at: row for row in self._due(start, end)}
+    def _leg(self, places: Iterable[int]) -> None:
+        left = {row.at: row for row in self._due(places)}
         for attempt in range(1 + ALONE):
             if not left or self.stop.is_set():
                 return
@@ -135,9 +139,9 @@ class ClusterRun:
                     row.id, BackendError(f"its worker died {1 + ALONE} times (a crash, or out of memory)")
                 )
 
-    def _due(self, start: int, end: int) -> Iterator[ImageRow]:
+    def _due(self, places: Iterable[int]) -> Iterator[ImageRow]:
         """The images of a leg that have to be done; the others are counted here."""
-        items = ((at, self.source[at]) for at in range(start, end) if not self.stop.is_set())
+        items = ((at, self.source[at]) for at in places if not self.stop.is_set())
         for id, row in prefetch(self._look, items, LOOKERS, 4 * LOOKERS):
             if isinstance(row, Exception):
                 self._fail(id, row)
@@ -243,10 +247,14 @@ class ClusterRun:
     def _fail(self, name: str, error: Exception) -> None:
         self.summary.failed += 1
         self.failures.add(name, error)
+        if self._hope.is_lost(name, self.summary.done + self.summary.kept, self.failures.groups):
+            self.summary.gave_up = self.failures.groups.only or ""
+            self.stop.set()
 
     def _tally(self, seconds: float) -> None:
         s = self.summary
         s.ended(seconds)
+        s.reasons = self.failures.groups.to_json()
         s.mean_iterations = round(self._iterations / s.tiles, 3) if s.tiles else 0.0
 
 

@@ -30,6 +30,7 @@ from infercam.engine.data.sources import Item, Source, read_pixels
 from infercam.engine.data.storage import open_storage
 from infercam.engine.method.recipe import Mode, Recipe
 from infercam.engine.method.scheduler import Scheduler
+from infercam.engine.run.giving_up import Hope, spread_first
 from infercam.engine.run.isolated import IsolatedImage, Isolation, KillsItsProcess, in_flight_file
 from infercam.engine.run.settings import EngineSpec, LabelLookup, MapSettings, Predicted
 from infercam.engine.run.shards import Shard
@@ -64,6 +65,10 @@ class Summary:
     enlarged: int = 0
     """Views of a tile that were too small for the network, and were enlarged to the least that it takes."""
     map_bytes: int = 0
+    reasons: list[dict[str, Any]] = field(default_factory=list)
+    """Why images failed: {"count", "reason"}, the commonest first; see store/failure_groups.py."""
+    gave_up: str = ""
+    """The one reason for which all images failed until the run stopped by itself; see run/giving_up.py."""
     settings: dict[str, Any] = field(default_factory=dict)
 
     def ended(self, seconds: float) -> None:
@@ -127,6 +132,7 @@ class Run:
             place, fmt=fmt, dtype=dtype, classes=self.map_settings.classes, settings=settings, shard=tag
         )
         self.failures = Failures(place, tag)
+        self._hope = Hope(self.source)
         self.in_flight = InFlight(in_flight_file(place, tag))
         self._alone = frozenset(self.in_flight.suspects)
         """Ids of images during which an earlier run was killed: each is done in a process of its own."""
@@ -174,9 +180,10 @@ class Run:
                 yield read.id, *read.outcome
 
     def _until_stopped(self) -> Iterator[Item]:
-        for item in self.source:
+        for at in spread_first(len(self.source)):
             if self.stop.is_set():
                 return
+            item = self.source[at]
             if item.id not in self._alone:
                 yield item
 
@@ -252,6 +259,9 @@ class Run:
             self.in_flight.end(name)
         self.summary.failed += 1
         self.failures.add(name, error)
+        if self._hope.is_lost(name, self.summary.done + self.summary.kept, self.failures.groups):
+            self.summary.gave_up = self.failures.groups.only or ""
+            self.stop.set()
 
     # -- counting ------------------------------------------------------------------------------------------
     def _turn(self, scheduler: Scheduler | None) -> None:
@@ -260,6 +270,7 @@ class Run:
     def _tally(self, seconds: float) -> None:
         s = self.summary
         s.ended(seconds)
+        s.reasons = self.failures.groups.to_json()
         if self.engine.scheduler is not None:
             stats = self.engine.scheduler.stats
             s.tiles, s.views, s.batches = stats.tiles, stats.views, stats.batches

@@ -25,6 +25,7 @@ from infercam.engine.method.recipe import Recipe, checked_mode, recipe
 from infercam.engine.run.run import LabelLookup, Run, Summary, Watcher
 from infercam.engine.run.settings import Predicted
 from infercam.engine.run.shards import Shard
+from infercam.engine.store.output_folder import check_output
 
 if TYPE_CHECKING:
     from infercam.engine.data.sources import Source
@@ -194,6 +195,9 @@ def open_run(
     source = images.open()
     for note in source.notes:
         say(f"note: {note}")
+    check_output(out, source.ends(), [bundle, settings.labels])
+    if settings.heatmaps is not None:
+        check_output(settings.heatmaps, source.ends(), [bundle, settings.labels], "--heatmaps")
     loaded = Bundle.load(bundle)
     labels = settings.open(loaded.manifest.classes, images)
     for note in getattr(labels, "notes", ()):

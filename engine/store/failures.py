@@ -15,6 +15,7 @@ import time
 
 from infercam.engine.common.errors import InputError, StoreError, shown
 from infercam.engine.data.storage import Storage, open_storage
+from infercam.engine.store.failure_groups import FailureGroups
 from infercam.engine.store.image_index import cannot_write
 
 FAILURES = "failures.jsonl"
@@ -34,6 +35,8 @@ class Failures:
         self._place = open_storage(folder)
         self._name = failures_name(shard)
         self.file = self._place.where(self._name)
+        self.groups = FailureGroups()
+        """The reasons so far, counted."""
         self._lock = threading.Lock()
         self._lines: list[str] = []  # of a remote file
         self._put_at = -_PUT_SECONDS
@@ -47,8 +50,11 @@ class Failures:
             raise StoreError(f"{self.file}: cannot be removed: {e.strerror}") from None
 
     def add(self, name: str, error: Exception) -> None:
-        line = json.dumps({"id": shown(name), "reason": one_line(error)}, ensure_ascii=False) + "\n"
+        """List an image; raises StoreError where the list cannot be written."""
+        reason = one_line(error)
+        line = json.dumps({"id": shown(name), "reason": reason}, ensure_ascii=False) + "\n"
         with self._lock:
+            self.groups.add(name, reason)
             try:
                 if self._place.remote:
                     self._lines.append(line)

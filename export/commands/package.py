@@ -79,8 +79,10 @@ def triton(
     method, an encoded picture to refined response maps, in the Python backend.
     """
     from infercam.engine.bundle import Bundle
+    from infercam.engine.store.output_folder import check_output
     from infercam.export.requirements import require_onnx
 
+    check_output(out, reads=[bundle])
     require_onnx()
     from infercam.export.triton import config
     from infercam.export.triton.repository import PackageRequest, package

@@ -7,6 +7,7 @@ from pathlib import Path
 from infercam.engine.common.errors import InputError
 from infercam.engine.demo.scenes import CLASS_NAMES
 from infercam.engine.inputs import SourceSettings
+from infercam.engine.store.output_folder import check_output
 from infercam.trainer.classify.scene_tree import TRAIN_SEED, VALIDATION_SEED, scene_tree
 from infercam.trainer.classify.settings import DemoSettings, HeldOutSettings
 from infercam.trainer.photos.photos import Photos, class_names, open_photos
@@ -36,7 +37,9 @@ def open_inputs(
             _scenes(out / "scenes" / "val", demo.val_scenes, VALIDATION_SEED),
         )
     names = class_names(classes, labels)
-    return names, open_photos(source, labels, names), _held_out(source, held_out, labels, names)
+    photos = open_photos(source, labels, names)
+    check_output(out, photos.ends(), [labels])
+    return names, photos, _held_out(source, held_out, labels, names)
 
 
 def _scenes(folder: Path, count: int, seed: int) -> Photos:

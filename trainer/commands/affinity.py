@@ -36,13 +36,16 @@ def affinity(
 
     Run it again to go on after a stop. Ends with OUT/best.ckpt.
     """
+    from infercam.engine.store.output_folder import check_output
     from infercam.trainer.affinity.settings import affinity_config
     from infercam.trainer.affinity.stage import train_affinity
     from infercam.trainer.photos.photos import open_photos
 
     settings = affinity_config(config, **changes)
+    photos = noted(open_photos(source))
+    check_output(out, photos.ends(), [labels])
     done = train_affinity(
-        noted(open_photos(source)),
+        photos,
         labels,
         out,
         settings,

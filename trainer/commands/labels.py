@@ -52,6 +52,7 @@ def labels(
     are listed in OUT/failures.jsonl; the rest goes on, and the exit code is 1.
     """
     from infercam.engine.store.open_maps import open_maps
+    from infercam.engine.store.output_folder import check_output
     from infercam.trainer.affinity.crf import with_crf
     from infercam.trainer.affinity.pseudo_labels import make_labels
     from infercam.trainer.photos.job import pool_size
@@ -62,4 +63,5 @@ def labels(
     settings = with_crf(label_config(kind, config, **changes), crf)
     store = open_maps(maps, fmt, classes)
     photos = None if source == SourceSettings(limit=source.limit) else open_photos(source)
+    check_output(out, [] if photos is None else photos.ends(), [maps])
     report(make_labels(store, photos, out, settings, workers=pool_size(workers, settings.crf)), "labels", out)

@@ -36,12 +36,15 @@ def pipeline_command(
     """
     from rich.console import Console
 
+    from infercam.engine.store.output_folder import check_output
     from infercam.trainer.pipeline.config import read_pipeline
     from infercam.trainer.pipeline.pipeline import Pipeline
     from infercam.trainer.pipeline.steps import make_steps
 
     console = Console(highlight=False)
-    pipeline = Pipeline(out, make_steps(read_pipeline(config), out))
+    settings = read_pipeline(config)
+    check_output(out, settings.data.folders())
+    pipeline = Pipeline(out, make_steps(settings, out))
     if dry_run:
         for step, what in pipeline.plan(until, redo).items():
             console.print(f"{step:10} {what}")

@@ -32,12 +32,14 @@ def saliency(
     8-bit PNGs, 0 background to 255 salient. Run it again to go on. Photos that fail are listed in
     OUT/failures.jsonl; the rest goes on, and the exit code is 1.
     """
+    from infercam.engine.store.output_folder import check_output
     from infercam.trainer.loop.config import make_config
     from infercam.trainer.photos.job import pool_size
     from infercam.trainer.photos.photos import open_photos
     from infercam.trainer.saliency.saliency import SaliencyConfig, make_saliency
 
     photos = open_photos(source)
+    check_output(out, photos.ends())
     settings = make_config(SaliencyConfig, config)
     done = make_saliency(
         photos, out, settings, weights=weights, arch=arch, workers=pool_size(workers, settings)

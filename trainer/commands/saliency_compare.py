@@ -45,6 +45,7 @@ def saliency_compare(
 
     Each is scored by its last epoch, which is not chosen by the validation photos. Run it again to go on.
     """
+    from infercam.engine.store.output_folder import check_output
     from infercam.trainer.affinity.crf import with_crf
     from infercam.trainer.loop.config import make_config
     from infercam.trainer.photos.photos import open_photos
@@ -56,8 +57,10 @@ def saliency_compare(
     held_out = validation.open()
     if held_out is None:
         raise InputError("name the photos to score: --val-split NAME, or --val-images DIR --val-masks DIR")
+    photos = open_photos(source)
+    check_output(out, photos.ends(), [labels, saliency])
     rows = compare_saliency(
-        open_photos(source),
+        photos,
         labels,
         saliency,
         held_out,

@@ -46,6 +46,7 @@ def segment(
     Run it again to go on after a stop. Ends with OUT/best.ckpt: the epoch of the best validation mIoU, or the
     last one where there is no validation.
     """
+    from infercam.engine.store.output_folder import check_output
     from infercam.trainer.photos.photos import open_photos
     from infercam.trainer.segment.settings import segment_config
     from infercam.trainer.segment.stage import train_segment
@@ -53,8 +54,10 @@ def segment(
     if saliency is not None:
         changes.setdefault("saliency_mode", "refine")
     settings = segment_config(config, **changes)
+    photos = noted(open_photos(source))
+    check_output(out, photos.ends(), [labels, saliency])
     done = train_segment(
-        noted(open_photos(source)),
+        photos,
         labels,
         out,
         settings,

@@ -61,6 +61,7 @@ def segment_test(
     """
     from infercam.engine.data.class_names import read_classes
     from infercam.engine.evaluation.tables import print_labels
+    from infercam.engine.store.output_folder import check_output
     from infercam.trainer.affinity.crf import with_crf
     from infercam.trainer.loop.config import make_config
     from infercam.trainer.photos.job import pool_size
@@ -71,6 +72,9 @@ def segment_test(
         raise InputError(f"--competition is {' or '.join(COMPETITIONS)}, not {competition!r}")
     settings = with_crf(make_config(SegmentTestConfig, config, **changes), crf)
     photos = open_photos(source)
+    check_output(out, photos.ends())
+    if submission is not None:
+        check_output(submission, photos.ends(), option="--submission")
     done = segment_photos(
         photos,
         checkpoint,

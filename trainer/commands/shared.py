@@ -56,5 +56,7 @@ def noted(photos: Photos) -> Photos:
 def report(done: JobSummary, what: str, out: Path) -> None:
     """One line, and the exit code where something failed or was stopped."""
     stderr.print(done.line(what, out), soft_wrap=True)
+    for reason in done.reasons:
+        stderr.print(f"  {reason}", soft_wrap=True, markup=False)
     if done.exit_code():
         raise typer.Exit(done.exit_code())

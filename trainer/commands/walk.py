@@ -47,6 +47,7 @@ def walk(
     are listed in OUT/failures.jsonl; the rest goes on, and the exit code is 1.
     """
     from infercam.engine.store.open_maps import open_maps
+    from infercam.engine.store.output_folder import check_output
     from infercam.trainer.affinity.crf import with_crf
     from infercam.trainer.affinity.pseudo_labels import make_walk
     from infercam.trainer.loop.config import make_config
@@ -54,9 +55,11 @@ def walk(
     from infercam.trainer.photos.photos import open_photos
 
     settings = with_crf(make_config(WalkConfig, config, **changes), crf)
+    photos = open_photos(source)
+    check_output(out, photos.ends(), [maps])
     done = make_walk(
         open_maps(maps, fmt, classes),
-        open_photos(source),
+        photos,
         affinity,
         out,
         settings,

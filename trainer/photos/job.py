@@ -40,6 +40,8 @@ class JobSummary:
     seconds: float
     stopped: int = 0
     """The signal that stopped it before the end, or 0."""
+    reasons: Sequence[str] = ()
+    """Why photos failed, counted, the commonest first."""
 
     def line(self, what: str, out: Path) -> str:
         rate = f", {self.done / self.seconds:.2f} photos/s" if self.done and self.seconds else ""
@@ -102,7 +104,9 @@ def run_job(
             ended(*waiting.popleft())
         stopped = caught[0] if caught else 0
     kept = len(ids) - len(left)
-    return JobSummary(done, kept, failures, round(time.monotonic() - started, 1), stopped)
+    return JobSummary(
+        done, kept, failures, round(time.monotonic() - started, 1), stopped, listed.groups.lines()
+    )
 
 
 class _Pool:

@@ -52,6 +52,11 @@ class Photos:
     def __contains__(self, item_id: object) -> bool:
         return item_id in self._files
 
+    def ends(self) -> list[str]:
+        """The first and the last photo's file: see check_output."""
+        files = list(self._files.values())
+        return [files[at][0] for at in (0, -1)] if files else []
+
     def path(self, item_id: str) -> Path:
         """The image's file; raises InputError for an id that the source does not have."""
         return Path(self._file(item_id)[0])

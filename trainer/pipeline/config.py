@@ -83,6 +83,10 @@ class DataTable(_Table):
             limit=self.limit,
         )
 
+    def folders(self) -> tuple[Path, ...]:
+        """Where the photos lie: what nothing may be written to."""
+        return tuple(folder for folder in (self.voc, self.images, self.root) if folder is not None)
+
 
 class ClassifyTable(_Open):
     weights: File | None = None

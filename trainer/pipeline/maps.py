@@ -50,6 +50,9 @@ def make_maps(bundle: Path, data: DataTable, out: Path, recipe: Recipe, table: M
         console.print("maps: stopped; run the same command again to go on")
         raise SystemExit(128 + caught[0])
     failed = job.summary.failed
-    if failed == len(source):
-        raise InputError(f"none of the {failed} photos could be done; the reasons are in {out / FAILURES}")
+    if failed == len(source) or job.summary.gave_up:
+        commonest = job.failures.groups.lines(1)[0]
+        raise InputError(
+            f"none of the {failed} photos that were tried could be done ({commonest}; all in {out / FAILURES})"
+        )
     return {"failed": float(failed)} if failed else {}

@@ -381,7 +381,7 @@ def test_missing_maps(scene) -> None:
     with pytest.raises(InputError, match="missing is one of"):
         evaluate_store(store, truth, missing="ignore")
     empty = MapStore.create_or_open(root / "empty", classes=NAMES, settings={})
-    with pytest.raises(InputError, match="right split"):
+    with pytest.raises(InputError, match="none at all"):
         evaluate_store(empty, truth, missing="skip")
 
 

@@ -116,7 +116,7 @@ SUMMARY = {
     **dict.fromkeys(("images", "done", "kept", "failed", "left", "tiles", "network_pixels", "views"), int),
     **dict.fromkeys(("batches", "enlarged", "map_bytes"), int),
     **dict.fromkeys(("seconds", "images_per_second", "mean_iterations"), float),
-    "settings": dict,
+    **{"reasons": list, "gave_up": str, "settings": dict},
 }
 
 

@@ -128,7 +128,7 @@ def test_maps_of_another_list_are_one_line(scenes: Path, infercam) -> None:
 
 def test_folders_that_cannot_be_written_to(scenes: Path, infercam) -> None:
     command = ["labels", scenes / "maps", "--no-crf"]
-    assert "is a map store" in infercam(*command, "-o", scenes / "maps").err
+    assert "is what this command reads" in infercam(*command, "-o", scenes / "maps").err
     assert infercam(*command, "-o", scenes / "out").code == 0
     other = MapStore.create_or_open(scenes / "birds", classes=["bird"], settings={})
     other.write(MapRecord("a", [0], ["bird"], np.zeros((1, 3, 4), np.float32)), "x")
