@@ -44,7 +44,7 @@ def run(
 
     Run it again to go on: only what is missing, or was made with other settings, is done. Images that fail are
     listed in OUT/failures.jsonl (of a shard: failures-I-of-N.jsonl); the rest goes on, and the exit code is 1.
-    Where the first 200 images, some from all over the list among them, all fail for one reason, it stops.
+    Where the first 200 images, some from all over the list among them, all fail alike, it stops.
     """
     with (
         _progress() as watching,
@@ -82,8 +82,8 @@ def _report(job: Run | ClusterRun, out: str, json_file: Path | None, caught: lis
             console.print(f"  {line}", soft_wrap=True)
     if s.gave_up:
         console.print(
-            f"stopped early: all {s.failed} images that were tried, some from all over the list, failed for this "
-            f"one reason; {s.left} left: mend it and run the same command again",
+            f"stopped early: all {s.failed} images that were tried, some from all over the list, failed alike; "
+            f"{s.left} left: mend that and run the same command again",
             style="red",
             soft_wrap=True,
         )

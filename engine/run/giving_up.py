@@ -1,4 +1,4 @@
-"""When a run gives up: the images that were tried, some from all over the list among them, all failed for one reason.
+"""When a run gives up: the images that were tried, some from all over the list among them, all failed alike.
 
 A wrong column of labels or a wrong bundle fails every image alike: after a few hundred that is sure enough, and the
 user need not wait for a million. A folder of bad files at the list's start is no such thing, so a long list begins
@@ -45,4 +45,4 @@ class Hope:
         self._failed += 1
         if self._short or self._first or succeeded or self._failed < ENOUGH:
             return False
-        return failures.only is not None
+        return failures.alike is not None

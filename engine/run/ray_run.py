@@ -248,7 +248,7 @@ class ClusterRun:
         self.summary.failed += 1
         self.failures.add(name, error)
         if self._hope.is_lost(name, self.summary.done + self.summary.kept, self.failures.groups):
-            self.summary.gave_up = self.failures.groups.only or ""
+            self.summary.gave_up = self.failures.groups.alike or ""
             self.stop.set()
 
     def _tally(self, seconds: float) -> None:

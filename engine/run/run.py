@@ -68,7 +68,7 @@ class Summary:
     reasons: list[dict[str, Any]] = field(default_factory=list)
     """Why images failed: {"count", "reason"}, the commonest first; see store/failure_groups.py."""
     gave_up: str = ""
-    """The one reason for which all images failed until the run stopped by itself; see run/giving_up.py."""
+    """Where the run stopped by itself since all images failed alike: the commonest reason; see run/giving_up.py."""
     settings: dict[str, Any] = field(default_factory=dict)
 
     def ended(self, seconds: float) -> None:
@@ -260,7 +260,7 @@ class Run:
         self.summary.failed += 1
         self.failures.add(name, error)
         if self._hope.is_lost(name, self.summary.done + self.summary.kept, self.failures.groups):
-            self.summary.gave_up = self.failures.groups.only or ""
+            self.summary.gave_up = self.failures.groups.alike or ""
             self.stop.set()
 
     # -- counting ------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Why the images of a run failed, counted: 398 × label 'Dog' is not one of the bundle's 20 classes.
 
-Reasons that differ only in the picture's own name and in numbers are one; what differs is shown as `…`. Memory is
-bounded however many images fail: beyond `MOST` reasons the rarer ones are counted together.
+Reasons that differ only in the picture's own name and in numbers are one; what differs is shown as `…`, but a reason
+of one image is shown whole. Memory is bounded however many images fail: beyond `MOST` reasons the rarer ones are
+counted together.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class _Group:
     count: int
     parts: list[str]
     """What stood at the marks: a number, or OPEN where it was not always the same."""
+    whole: str
+    """The first reason, with its picture's name."""
 
 
 class FailureGroups:
@@ -32,27 +35,30 @@ class FailureGroups:
     def __init__(self) -> None:
         self._groups: dict[str, _Group] = {}
         self._others = 0
+        self._kinds: set[str] = set()
 
     def add(self, name: str, reason: str) -> None:
         """Count the reason of the image `name`."""
         text, parts = _split(reason, name)
+        if len(self._kinds) < 2:
+            self._kinds.add(_kind(text))
         group = self._groups.get(text)
         if group is None:
-            self._groups[text] = _Group(1, parts)
+            self._groups[text] = _Group(1, parts, reason[:LONGEST])
             self._keep_bounded()
             return
         group.count += 1
         group.parts = [one if one == other else OPEN for one, other in zip(group.parts, parts, strict=True)]
 
     @property
-    def only(self) -> str | None:
-        """The reason, where all images failed for the same one."""
-        return self.commonest()[0][1] if len(self._groups) == 1 and not self._others else None
+    def alike(self) -> str | None:
+        """The commonest reason, where all others are like it but for what they quote: labels 'Dog', 'Cat', …"""
+        return self.commonest()[0][1] if len(self._kinds) == 1 else None
 
     def commonest(self) -> list[tuple[int, str]]:
         """(images, reason), the commonest first; of those that are equally common the one that came first."""
         ordered = sorted(self._groups.items(), key=lambda one: -one[1].count)
-        return [(group.count, _joined(text, group.parts)) for text, group in ordered]
+        return [(g.count, _joined(text, g.parts) if g.count > 1 else g.whole) for text, g in ordered]
 
     def to_json(self, most: int = 20) -> list[dict[str, Any]]:
         """What a summary has of them: the commonest, and the others as one."""
@@ -101,6 +107,12 @@ def _split(reason: str, name: str) -> tuple[str, list[str]]:
 
     path = rf"(?P<name>(?:[^\s'\"(]*[/\\])?{own}(?:\.\w{{1,5}})?)"
     return re.sub(f"{path}|{_NUMBER}", mark, text[:LONGEST]), parts
+
+
+def _kind(text: str) -> str:
+    """A reason without what it quotes, and without what may have been meant by that."""
+    text = re.sub(r"; did you mean .*?\?", "", text)
+    return re.sub(r"""('|").*?\1""", OPEN, text)
 
 
 def _joined(text: str, parts: list[str]) -> str:

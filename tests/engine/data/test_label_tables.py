@@ -272,3 +272,9 @@ def test_any_table_gives_labels_or_one_line(load, name: str, separator: str, row
         assert "\n" not in str(e)
     else:
         assert found and set(found) <= set(range(len(CLASSES)))
+
+
+def test_a_table_of_other_names_says_which_was_meant(load) -> None:
+    said = refusal(load, "image,label\na.jpg,Zebra\nb.jpg,Dog\nc.jpg,Cat\n")
+    assert said.endswith("; did you mean 'dog' by 'Dog'?") and "none of its labels" in said
+    assert "did you mean" not in refusal(load, "image,label\na.jpg,zebra\n")

@@ -82,10 +82,17 @@ def test_what_was_done_earlier_keeps_it_going(tiny_engine: Engine, source: Sourc
 
 
 def test_two_reasons_are_no_single_one(tiny_engine: Engine, source: Source, tmp_path: Path) -> None:
-    table = {f"p{n:03}": ["Dog" if n % 2 else "Cow"] for n in range(60)}
+    table = {f"p{n:03}": ["Dog"] if n % 2 else [9] for n in range(60)}
     lookup = Labels("json", Path("l.json"), table, tiny.CLASSES)
     done = Run(tiny_engine, source, lookup, tmp_path / "out", **RELEASED)()
     assert done.failed == 60 and [one["count"] for one in done.reasons] == [30, 30] and not done.gave_up
+
+
+def test_any_wrong_names_are_one_fault(tiny_engine: Engine, source: Source, tmp_path: Path) -> None:
+    table = {f"p{n:03}": [("Dog", "Cow", "zebra")[n % 3]] for n in range(60)}
+    lookup = Labels("json", Path("l.json"), table, tiny.CLASSES)
+    done = Run(tiny_engine, source, lookup, tmp_path / "out", **RELEASED)()
+    assert done.left > 0 and "is not one of the bundle's 5 classes" in done.gave_up and len(done.reasons) == 3
 
 
 def test_a_short_list_is_worked_through(tiny_engine: Engine, source: Source, tmp_path: Path) -> None:

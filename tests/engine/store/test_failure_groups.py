@@ -13,9 +13,9 @@ DOG = "label 'Dog' is not one of the bundle's 20 classes (cat, dog, …); did yo
 
 def test_the_commonest_comes_first() -> None:
     groups = grouped([("a", "a: no labels")] + [(f"p{n}", f"p{n}: {DOG}") for n in range(398)])
-    assert groups.lines() == [f"398 × {DOG}", "1 × no labels"]
-    assert groups.to_json() == [{"count": 398, "reason": DOG}, {"count": 1, "reason": "no labels"}]
-    assert groups.only is None
+    assert groups.lines() == [f"398 × {DOG}", "1 × a: no labels"]
+    assert groups.to_json() == [{"count": 398, "reason": DOG}, {"count": 1, "reason": "a: no labels"}]
+    assert groups.alike is None
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_names_and_numbers_make_no_new_reason(reason: str, want: str | None, ids
     names = [ids.format(n=1000 + n) for n in range(30)]
     told = [(id, reason.format(id=id, name=id.rpartition("/")[2], n=5000 + n)) for n, id in enumerate(names)]
     groups = grouped(told)
-    assert groups.only is not None and len(groups.lines()) == 1
+    assert groups.alike is not None and len(groups.lines()) == 1
     assert want is None or groups.lines() == [f"30 × {want}"]
 
 
@@ -61,7 +61,7 @@ def test_memory_is_bounded_and_what_is_common_is_found_late() -> None:
     found = groups.to_json(3)
     assert found[0] == {"count": 999, "reason": "cut off"}
     assert found[-1]["reason"] == "other reasons" and sum(one["count"] for one in found) == 5999
-    assert groups.only is None
+    assert groups.alike is None
 
 
 def test_the_list_of_failures_counts_them(tmp_path) -> None:
@@ -70,3 +70,16 @@ def test_the_list_of_failures_counts_them(tmp_path) -> None:
         failures.add(name, InputError(f"{name}: two words"))
     failures.add("c", ValueError(""))
     assert failures.groups.lines() == ["2 × two words", f"1 × {one_line(ValueError(''))}"]
+
+
+def test_reasons_that_are_alike_but_for_what_they_quote() -> None:
+    """Every name of a wrong table of labels is another reason, and yet there is one fault."""
+    reasons = [DOG, DOG.replace("Dog", "Sofa").partition(";")[0], DOG.replace("'Dog'", '"Cow\'s"')]
+    groups = grouped((f"p{n}", f"p{n}: {reasons[n % 3]}") for n in range(10))
+    assert groups.alike == DOG and [count for count, _ in groups.commonest()] == [4, 3, 3]
+    groups.add("x", "x: no labels")
+    assert groups.alike is None and FailureGroups().alike is None
+    many = grouped(
+        (f"p{n}", f"p{n}: label '{'a' * (n % 30)}{'b' * (n // 30)}' is unknown") for n in range(900)
+    )
+    assert many.alike is not None
