@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,12 +33,12 @@ from infercam.engine.run.giving_up import Hope, spread_first
 from infercam.engine.run.isolated import IsolatedImage, Isolation, KillsItsProcess, in_flight_file
 from infercam.engine.run.settings import EngineSpec, LabelLookup, MapSettings, Predicted
 from infercam.engine.run.shards import Shard
+from infercam.engine.run.writes import Writes, WritesInTurn
 from infercam.engine.store.failures import Failures
 from infercam.engine.store.mapstore import MapRecord, MapStore
 
 __all__ = ["LabelLookup", "Predicted", "Run", "Summary", "Watcher", "record_of"]
 
-WRITES_WAITING = 8
 REMOTE = 16  # requests to a remote place at once: it answers slowly, but many together
 
 
@@ -142,11 +141,11 @@ class Run:
     def __call__(self) -> Summary:
         """Do it. Raises StoreError where the store cannot be written; what is done stays done."""
         began = time.perf_counter()
-        writes: _Writes | _InTurn
+        writes: Writes | WritesInTurn
         if self.overlap:
-            writes = _Writes(self._write, REMOTE if self.store.place.remote else 1)
+            writes = Writes(self._write, REMOTE if self.store.place.remote else 1)
         else:
-            writes = _InTurn(self._write)
+            writes = WritesInTurn(self._write)
         made = self.map_settings
         with ExitStack() as ends:  # the last is called first
             ends.callback(lambda: self._tally(time.perf_counter() - began))
@@ -290,38 +289,3 @@ def record_of(result: Result, classes: list[str], heatmaps: Path | None = None) 
         assert result.pixels is not None
         write_overlay(heatmaps, result.pixels, record)
     return record
-
-
-class _InTurn:
-    """Each result is written before the next one is asked for."""
-
-    def __init__(self, write: Callable[[Result], None]) -> None:
-        self.put = write
-
-    def close(self) -> None:
-        """Nothing waits."""
-
-
-class _Writes:
-    """Writer threads behind a bounded queue; their first error is raised by the next `put`, or by `close`."""
-
-    def __init__(self, write: Callable[[Result], None], threads: int = 1) -> None:
-        self._write = write
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="infercam-write")
-        self._room = threading.Semaphore(WRITES_WAITING + threads - 1)
-        self._error: BaseException | None = None
-
-    def put(self, result: Result) -> None:
-        self._room.acquire()
-        if self._error is not None:
-            raise self._error
-        self._pool.submit(self._write, result).add_done_callback(self._ended)
-
-    def _ended(self, future: Future[None]) -> None:
-        self._error = self._error or future.exception()
-        self._room.release()
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=True)
-        if self._error is not None:
-            raise self._error

@@ -26,7 +26,8 @@ from infercam.engine.common.errors import StoreError
 from infercam.engine.data.labels import load_labels
 from infercam.engine.data.sources import folder_source
 from infercam.engine.method.recipe import RECIPES
-from infercam.engine.run.run import WRITES_WAITING, Predicted, Run, _Writes
+from infercam.engine.run.run import Predicted, Run
+from infercam.engine.run.writes import WRITES_WAITING, Writes
 from infercam.engine.store.mapstore import MapStore
 from tests.engine import tiny
 
@@ -376,7 +377,7 @@ def test_the_writer_queue_is_bounded_and_its_error_comes_back() -> None:
         if result == 3:
             raise StoreError("no room")
 
-    writes = _Writes(write)
+    writes = Writes(write)
     put = []
 
     def feed() -> None:
