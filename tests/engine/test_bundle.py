@@ -143,7 +143,7 @@ def test_graph_that_is_not_among_the_files(bundle):
 # --- the manifest --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [2, 99])
+@pytest.mark.parametrize("version", [3, 99])
 def test_newer_schema_says_to_upgrade(bundle, version):
     """Whatever else a newer manifest holds, the version is what is reported."""
     rewrite(bundle, schema_version=version, invented={"a": 1})
