@@ -94,6 +94,13 @@ class PlanBuilder:
                 raise ExportError(
                     f"{graph}: output '{name}' is not float32; make the graph with infercam precision"
                 )
+        for name, tensor in tensors.items():
+            if name not in (
+                m.input.name,
+                m.scores,
+                m.response,
+            ):  # a bias of each image: nobody reads it from a plan
+                network.unmark_output(tensor)
         image = tensors[m.input.name]
         types: dict[Any, InputType] = {trt.DataType.FLOAT: "float32", trt.DataType.HALF: "float16"}
         if image.dtype not in types:

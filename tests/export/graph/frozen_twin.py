@@ -190,3 +190,26 @@ def activation(t, y, kind, how="op"):
     if kind == "mish":
         return over("Mul", t.node("Tanh", over("Softplus")))
     return over("Mul", over("Sigmoid"))  # silu
+
+
+def layers_of(rng, kinds, channels, hidden, classes, how="op"):
+    """A head: `kinds` of norms and activations, "linear" for a hidden layer, and a linear layer at the end."""
+    found, width = [], channels
+    for kind in [*kinds, "last"]:
+        if kind in ("linear", "last"):
+            out = hidden if kind == "linear" else classes
+            w = rng.normal(0, 1 / np.sqrt(width), (out, width)).astype(np.float32)
+            found.append(Layer("linear", how, w, rng.normal(0, 0.5, out).astype(np.float32)))
+            width = out
+        elif kind in ("layer_norm", "rms_norm"):
+            g, b = (rng.normal(s, 0.5, width).astype(np.float32) for s in (1, 0))
+            found.append(Layer(kind, how, g, b))
+        else:
+            found.append(Layer(kind, how))
+    return found
+
+
+def toy_of(toys, layers, *, channels, convolved=False, opset=20, shape=("N", 3, "H", "W")):
+    t = toys.Toy(shape=shape, opset=opset)
+    y = t.node("GlobalAveragePool", t.features(channels=channels))
+    return t.model(head(t, y if convolved else t.node("Flatten", y), layers, convolved))

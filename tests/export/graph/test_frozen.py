@@ -11,33 +11,10 @@ from onnx import TensorProto, helper
 
 from infercam.export.graph import frozen
 from infercam.export.graph.surgery import response_graph
-from tests.export.graph.frozen_twin import FUNCTIONS, NORMS, Layer, head, maps
+from tests.export.graph.frozen_twin import FUNCTIONS, NORMS, head, layers_of, maps, toy_of
 
 SHAPES = ((1, 32, 32), (3, 45, 70))
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-
-
-def layers_of(rng, kinds, channels, hidden, classes, how="op"):
-    """A head: `kinds` of norms and activations, "linear" for a hidden layer, and a linear layer at the end."""
-    found, width = [], channels
-    for kind in [*kinds, "last"]:
-        if kind in ("linear", "last"):
-            out = hidden if kind == "linear" else classes
-            w = rng.normal(0, 1 / np.sqrt(width), (out, width)).astype(np.float32)
-            found.append(Layer("linear", how, w, rng.normal(0, 0.5, out).astype(np.float32)))
-            width = out
-        elif kind in ("layer_norm", "rms_norm"):
-            g, b = (rng.normal(s, 0.5, width).astype(np.float32) for s in (1, 0))
-            found.append(Layer(kind, how, g, b))
-        else:
-            found.append(Layer(kind, how))
-    return found
-
-
-def toy_of(toys, layers, *, channels, convolved=False, opset=20, shape=("N", 3, "H", "W")):
-    t = toys.Toy(shape=shape, opset=opset)
-    y = t.node("GlobalAveragePool", t.features(channels=channels))
-    return t.model(head(t, y if convolved else t.node("Flatten", y), layers, convolved))
 
 
 def check(toys, model, layers, graph=None, shapes=SHAPES):
