@@ -143,9 +143,9 @@ def compare(
     """Run both networks on the samples and compare responses and maps.
 
     Networks take N×3×h×w float32, normalised, and give N×C×h'×w' before ReLU. A graph of one fixed size gets the
-    picture at that size alone. `scores`: the reference's, N×C, by which the classes of a sample without any are chosen;
-    needed where the bias depends on the image, else they are made of the response. Memory does not grow with the
-    samples; `watch` is called with 1 after each.
+    picture at that size alone. `scores`: the reference's, N×C, by which the classes of a sample without any are
+    chosen; needed where the bias depends on the image, else they are made of the response. Memory does not grow with
+    the samples; `watch` is called with 1 after each.
     Raises InputError where there is no sample or a mask does not fit, BackendError as the networks do.
     """
     seen = _Seen(len(manifest.classes))

@@ -31,6 +31,15 @@ class Builder:
         self.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
+    def shared(self, value: np.ndarray, base: str) -> str:
+        """A float32 constant, or that of the classifier's own weights which is the same."""
+        value = value.astype(np.float32)
+        for t in self.model.graph.initializer:
+            same = t.data_type == TensorProto.FLOAT and tuple(t.dims) == value.shape
+            if same and np.array_equal(numpy_helper.to_array(t), value):
+                return str(t.name)
+        return self.constant(value, base)
+
     def node(self, op: str, inputs: list[str], out: str, **at: Any) -> str:
         self.model.graph.node.append(helper.make_node(op, inputs, [out], name=f"infercam/{out}", **at))
         return out

@@ -94,7 +94,10 @@ class Freezer:
                 return [*applied(call)]
             except NotAffine as e:
                 why = str(e)
-        first = self._frozen(node, call, opaque)
+        try:
+            first = self._frozen(node, call, opaque)
+        except NotAffine:  # a norm or activation whose own weights depend on the picture
+            first = None
         rest = opaque[0] if opaque else Opaque(node, why)
         return [rest if first is None else first, *[rest] * (len(node.output) - 1)]
 
@@ -160,8 +163,8 @@ class Freezer:
 
     def _norm(self, node: NodeProto, call: Call) -> Linear | None:
         z = call.linear()
-        groups = _groups(node.op_type, call, z)
-        if not z.shape or z.shape[0] != 1 or groups is None or z.size <= groups or z.size % groups:
+        groups = _groups(node.op_type, call, z) if z.shape and z.shape[0] == 1 else None
+        if not groups or z.size <= groups or z.size % groups:
             return None
         out = self._added(node, "norm", z, 0, groups)
         scale, shift = call.number(1), call.number(2)
@@ -175,7 +178,7 @@ class Freezer:
 def _groups(op: str, call: Call, z: Linear) -> int | None:
     """How many runs of neighbouring values a norm normalises, each on its own; None where it is none of those."""
     rank = len(z.shape)
-    axis = int(call.at.get("axis", -1)) % max(rank, 1)
+    axis = int(call.at.get("axis", -1)) % rank
     if op in ("LayerNormalization", "RMSNormalization"):
         return prod(z.shape[:axis])
     if op == "LpNormalization":

@@ -84,7 +84,7 @@ def _constant(maths: Maths, weight: np.ndarray | None) -> str | None:
     """A layer's weight in the graph: (n, m), or (1, n, 1) for one factor each."""
     if weight is None:
         return None
-    return maths.number(weight if weight.ndim == 2 else weight[None, :, None])
+    return maths.build.shared(weight, "frozen.w") if weight.ndim == 2 else maths.number(weight[None, :, None])
 
 
 def _feed(build: Builder, maps: Sequence[str], leaves: Sequence[Leaf]) -> None:

@@ -73,6 +73,9 @@ def find_head(graph: Graph, output: str) -> Head:
     weight = None if plain else found.dense()
     notes = [n for p in poolings for n in p.notes]
     leaves = _leaf_shapes(graph, tail, poolings, run) if stages else []
+    if stages:
+        names = ", ".join(dict.fromkeys(label(s.node) for s in stages))
+        notes.append(f"the head is not linear: the factors of {names} are each image's own")
     return Head(logits, poolings, weight, found.shift.ravel().copy(), activation, notes, stages, leaves)
 
 

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from infercam.engine.common.errors import ExportError
 from infercam.export.graph import frozen
 from infercam.export.graph.surgery import response_graph
 from tests.export.graph.frozen_twin import FUNCTIONS, NORMS, head, layers_of, maps, toy_of
@@ -227,6 +228,43 @@ def test_group_norms(toys, groups, how):
     np.testing.assert_allclose(scores, toys.run(model, x)[0], **CLOSE)
     np.testing.assert_allclose(graph.bias, w @ b + shift, **CLOSE)
     np.testing.assert_allclose(scores, response.mean((2, 3)) + graph.bias, **CLOSE)
+
+
+def test_weights_are_stored_once_and_the_note_names_what_is_frozen(toys):
+    layers = layers_of(np.random.default_rng(0), ["linear", "relu"], toys.K, 300, toys.C)
+    graph = response_graph(toy_of(toys, layers, channels=toys.K))
+    assert sum(i.dims == [300, toys.K] for i in graph.model.graph.initializer) == 1
+    assert any("'relu" in n and "each image's own" in n for n in graph.notes)
+
+
+def test_damage_never_gives_a_traceback(toys):
+    """Nodes removed, rewired, without attributes: refused in one line, or a graph that still is consistent."""
+    kinds = ["layer_norm", "linear", "clip", "linear", "gelu_tanh"]
+    layers = layers_of(np.random.default_rng(0), kinds, toys.K, toys.K, toys.C)
+    model = toy_of(toys, layers, channels=toys.K, shape=(1, 3, 32, 32))
+    rng, refused = np.random.default_rng(0), 0
+    for k in range(4, len(model.graph.node)):
+        for what in ("remove", "rewire", "rewire last", "attributes"):
+            copy = onnx.ModelProto()
+            copy.CopyFrom(model)
+            node = copy.graph.node[k]
+            names = [i for n in copy.graph.node for i in n.input]
+            if what == "remove":
+                del copy.graph.node[k]
+            elif what == "attributes":
+                del node.attribute[:]
+            else:
+                node.input[0 if what == "rewire" else -1] = names[rng.integers(len(names))]
+            try:
+                graph = response_graph(copy)
+            except ExportError as e:
+                refused += 1
+                assert "\n" not in str(e)
+                continue
+            out = toys.run(graph.model, toys.picture(1, graph.height or 32, graph.width or 32))
+            bias = out[2] if graph.per_image_bias else graph.bias
+            np.testing.assert_allclose(out[0], out[1].mean((2, 3)) + bias, rtol=1e-3, atol=1e-4)
+    assert refused > len(model.graph.node)
 
 
 def test_the_cheaper_way():
