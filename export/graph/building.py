@@ -14,7 +14,7 @@ from infercam.export.graph.pooling import Layout, Pooling
 from infercam.export.graph.tokens import token_grid
 
 
-class Builder:
+class NodeBuilder:
     """Adds nodes and constants to a graph under names that are free."""
 
     def __init__(self, model: ModelProto) -> None:
@@ -48,7 +48,7 @@ class Builder:
         return fresh_name(self.model, base)
 
 
-def to_map(graph: Graph, build: Builder, tensor: str, layout: Layout) -> str:
+def to_map(graph: Graph, build: NodeBuilder, tensor: str, layout: Layout) -> str:
     """Bring pooled features to N,C,h,w."""
     kind = graph.elem_type(tensor)
     if kind not in (0, TensorProto.FLOAT):
@@ -78,11 +78,11 @@ def to_map(graph: Graph, build: Builder, tensor: str, layout: Layout) -> str:
     return build.node("Reshape", [tensor, target], build.tensor("features.map"))
 
 
-def maps_of(build: Builder, poolings: Sequence[Pooling]) -> list[str]:
+def maps_of(build: NodeBuilder, poolings: Sequence[Pooling]) -> list[str]:
     """What each pooling reads, as N,C,h,w; raises ExportError where it is not float32 or no grid."""
     return [to_map(Graph(build.model), build, p.features, p.layout) for p in poolings]
 
 
-def joined_maps(build: Builder, maps: list[str]) -> str:
+def joined_maps(build: NodeBuilder, maps: list[str]) -> str:
     """One map with the channels of all."""
     return maps[0] if len(maps) == 1 else build.node("Concat", maps, build.tensor("features.all"), axis=1)

@@ -3,7 +3,7 @@
 What such a node makes is a factor that belongs to the image times what it reads: relu(z) = [z > 0] · z, a LayerNorm
 is (z - mean) / deviation. With these factors taken from the pooled vector, once an image, the head is linear in the
 pooled vector again, and so it has a response at every position (export/README.md). Here the head is read as a chain
-of `Stage`s; frozen.py writes it as a graph, gates.py the factors.
+of `FrozenStage`s; frozen.py writes it as a graph, gates.py the factors.
 
 Every tensor of the head is one of two: `Linear` in what some stage made, or `Opaque`, which is only known by running
 the classifier's own nodes and can be a factor of the former, nothing else.
@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
 import numpy as np
 from onnx import NodeProto
@@ -23,6 +22,7 @@ from infercam.export.graph.gates import at_zero, has_gate
 from infercam.export.graph.index import Graph
 from infercam.export.graph.linear import Linear, NotAffine, pooled
 from infercam.export.graph.rules import RULES, Call, applied, per_channel
+from infercam.export.graph.stages import FrozenStage, Kind
 
 NORMS = (
     "LayerNormalization",
@@ -41,27 +41,6 @@ class Opaque:
     why: str
 
 
-@dataclass(frozen=True)
-class Stage:
-    """`gate * (z - centre)`, elementwise: the vector in which what follows is affine.
-
-    Gate and centre are made of the pooled vector (gates.py). `z` is affine in what the stage before makes; in the
-    graph it is input `position` of `node`. `groups`: of a norm, how many runs of neighbours it normalises, each on
-    its own.
-    """
-
-    node: NodeProto
-    kind: Literal["activation", "norm", "factor", "divisor", "centre"]
-    z: Linear
-    position: int
-    groups: int = 1
-
-    @property
-    def tensor(self) -> str:
-        """The classifier's own tensor with the values of `z`, biases included, and its shape but for the batch."""
-        return str(self.node.input[self.position])
-
-
 class Freezer:
     """Applies nodes one after the other, making a stage of what is not affine but can be frozen.
 
@@ -72,11 +51,11 @@ class Freezer:
     def __init__(self, graph: Graph, *, centring: bool) -> None:
         self._graph = graph
         self._centring = centring
-        self.stages: list[Stage] = []
+        self.stages: list[FrozenStage] = []
 
-    def chain(self, last: Linear) -> list[Stage]:
+    def chain(self, last: Linear) -> list[FrozenStage]:
         """The stages that `last` depends on, the first one first."""
-        found: list[Stage] = []
+        found: list[FrozenStage] = []
         basis = last.basis
         while basis:
             found.append(self.stages[basis - 1])
@@ -112,9 +91,9 @@ class Freezer:
             return self._norm(node, call)
         return self._activation(node, call) if has_gate(node.op_type) else None
 
-    def _added(self, node: NodeProto, kind: object, z: object, position: int, groups: int = 1) -> Linear:
+    def _added(self, node: NodeProto, kind: Kind, z: object, position: int, groups: int = 1) -> Linear:
         assert isinstance(z, Linear)
-        self.stages.append(Stage(node, kind, z, position, groups))  # type: ignore[arg-type]
+        self.stages.append(FrozenStage(node, kind, z, position, groups))
         return pooled(z.size, 0, z.shape, basis=len(self.stages))
 
     def _centres(self, node: NodeProto, call: Call) -> bool:

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from infercam.export.graph.building import Builder, joined_maps, maps_of
+from infercam.export.graph.building import NodeBuilder, joined_maps, maps_of
 from infercam.export.graph.gates import Maths, gate_of
 from infercam.export.graph.head import Head, Leaf
 from infercam.export.graph.index import fresh_name
@@ -45,7 +45,7 @@ class _Step:
 
 
 def write_frozen(
-    build: Builder, head: Head, rows: Sequence[int] | None, response: str, bias: str
+    build: NodeBuilder, head: Head, rows: Sequence[int] | None, response: str, bias: str
 ) -> np.ndarray | None:
     """Add the nodes that make `response` (N, C, h, w) of the features; returns the constant bias (C,), float64.
 
@@ -87,7 +87,7 @@ def _constant(maths: Maths, weight: np.ndarray | None) -> str | None:
     return maths.build.shared(weight, "frozen.w") if weight.ndim == 2 else maths.number(weight[None, :, None])
 
 
-def _feed(build: Builder, maps: Sequence[str], leaves: Sequence[Leaf]) -> None:
+def _feed(build: NodeBuilder, maps: Sequence[str], leaves: Sequence[Leaf]) -> None:
     """Give the classifier's own head the means of these maps for what it pooled, perhaps a fixed window."""
     means = [build.node("GlobalAveragePool", [m], build.tensor(MEAN)) for m in maps]
     for leaf in leaves:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
-from infercam.export.graph.building import Builder
+from infercam.export.graph.building import NodeBuilder
 from infercam.export.graph.index import attributes
-
-if TYPE_CHECKING:
-    from infercam.export.graph.freeze import Stage
+from infercam.export.graph.stages import FrozenStage
 
 _REACH = 1e-3
 """Below it the series is used: its third term is below float32's digits, and above it the division has four."""
@@ -40,7 +38,7 @@ class Near:
 class Maths:
     """Formulas as nodes: tensors by name, numbers and arrays as constants."""
 
-    def __init__(self, build: Builder) -> None:
+    def __init__(self, build: NodeBuilder) -> None:
         self.build = build
         self._numbers: dict[int, tuple[object, str]] = {}
 
@@ -69,7 +67,7 @@ class Maths:
         return self("Cast", self(op, x, bound), to=TensorProto.FLOAT)
 
 
-def gate_of(maths: Maths, stage: Stage) -> tuple[str | None, str | None]:
+def gate_of(maths: Maths, stage: FrozenStage) -> tuple[str | None, str | None]:
     """Gate and centre of a stage, each float32 (N, n, 1), n the values of `stage.z`; None: 1 and 0."""
     if stage.kind == "norm":
         return _of_norm(maths, stage)
@@ -82,7 +80,7 @@ def gate_of(maths: Maths, stage: Stage) -> tuple[str | None, str | None]:
     return _flat(maths, stage, gate), None
 
 
-def _flat(maths: Maths, stage: Stage, x: str) -> str:
+def _flat(maths: Maths, stage: FrozenStage, x: str) -> str:
     """What broadcasts against the stage's own tensor, one value for each of its elements."""
     full = maths("Mul", x, np.ones(stage.z.shape))
     return maths.reshaped(full, -1, stage.z.size, 1)
@@ -91,7 +89,7 @@ def _flat(maths: Maths, stage: Stage, x: str) -> str:
 # --- norms -----------------------------------------------------------------------------------------------
 
 
-def _of_norm(maths: Maths, stage: Stage) -> tuple[str, str | None]:
+def _of_norm(maths: Maths, stage: FrozenStage) -> tuple[str, str | None]:
     op, at = stage.node.op_type, attributes(stage.node)
     size, groups = stage.z.size, stage.groups
     ones = np.ones((1, 1, size // groups))
@@ -127,7 +125,7 @@ def at_zero(op: str, at: Mapping[str, Any], constants: Sequence[np.ndarray | Non
     return 0.0 if op in _NATURAL else _NEAR[op](at, constants).value
 
 
-def _of_activation(maths: Maths, stage: Stage) -> str:
+def _of_activation(maths: Maths, stage: FrozenStage) -> str:
     node, at = stage.node, attributes(stage.node)
     if node.op_type in _NATURAL:
         return _NATURAL[node.op_type](maths, stage.tensor, at, list(node.input[1:]))

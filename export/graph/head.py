@@ -17,12 +17,13 @@ from onnx import NodeProto
 
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.explain import LINEAR_OPS, explain, flattens_a_map, no_pooling
-from infercam.export.graph.freeze import Freezer, Opaque, Stage
+from infercam.export.graph.freeze import Freezer, Opaque
 from infercam.export.graph.index import Graph, attributes, is_no_function, label
 from infercam.export.graph.linear import Linear, pooled
 from infercam.export.graph.observe import Observed, Seen
 from infercam.export.graph.pooling import POOLS, Layout, Pooling, channel_axis, pooling
 from infercam.export.graph.rules import JOINING, RULES, Call
+from infercam.export.graph.stages import FrozenStage
 
 ACTIVATIONS = {"Sigmoid": "sigmoid", "Softmax": "softmax", "LogSoftmax": "softmax"}
 _SHAPE_OPS = {"Identity", "Dropout", "Flatten", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Cast"}
@@ -39,7 +40,7 @@ class Head:
     bias: np.ndarray
     activation: str | None
     notes: list[str] = field(default_factory=list)
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[FrozenStage] = field(default_factory=list)
     """What is frozen, from the pooling on; `weight` and `bias` then take what the last one makes."""
     leaves: list[Leaf] = field(default_factory=list)
 
@@ -202,7 +203,7 @@ def _pools_everything(graph: Graph, node: NodeProto) -> bool:
 # --- composing -------------------------------------------------------------------------------------------
 
 
-_Composed = tuple[Linear, list[Stage], Seen | None]
+_Composed = tuple[Linear, list[FrozenStage], Seen | None]
 
 
 def _composed(graph: Graph, tail: _Tail, logits: str) -> _Composed:
@@ -288,7 +289,7 @@ def _spatial(shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
 _Value = Linear | Opaque | np.ndarray
 
 
-def _evaluated(graph: Graph, tail: _Tail, logits: str, run: Seen | None) -> tuple[Linear, list[Stage]]:
+def _evaluated(graph: Graph, tail: _Tail, logits: str, run: Seen | None) -> tuple[Linear, list[FrozenStage]]:
     """The logits for one picture, of the size of that run where sizes matter, and the stages on the way."""
     plain = Freezer(graph, centring=False)
     found = _logits(graph, tail, logits, run, plain)

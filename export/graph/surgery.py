@@ -25,7 +25,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from infercam.engine.bundle import BIAS_OUTPUT
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.begins import Normalisation, make_float, own_normalisation
-from infercam.export.graph.building import Builder, joined_maps, maps_of, to_map
+from infercam.export.graph.building import NodeBuilder, joined_maps, maps_of, to_map
 from infercam.export.graph.dynamic import SizeWishes, find_sizes
 from infercam.export.graph.frozen import write_frozen
 from infercam.export.graph.head import Head, find_head
@@ -278,7 +278,7 @@ def _rewrite(graph: Graph, head: Head, keep: list[int] | None, notes: list[str])
     """Replace the head in `graph.model`, which must be tidied afterwards; returns the bias, float32 (C,): zeros
     where it depends on the image."""
     model = graph.model
-    build = Builder(model)
+    build = NodeBuilder(model)
     if head.stages:
         bias = write_frozen(build, head, keep, RESPONSE, BIAS)
     elif head.weight is not None:
@@ -298,7 +298,7 @@ def _rewrite(graph: Graph, head: Head, keep: list[int] | None, notes: list[str])
     return np.zeros(classes, np.float32) if bias32 is None else bias32
 
 
-def _add_scores(build: Builder, bias: np.ndarray | None) -> None:
+def _add_scores(build: NodeBuilder, bias: np.ndarray | None) -> None:
     """The mean of the response plus the bias; without a constant one that of each image."""
     pooled = build.node("GlobalAveragePool", [RESPONSE], build.tensor("response.mean"))
     if bias is not None and not np.any(bias):
@@ -319,7 +319,7 @@ def _declare_outputs(model: ModelProto, classes: int, *, per_image_bias: bool) -
 
 
 def _linear_before_pooling(
-    graph: Graph, build: Builder, head: Head, keep: list[int] | None, notes: list[str]
+    graph: Graph, build: NodeBuilder, head: Head, keep: list[int] | None, notes: list[str]
 ) -> np.ndarray:
     """SqueezeNet's order: what is pooled is the response already, but for a bias that can be taken off.
 
@@ -349,7 +349,7 @@ def _linear_before_pooling(
     return bias[keep]
 
 
-def _without_bias(build: Builder, node: NodeProto) -> str:
+def _without_bias(build: NodeBuilder, node: NodeProto) -> str:
     """A second copy of a convolution, without its bias; the first one dies if nothing else reads it."""
     out = build.tensor(f"{node.output[0]}.nobias")
     copy = NodeProto()
