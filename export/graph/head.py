@@ -404,5 +404,5 @@ def _misfit(graph: Graph, tail: _Tail, node: NodeProto, why: str) -> str:
     counts = " and ".join(f"{channel_count(graph, p) or 'some'} by {label(p.node)}" for p in poolings)
     return (
         f"{label(node)}: its constant does not fit the head ({why}; channels pooled: {counts}); "
-        "it does not pool to one value per channel"
+        "it does not pool to one value per channel, and a classifier that flattens its last map has no response map"
     )
