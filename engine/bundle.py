@@ -7,7 +7,8 @@
       plans/*.plan      optional: TensorRT plans, listed in `plans`
 
 `response` is taken before ReLU and without the bias of the linear layer (which is recorded in the
-manifest): for every image, mean over h,w of `response` plus `bias` equals `scores` (engine/method/README.md §1).
+manifest): for every image, mean over h,w of `response` plus `bias` equals `scores` (engine/method/README.md §1). With
+`per_image_bias` the bias depends on the image: it is the graph's output `bias` (N,C), and the manifest's is zeros.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from infercam.engine.common.paths import regular_bytes
 from infercam.engine.common.validation import first_problem
 from infercam.engine.onnx_files import check_external
 
-SCHEMA_VERSION = 2  # 2: the input's smallest size and multiple; what 1 lacks has defaults
+SCHEMA_VERSION = 2  # 2: the input's smallest size and multiple, per_image_bias; what 1 lacks has defaults
 MANIFEST = "manifest.json"
+BIAS_OUTPUT = "bias"
+"""The graph's output with the bias of each image, where `per_image_bias` says that there is one."""
 MANIFEST_BYTES = 64 << 20  # far more than any; a manifest is read whole
 
 Triple = tuple[float, float, float]
@@ -111,6 +114,7 @@ class Manifest(_Strict):
     scores: str = "scores"
     response: str = "response"
     bias: list[float] = Field(description="the linear layer's bias, one per class; zeros if it has none")
+    per_image_bias: bool = Field(default=False, description="the graph's output `bias` counts, not this one")
     graphs: dict[str, str] = Field(description="precision -> file, always with 'fp32'")
     precisions: dict[str, PrecisionReport] = Field(default={}, description="of the graphs but fp32")
     plans: list[dict[str, Any]] = []
@@ -125,6 +129,8 @@ class Manifest(_Strict):
             raise ValueError("class names repeat")
         if len(self.bias) != len(self.classes):
             raise ValueError(f"{len(self.bias)} biases for {len(self.classes)} classes")
+        if self.per_image_bias and any(self.bias):
+            raise ValueError("the bias depends on the image, and is no list of zeros")
         if "fp32" not in self.graphs:
             raise ValueError("graphs has no 'fp32'")
         for name in [*self.files, *self.graphs.values()]:

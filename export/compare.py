@@ -138,16 +138,19 @@ def compare(
     *,
     scales: Sequence[float] = SCALES,
     watch: Callable[[int], None] | None = None,
+    scores: Callable[[Float], NDArray] | None = None,
 ) -> Fidelity:
     """Run both networks on the samples and compare responses and maps.
 
     Networks take N×3×h×w float32, normalised, and give N×C×h'×w' before ReLU. A graph of one fixed size gets the
-    picture at that size alone. Memory does not grow with the samples; `watch` is called with 1 after each.
+    picture at that size alone. `scores`: the reference's, N×C, by which the classes of a sample without any are
+    chosen; needed where the bias depends on the image, else they are made of the response. Memory does not grow with
+    the samples; `watch` is called with 1 after each.
     Raises InputError where there is no sample or a mask does not fit, BackendError as the networks do.
     """
     seen = _Seen(len(manifest.classes))
     for sample in samples:
-        _compare_one(reference_network, candidate, sample, manifest, scales, seen)
+        _compare_one(reference_network, candidate, sample, manifest, scales, seen, scores)
         if watch is not None:
             watch(1)
     return seen.summary()
@@ -159,13 +162,22 @@ def relative_error(a: NDArray, b: NDArray) -> float:
     return float(np.abs(a - b).max(initial=0)) / scale if scale else 0.0
 
 
-def onnx_network(graph: Path, manifest: Manifest) -> Network:
-    """A graph of the bundle in ONNX Runtime on all cores; raises MissingExtra or BackendError."""
-    try:
-        session = GraphSession(graph)
-    except RunError as e:
-        raise BackendError(f"{graph}: ONNX Runtime cannot load it: {e}") from None
-    return lambda x: np.asarray(session.run(x, [manifest.response])[0], np.float32)
+class OnnxNetwork:
+    """A graph of the bundle in ONNX Runtime on all cores: a Network; raises MissingExtra or BackendError."""
+
+    def __init__(self, graph: Path, manifest: Manifest) -> None:
+        self._manifest = manifest
+        try:
+            self._session = GraphSession(graph)
+        except RunError as e:
+            raise BackendError(f"{graph}: ONNX Runtime cannot load it: {e}") from None
+
+    def __call__(self, x: Float) -> Float:
+        return np.asarray(self._session.run(x, [self._manifest.response])[0], np.float32)
+
+    def scores(self, x: Float) -> Float:
+        """N×C, of normalised pictures N×3×h×w."""
+        return np.asarray(self._session.run(x, [self._manifest.scores])[0], np.float32)
 
 
 def predicted(scores: NDArray, multi_label: bool = True) -> list[int]:
@@ -297,6 +309,7 @@ def _compare_one(
     manifest: Manifest,
     scales: Sequence[float],
     seen: _Seen,
+    scores: Callable[[Float], NDArray] | None,
 ) -> None:
     """One picture: its plain views, then the views with erased what the reference's map shows."""
     spec = manifest.input
@@ -312,7 +325,8 @@ def _compare_one(
             view = x if left is None else reference.erase(x, reference.resize_nearest(left, *size))
             pairs.append((reference_network(view[None])[0], candidate(view[None])[0]))
         if classes is None:
-            classes = _classes(sample, pairs[0][0], manifest)
+            given = None if scores is None or sample.mask is not None else scores(inputs[0][None])[0]
+            classes = _classes(sample, pairs[0][0], manifest, given)
         maps = seen.agreement.add(sample.id, pairs, classes, (height, width))
         if left is None and sample.mask is not None:
             seen.count(maps, classes, sample.mask, sample.id)
@@ -320,11 +334,13 @@ def _compare_one(
     seen.images += 1
 
 
-def _classes(sample: Sample, response: Float, manifest: Manifest) -> list[int]:
-    """The classes in the mask; without one those that the response predicts, one at least."""
+def _classes(sample: Sample, response: Float, manifest: Manifest, scores: NDArray | None) -> list[int]:
+    """The classes in the mask; without one those that the scores predict, or the response, one at least."""
     if sample.mask is not None:
         return [int(v) - 1 for v in np.unique(sample.mask) if 0 < v <= len(manifest.classes)]
-    return predicted(response.mean(axis=(1, 2), dtype=np.float64) + manifest.bias, manifest.multi_label)
+    if scores is None:
+        scores = response.mean(axis=(1, 2), dtype=np.float64) + manifest.bias
+    return predicted(scores, manifest.multi_label)
 
 
 class FidelityReport(_Strict):

@@ -129,6 +129,10 @@ class INetworkDefinition:
     def get_output(self, index: int) -> ITensor:
         return _tensor(self._model.graph.output[index])
 
+    def unmark_output(self, tensor: ITensor) -> None:
+        outputs = self._model.graph.output
+        del outputs[[o.name for o in outputs].index(tensor.name)]
+
 
 class OnnxParser:
     def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:

@@ -268,28 +268,40 @@ class DeviceBackend:
 
     # -- Infer ---------------------------------------------------------------------------------------------
     def _outputs(self, work: Infer) -> None:
-        """The response of every input; the scores follow from it on the host (see bundle.py)."""
+        """The response of every input; the scores follow from it on the host (see bundle.py), but where the bias
+        depends on the image: then the network runs once more for them."""
         n, _, height, width = work.x.shape
         shape = self.runner.response_shape(height, width)
+        own = self.manifest.per_image_bias
+        each_scores = 4 * len(self.manifest.classes) if own else 0
         most = self.runner.max_batch(height, width)
         x = work.x.astype(self.runner.input_type, copy=False)
         each = 4 * _count(shape)
-        landing = self.downloads.reserve(n * each)
+        landing = self.downloads.reserve(n * (each + each_scores))
+        at_scores = n * each
         try:
             for begin in range(0, n, most):
                 part = x[begin : begin + most]
-                with self.pool.scratch(part.nbytes, len(part) * each) as (image, response):
+                sizes = (part.nbytes, len(part) * each, *([len(part) * each_scores] if own else []))
+                with self.pool.scratch(*sizes) as (image, response, *scores):
                     self.uploads.send(image, np.ascontiguousarray(part).view(np.uint8))
                     self.runner.respond(len(part), height, width, image, response)
                     data = landing.data[begin * each : (begin + len(part)) * each]
                     self.downloads.fetch(Landing(data, landing.buffer), response)
+                    for pointer in scores:
+                        self.runner.scores(len(part), height, width, image, pointer)
+                        end = at_scores + (begin + len(part)) * each_scores
+                        data = landing.data[at_scores + begin * each_scores : end]
+                        self.downloads.fetch(Landing(data, landing.buffer), pointer)
         except Exception:
             self.driver.record().wait()  # a part may be on its way into the buffer
             self.downloads.give_back(landing)
             raise
 
         def read(data: Bytes) -> Sequence[Inferred]:
-            response = data.view(np.float32).reshape(n, *shape).copy()
+            response = data[:at_scores].view(np.float32).reshape(n, *shape).copy()
+            if own:
+                return [Inferred(response, data[at_scores:].view(np.float32).reshape(n, -1).copy())]
             bias = np.asarray(self.manifest.bias, np.float32)
             return [Inferred(response, response.mean(axis=(2, 3)) + bias)]
 

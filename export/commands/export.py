@@ -34,7 +34,8 @@ def export(
 ) -> None:
     """Turn a frozen classifier into a bundle: an ONNX file, or a published architecture with its checkpoint.
 
-    The classifier must end in global average pooling and a linear layer. The bundle is checked against the
+    The classifier must end in global average pooling and linear layers, with norms and activations between them or
+    none. The bundle is checked against the
     classifier before it is written.
     """
     if out is None:

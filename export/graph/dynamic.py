@@ -300,7 +300,7 @@ def _probe(
 
 def _run(session: GraphSession, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     try:
-        scores, response = session.run(x)
+        scores, response = session.run(x)[:2]
     except RunError as e:
         n, _, h, w = x.shape
         raise _Prevented(f"a batch of {n} at {h}x{w} fails in {e}") from None

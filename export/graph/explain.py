@@ -6,38 +6,11 @@ from collections.abc import Sequence
 
 from onnx import NodeProto
 
-from infercam.export.graph.index import Graph, attributes, label, used_by
-from infercam.export.graph.pooling import POOLS
+from infercam.export.graph.index import Graph, attributes, label
 
 LINEAR_OPS = ("Gemm", "MatMul", "Conv", "Einsum")
 _MAX_POOLS = {"GlobalMaxPool", "MaxPool", "ReduceMax", "GlobalLpPool", "LpPool"}
-_NORMS = {
-    "LayerNormalization": "a LayerNorm",
-    "RMSNormalization": "an RMS norm",
-    "InstanceNormalization": "an instance norm",
-    "GroupNormalization": "a group norm",
-    "LpNormalization": "an L2 normalisation",
-}
-_ACTIVATIONS = {
-    "Relu": "ReLU",
-    "LeakyRelu": "leaky ReLU",
-    "PRelu": "PReLU",
-    "Clip": "ReLU6",
-    "Elu": "ELU",
-    "Celu": "CELU",
-    "Selu": "SELU",
-    "Gelu": "GELU",
-    "Sigmoid": "sigmoid",
-    "HardSwish": "hard swish",
-    "HardSigmoid": "hard sigmoid",
-    "Swish": "SiLU",
-    "Mish": "Mish",
-    "Softplus": "softplus",
-    "Tanh": "tanh",
-    "Max": "maximum",
-    "Min": "minimum",
-}
-_NEAR = 16  # nodes of a norm or an activation that is written out; the longest (LayerNorm) has ten
+_NEAR = 3  # nodes before a pooling: the power, and a clip that keeps it positive
 _RETRAIN = "train one linear layer on the pooled features in its place and export that"
 
 
@@ -93,91 +66,18 @@ def flattens_a_map(graph: Graph, node: NodeProto) -> bool:
 
 
 def _after_the_pooling(graph: Graph, node: NodeProto, why: str) -> str:
-    """What the node is a part of, and how to get a model without it."""
-    near = _near(graph, node)
-    norm = _norm(node, near)
-    if norm is not None:
+    """Of a node between the pooling and the last linear layer that cannot be frozen (freeze.py)."""
+    pool = _nearest_pool(graph, node)
+    powers = [n for n in graph.ancestors(pool.output[0])[:_NEAR] if n.op_type == "Pow"] if pool else []
+    if node.op_type in ("Pow", "Sqrt") and powers:
         return (
-            f"{label(node)}: {norm} between the pooling and the logits does not commute with the mean over "
-            "positions, so that no response map is exact; give a model that normalises before it pools (of timm: "
-            f"head_norm_first=True, fc_norm=False), or {_RETRAIN}"
-        )
-    bend = _activation(node, near)
-    if bend is not None:
-        hidden = any(n.op_type in LINEAR_OPS for n in near)
-        what = f"a hidden layer ({bend})" if hidden else f"an activation ({bend})"
-        return (
-            f"{label(node)}: {what} between the pooling and the logits; only linear layers, scales and shifts "
-            f"commute with the mean over positions: {_RETRAIN}"
+            f"{label(node)}: a generalised mean (GeM) is pooled, {label(powers[0])} before it; a response map needs "
+            f"average pooling: {_RETRAIN}"
         )
     return (
-        f"{label(node)} {why} and lies between the pooling and the logits: {node.op_type} there does not commute "
-        f"with the mean over positions (only linear layers, scales and shifts do); {_RETRAIN}"
+        f"{label(node)} {why} and lies between the pooling and the logits: there may be linear layers, norms, "
+        f"activations and gates, one after the other, and {node.op_type} is none of them here; {_RETRAIN}"
     )
-
-
-def _near(graph: Graph, node: NodeProto) -> list[NodeProto]:
-    """The nodes before this one, nearest first, back to the linear layers or poolings (these included)."""
-    found: list[NodeProto] = []
-    front = [node]
-    while front and len(found) < _NEAR:
-        inputs = [graph.producer.get(i) for n in front for i in sorted(used_by(n))]
-        fresh = {id(n): n for n in inputs if n is not None and not any(n is f for f in found)}
-        found += fresh.values()
-        front = [n for n in fresh.values() if not _ends(graph, n)]
-    return found
-
-
-def _ends(graph: Graph, node: NodeProto) -> bool:
-    """Whether a node is a linear layer or pools positions (a norm's own mean is over channels: rank 2)."""
-    if node.op_type in LINEAR_OPS or graph.constant(node.output[0]) is not None:
-        return True
-    return node.op_type in POOLS and (graph.rank(node.input[0]) or 4) > 2 and not _normalises(graph, node)
-
-
-def _normalises(graph: Graph, node: NodeProto) -> bool:
-    """Whether a mean is over the last axis alone of what keeps its rank, as a norm's is."""
-    at = attributes(node)
-    value = graph.constant(node.input[1]) if len(node.input) > 1 and node.input[1] else None
-    axes = list(at.get("axes", [] if value is None else value.ravel()))
-    rank = graph.rank(node.input[0])
-    return len(axes) == 1 and at.get("keepdims", 1) == 1 and rank is not None and axes[0] in (-1, rank - 1)
-
-
-def _norm(node: NodeProto, near: Sequence[NodeProto]) -> str | None:
-    """The name of a normalisation, whole or written out."""
-    if node.op_type in _NORMS:
-        return _NORMS[node.op_type]
-    ops = [n.op_type for n in near]
-    if node.op_type not in ("Div", "Mul"):
-        return None
-    if "ReduceL2" in ops or ("Sqrt" in ops and ("ReduceSumSquare" in ops or "ReduceSum" in ops)):
-        return "an L2 normalisation"
-    rooted = "Sqrt" in ops or "Pow" in ops or "Reciprocal" in ops
-    if rooted and "ReduceMean" in ops:
-        return "a LayerNorm" if "Sub" in ops else "an RMS norm"
-    return None
-
-
-def _activation(node: NodeProto, near: Sequence[NodeProto]) -> str | None:
-    """The name of an activation, whole or written out as a product with itself."""
-    if node.op_type in _ACTIVATIONS:
-        return _ACTIVATIONS[node.op_type]
-    if node.op_type in ("Erf", "Where", "Exp"):
-        return "GELU" if node.op_type == "Erf" else "ELU"
-    if node.op_type not in ("Mul", "Div"):
-        return None
-    ops = {n.op_type for n in near}
-    if ops & {"HardSigmoid", "Clip"} or {"Max", "Min"} <= ops:
-        return "hard swish"
-    if "Erf" in ops:
-        return "GELU"
-    if "Tanh" in ops:
-        return "Mish" if "Softplus" in ops else "GELU"
-    gate = next((n for n in near if n.op_type == "Sigmoid"), None)
-    if gate is None:
-        return None
-    return "SiLU" if gate.input[0] in node.input else "a gate"
 
 
 def _takes_one_token(graph: Graph, node: NodeProto) -> bool:

@@ -1,8 +1,9 @@
 """Finding a classifier's head: global average pooling and everything affine between it and the logits.
 
-The walk goes backward from an output, along every branch, to the poolings. Whatever lies between must be affine in
-the pooled vector (rules.py says what may); it is composed, in float64, into one matrix and one bias, so that
-`logits = weight @ mean(features) + bias` (engine/method/README.md §1). Several poolings make one vector.
+The walk goes backward from an output, along every branch, to the poolings. What is affine between (rules.py says what
+may be) is composed, in float64, into one matrix and one bias, so that `logits = weight @ mean(features) + bias`
+(engine/method/README.md §1). Several poolings make one vector. Norms, activations and gates on the way are stages
+(freeze.py): there the logits are affine in what the last stage makes.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto
 
 from infercam.engine.common.errors import ExportError
-from infercam.export.graph.explain import explain, flattens_a_map, no_pooling
-from infercam.export.graph.index import Graph, attributes, label
-from infercam.export.graph.linear import Linear, NotAffine, pooled
+from infercam.export.graph.explain import LINEAR_OPS, explain, flattens_a_map, no_pooling
+from infercam.export.graph.freeze import Freezer, Opaque
+from infercam.export.graph.index import Graph, attributes, is_no_function, label
+from infercam.export.graph.linear import Linear, pooled
 from infercam.export.graph.observe import Observed, Seen
 from infercam.export.graph.pooling import POOLS, Layout, Pooling, channel_axis, pooling
-from infercam.export.graph.rules import JOINING, RULES, Call, applied
+from infercam.export.graph.rules import JOINING, RULES, Call
+from infercam.export.graph.stages import FrozenStage
 
 ACTIVATIONS = {"Sigmoid": "sigmoid", "Softmax": "softmax", "LogSoftmax": "softmax"}
 _SHAPE_OPS = {"Identity", "Dropout", "Flatten", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Cast"}
@@ -37,6 +40,18 @@ class Head:
     bias: np.ndarray
     activation: str | None
     notes: list[str] = field(default_factory=list)
+    stages: list[FrozenStage] = field(default_factory=list)
+    """What is frozen, from the pooling on; `weight` and `bias` then take what the last one makes."""
+    leaves: list[Leaf] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A tensor that a pooling node makes: which of the head's poolings it is, and its shape for one picture."""
+
+    node: NodeProto
+    pooling: int
+    shape: tuple[int, ...]
 
 
 @dataclass
@@ -53,11 +68,16 @@ def find_head(graph: Graph, output: str) -> Head:
     """The head that makes `output`; raises ExportError naming the node that prevents it."""
     logits, activation = _strip_activation(graph, output)
     tail = _tail(graph, logits)
-    found = _composed(graph, tail, logits)
+    found, stages, run = _composed(graph, tail, logits)
     poolings = list({(p.features, p.layout): p for p in tail.poolings.values()}.values())
-    weight = None if found.is_identity and len(poolings) == 1 else found.dense()
+    plain = found.is_identity and len(poolings) == 1 and not stages
+    weight = None if plain else found.dense()
     notes = [n for p in poolings for n in p.notes]
-    return Head(logits, poolings, weight, found.shift.ravel().copy(), activation, notes)
+    leaves = _leaf_shapes(graph, tail, poolings, run) if stages else []
+    if stages:
+        names = ", ".join(dict.fromkeys(label(s.node) for s in stages))
+        notes.append(f"the head is not linear: the factors of {names} are each image's own")
+    return Head(logits, poolings, weight, found.shift.ravel().copy(), activation, notes, stages, leaves)
 
 
 def _strip_activation(graph: Graph, output: str) -> tuple[str, str | None]:
@@ -116,13 +136,29 @@ def _step(graph: Graph, tensor: str, path: list[NodeProto], tail: _Tail) -> Node
             tail.poolings[tensor] = found
             return None
     why = _why_not(graph, node)
-    if why is not None:
+    frozen = any(n.op_type in LINEAR_OPS for n in path) and _is_of_vectors(graph, node)
+    if why is not None and not frozen:
         raise ExportError(explain(graph, node, why, path))
     return node
 
 
+def _is_of_vectors(graph: Graph, node: NodeProto) -> bool:
+    """Whether a node reads and makes one vector an image, no map: what it does may be frozen."""
+    if is_no_function(node):
+        return False
+    return all(_is_vector(graph, t) for t in [*_of_the_picture(graph, node), *node.output[:1]])
+
+
+def _is_vector(graph: Graph, tensor: str) -> bool:
+    """Of rank 2, or with one axis but the batch's that is larger than 1."""
+    shape = graph.shape(tensor)
+    if shape is None or len(shape) < 2:
+        return False
+    return len(shape) == 2 or sum(d != 1 for d in shape[1:]) <= 1
+
+
 def _why_not(graph: Graph, node: NodeProto) -> str | None:
-    """Why a node may not lie between the pooling and the logits, as far as its inputs tell."""
+    """Why a node is not linear in the pooled vector, as far as its inputs tell."""
     if node.op_type not in RULES:
         return "is not linear"
     count = len(_of_the_picture(graph, node))
@@ -150,7 +186,7 @@ def _follows_a_pooling(graph: Graph, node: NodeProto) -> bool:
         if tensor in seen or _pools_everything(graph, before):
             continue
         seen.add(tensor)
-        if _why_not(graph, before) is not None:
+        if _why_not(graph, before) is not None and not _is_of_vectors(graph, before):
             return False
         waiting += _of_the_picture(graph, before)
     return True
@@ -167,8 +203,12 @@ def _pools_everything(graph: Graph, node: NodeProto) -> bool:
 # --- composing -------------------------------------------------------------------------------------------
 
 
-def _composed(graph: Graph, tail: _Tail, logits: str) -> Linear:
-    """The logits as a function of the pooled vector; raises ExportError naming the node that is not affine."""
+_Composed = tuple[Linear, list[FrozenStage], Seen | None]
+
+
+def _composed(graph: Graph, tail: _Tail, logits: str) -> _Composed:
+    """The logits as a function of the pooled vector, or of what the last of the stages makes, and the run whose sizes
+    were taken; raises ExportError naming the node that is not affine and cannot be frozen."""
     inputs = {i for n in tail.nodes for i in n.input if i}
     asked = [i for i in sorted(inputs) if graph.constant(i) is None and graph.follows_sizes(i)]
     shapes = [t for t, p in tail.poolings.items()] + [p.features for p in tail.poolings.values()]
@@ -180,7 +220,14 @@ def _composed(graph: Graph, tail: _Tail, logits: str) -> Linear:
         _check_equal_maps(tail, seen.runs)
         runs = [r for r in seen.runs if r.batch == seen.runs[0].batch] or [None]
     found = [_evaluated(graph, tail, logits, run) for run in runs]
-    first, last = found[0], found[-1]
+    stages = found[0][1]
+    summing = next((p.node for p in tail.poolings.values() if p.sums), None)
+    if stages and summing is not None:
+        raise ExportError(
+            f"{label(summing)}: sums over all positions, and {label(stages[0].node)} after it is not linear; a "
+            "response map then needs the mean: export the model with a global average pooling"
+        )
+    first, last = found[0][0], found[-1][0]
     if first is not last and any(p.sums for p in tail.poolings.values()):
         a, b = first.dense(), last.dense()
         if a.shape != b.shape or not np.allclose(a, b, rtol=_EQUAL, atol=_EQUAL * float(np.abs(a).max())):
@@ -189,7 +236,7 @@ def _composed(graph: Graph, tail: _Tail, logits: str) -> Linear:
                 f"{label(sums)}: sums over all positions of a map of any size and is not divided by their number; "
                 "a response map needs the mean: export the model with a global average pooling"
             )
-    return first
+    return first, stages, runs[0]
 
 
 def _check_runs(tail: _Tail, asked: Sequence[str], static: bool, seen: Observed) -> None:
@@ -239,27 +286,45 @@ def _spatial(shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
     return tuple(d for a, d in enumerate(shape) if a not in (0, channel_axis(layout)))
 
 
-def _evaluated(graph: Graph, tail: _Tail, logits: str, run: Seen | None) -> Linear:
-    """The logits for one picture, of the size of that run where sizes matter."""
-    values: dict[str, Linear | np.ndarray] = dict(_leaves(graph, tail, run))
-    batch = _declared_batch(graph)
-    for node in tail.nodes:
-        inputs = [_input(graph, i, values, run) for i in node.input]
-        call = Call(node.op_type, attributes(node), inputs, len(node.output), batch)
-        try:
-            values.update(zip(node.output, applied(call), strict=False))
-        except NotAffine as e:
-            raise ExportError(explain(graph, node, str(e), tail.paths[node.output[0]][:-1])) from None
-        except ValueError as e:
-            raise ExportError(_misfit(graph, tail, node, str(e))) from None
-    found = values[logits]
+_Value = Linear | Opaque | np.ndarray
+
+
+def _evaluated(graph: Graph, tail: _Tail, logits: str, run: Seen | None) -> tuple[Linear, list[FrozenStage]]:
+    """The logits for one picture, of the size of that run where sizes matter, and the stages on the way."""
+    plain = Freezer(graph, centring=False)
+    found = _logits(graph, tail, logits, run, plain)
+    if not found.basis:  # a head that only subtracts means is linear and stays so
+        return found, []
+    freezer = Freezer(graph, centring=True)
+    found = _logits(graph, tail, logits, run, freezer)
+    return found, freezer.chain(found)
+
+
+def _logits(graph: Graph, tail: _Tail, logits: str, run: Seen | None, freezer: Freezer) -> Linear:
+    found = _values(graph, tail, run, freezer)[logits]
+    if isinstance(found, Opaque):
+        raise ExportError(explain(graph, found.node, found.why, tail.paths[found.node.output[0]][:-1]))
     assert isinstance(found, Linear)
     return found
 
 
-def _input(
-    graph: Graph, name: str, values: dict[str, Linear | np.ndarray], run: Seen | None
-) -> Linear | np.ndarray | None:
+def _values(graph: Graph, tail: _Tail, run: Seen | None, freezer: Freezer) -> dict[str, _Value]:
+    """Every tensor of the head."""
+    values: dict[str, _Value] = dict(_leaves(graph, tail, run))
+    batch = _declared_batch(graph)
+    for node in tail.nodes:
+        given = [_input(graph, i, values, run) for i in node.input]
+        inputs = [None if isinstance(x, Opaque) else x for x in given]
+        call = Call(node.op_type, attributes(node), inputs, len(node.output), batch)
+        try:
+            made = freezer.applied(node, call, [x for x in given if isinstance(x, Opaque)])
+        except ValueError as e:
+            raise ExportError(_misfit(graph, tail, node, str(e))) from None
+        values.update(zip(node.output, made, strict=False))
+    return values
+
+
+def _input(graph: Graph, name: str, values: dict[str, _Value], run: Seen | None) -> _Value | None:
     if not name:
         return None
     if name in values:
@@ -268,6 +333,15 @@ def _input(
     if value is None and run is not None:
         value = run.values.get(name)
     return value
+
+
+def _leaf_shapes(graph: Graph, tail: _Tail, poolings: Sequence[Pooling], run: Seen | None) -> list[Leaf]:
+    """The poolings' own tensors, which the stages' gates are made of."""
+    numbers = {(p.features, p.layout): i for i, p in enumerate(poolings)}
+    return [
+        Leaf(p.node, numbers[p.features, p.layout], _pooled_shape(graph, t, _channels(graph, p, run), run))
+        for t, p in tail.poolings.items()
+    ]
 
 
 def _leaves(graph: Graph, tail: _Tail, run: Seen | None) -> Iterator[tuple[str, Linear]]:
@@ -330,10 +404,5 @@ def _misfit(graph: Graph, tail: _Tail, node: NodeProto, why: str) -> str:
     counts = " and ".join(f"{channel_count(graph, p) or 'some'} by {label(p.node)}" for p in poolings)
     return (
         f"{label(node)}: its constant does not fit the head ({why}; channels pooled: {counts}); "
-        "it does not pool to one value per channel"
+        "it does not pool to one value per channel, and a classifier that flattens its last map has no response map"
     )
-
-
-def float_type(elem_type: int) -> str:
-    """Name of an ONNX element type, for messages."""
-    return TensorProto.DataType.Name(elem_type).lower() if elem_type else "unknown"

@@ -35,6 +35,11 @@ def opset(model: ModelProto) -> int:
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
+def float_type(elem_type: int) -> str:
+    """Name of an ONNX element type, for messages."""
+    return TensorProto.DataType.Name(elem_type).lower() if elem_type else "unknown"
+
+
 class Graph:
     """Look-ups over `model.graph`; rebuild it after changing the graph."""
 
@@ -72,13 +77,13 @@ class Graph:
     def _needed(self, name: str) -> list[str]:
         """What must be known before `name` can be evaluated."""
         node = None if name in self.initializers else self.producer.get(name)
-        return [] if node is None or _is_no_function(node) else [i for i in node.input if i]
+        return [] if node is None or is_no_function(node) else [i for i in node.input if i]
 
     def _evaluate(self, name: str, needed: list[str]) -> np.ndarray | None:
         if name in self.initializers:
             return numpy_helper.to_array(self.initializers[name])
         node = self.producer.get(name)
-        if node is None or _is_no_function(node):
+        if node is None or is_no_function(node):
             return None
         feeds: dict[str, np.ndarray] = {}
         for tensor in needed:
@@ -109,7 +114,7 @@ class Graph:
                 continue
             seen.add(tensor)
             node = self.producer.get(tensor)
-            if node is None or _is_no_function(node):
+            if node is None or is_no_function(node):
                 return False
             if node.op_type in ("Shape", "Size"):
                 found = True
@@ -175,7 +180,7 @@ class Graph:
         return found
 
 
-def _is_no_function(node: NodeProto) -> bool:
+def is_no_function(node: NodeProto) -> bool:
     """Whether a node's value is not told by its inputs (random numbers), or needs its sub-graphs to be run."""
     return node.op_type.startswith("Random") or any(a.HasField("g") for a in node.attribute)
 

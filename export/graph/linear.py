@@ -19,6 +19,13 @@ class NotAffine(Exception):
     """Why a node is not affine in the pooled vector: the rest of a sentence that begins with the node."""
 
 
+class Mixed(NotAffine):
+    """Of tensors that are affine in different vectors: one before, one after an activation or a norm."""
+
+    def __init__(self) -> None:
+        super().__init__("joins branches that are not linear in the same vector")
+
+
 @dataclass(frozen=True)
 class Linear:
     """`scale * (rows @ pooled)[index] + shift`, elementwise; the arrays have the tensor's shape for one picture."""
@@ -30,6 +37,8 @@ class Linear:
     index: np.ndarray
     scale: np.ndarray
     shift: np.ndarray
+    basis: int = 0
+    """Which vector the "pooled" values are: 0 the pooled one, i what the i-th frozen stage makes (freeze.py)."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,12 +77,14 @@ class Linear:
         return replace(self, index=index, scale=scale, shift=shift)
 
     def plus(self, other: Linear) -> Linear:
-        """The sum of two; raises NotAffine where it needs too large a matrix."""
+        """The sum of two; raises NotAffine where it needs too large a matrix, or of different vectors."""
+        if self.basis != other.basis:
+            raise Mixed
         shape = np.broadcast_shapes(self.shape, other.shape)
         a, b = (x.moved(lambda y: np.broadcast_to(y, shape)) for x in (self, other))
         if a.rows is b.rows and np.array_equal(a.index, b.index):
             return replace(a, scale=a.scale + b.scale, shift=a.shift + b.shift)
-        return _of_rows(a.dense() + b.dense(), a.shift + b.shift, shape)
+        return _of_rows(a.dense() + b.dense(), a.shift + b.shift, shape, self.basis)
 
     def dense(self) -> np.ndarray:
         """The matrix (size, width); raises NotAffine where it is too large."""
@@ -95,7 +106,7 @@ class Linear:
         shift = matrix @ self.shift.ravel()
         scale = self.scale.ravel()
         matrix = matrix if np.all(scale == 1) else matrix * scale
-        return _of_rows(self._onto_pooled(matrix), shift, shape)
+        return _of_rows(self._onto_pooled(matrix), shift, shape, self.basis)
 
     def summed(self, axes: Sequence[int], *, keep: bool) -> Linear:
         """The sum over some axes; raises NotAffine where it needs too large a matrix."""
@@ -115,7 +126,7 @@ class Linear:
         matrix = np.zeros((len(index), sources))
         np.add.at(matrix, (np.arange(len(index))[:, None], index), scale)
         rows = matrix if self.rows is None else matrix @ self.rows
-        return _of_rows(rows, shift.sum(axis=1), shape)
+        return _of_rows(rows, shift.sum(axis=1), shape, self.basis)
 
     def _onto_pooled(self, matrix: np.ndarray) -> np.ndarray:
         """A matrix over the elements as one over the pooled values."""
@@ -128,16 +139,18 @@ class Linear:
         return matrix if self.rows is None else matrix @ self.rows
 
 
-def pooled(width: int, first: int, shape: Sequence[int], factor: float = 1.0) -> Linear:
-    """The pooled values from the `first` on, as a tensor of that shape, each times `factor`."""
+def pooled(width: int, first: int, shape: Sequence[int], factor: float = 1.0, basis: int = 0) -> Linear:
+    """The values of a vector from the `first` on, as a tensor of that shape, each times `factor`."""
     count = prod(shape)
     index = np.arange(first, first + count).reshape(shape)
-    return Linear(width, None, index, np.full(shape, factor), np.zeros(shape))
+    return Linear(width, None, index, np.full(shape, factor), np.zeros(shape), basis)
 
 
 def joined(parts: Sequence[Linear], axis: int) -> Linear:
     """Tensors put one after the other along an axis; of several matrices one is made."""
     first = parts[0]
+    if any(p.basis != first.basis for p in parts):
+        raise Mixed
     if any(p.rows is not first.rows for p in parts):
         matrices = [np.eye(p.width) if p.rows is None else p.rows for p in parts]
         starts = np.cumsum([0, *map(len, matrices)])
@@ -149,7 +162,7 @@ def joined(parts: Sequence[Linear], axis: int) -> Linear:
     return replace(first, index=index, scale=scale, shift=shift)
 
 
-def _of_rows(rows: np.ndarray, shift: np.ndarray, shape: Sequence[int]) -> Linear:
+def _of_rows(rows: np.ndarray, shift: np.ndarray, shape: Sequence[int], basis: int) -> Linear:
     """Element e is row e."""
     count = len(rows)
     return Linear(
@@ -158,4 +171,5 @@ def _of_rows(rows: np.ndarray, shift: np.ndarray, shape: Sequence[int]) -> Linea
         np.arange(count).reshape(shape),
         np.ones(shape),
         np.asarray(shift, np.float64).reshape(shape),
+        basis,
     )

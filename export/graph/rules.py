@@ -172,7 +172,7 @@ def _concat(call: Call) -> Linear:
 
 def _constant(value: np.ndarray, like: Linear) -> Linear:
     zeros = np.zeros(value.shape)
-    return Linear(like.width, like.rows, zeros.astype(np.int64), zeros, value.astype(np.float64))
+    return Linear(like.width, like.rows, zeros.astype(np.int64), zeros, value.astype(np.float64), like.basis)
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def _conv(call: Call) -> Linear:
         raise NotAffine("is a convolution over more than one position")
     matrix = _dense(weight, int(call.at.get("group", 1)))
     out = x.mapped(matrix, (1, len(matrix), *x.shape[2:]))
-    return out if bias is None else out.shifted(_per_channel(bias, out))
+    return out if bias is None else out.shifted(per_channel(bias, out))
 
 
 def _dense(weight: np.ndarray, groups: int) -> np.ndarray:
@@ -304,12 +304,12 @@ def _dense(weight: np.ndarray, groups: int) -> np.ndarray:
 def _batch_norm(call: Call) -> Linear:
     x = call.linear()
     values = [call.number(i) for i in range(1, 5)]
-    gamma, beta, mean, var = (_per_channel(v, x) for v in values if v is not None)
+    gamma, beta, mean, var = (per_channel(v, x) for v in values if v is not None)
     scale = gamma / np.sqrt(var + float(call.at.get("epsilon", 1e-5)))
     return x.scaled(scale).shifted(beta - mean * scale)
 
 
-def _per_channel(value: np.ndarray, like: Linear) -> np.ndarray:
+def per_channel(value: np.ndarray, like: Linear) -> np.ndarray:
     """A vector along axis 1."""
     return value.reshape(1, -1, *(1,) * (len(like.shape) - 2))
 

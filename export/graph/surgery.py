@@ -6,6 +6,9 @@ on the pooled features as a 1x1 convolution without bias, so that every position
     response = Conv1x1(features, weight)                     (N, C, h, w), before ReLU
     scores   = Flatten(GlobalAveragePool(response)) + bias   (N, C), the classifier's logits
 
+A head with norms, activations or gates has them frozen, and where its bias then depends on the image the graph has it
+as a third output (frozen.py).
+
 `scores` is recomputed from `response`: nothing of the old head, which often bakes sizes, is left in the graph.
 """
 
@@ -13,25 +16,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx.inliner
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from infercam.engine.bundle import BIAS_OUTPUT
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.begins import Normalisation, make_float, own_normalisation
+from infercam.export.graph.building import NodeBuilder, joined_maps, maps_of, to_map
 from infercam.export.graph.dynamic import SizeWishes, find_sizes
-from infercam.export.graph.head import Head, find_head, float_type
-from infercam.export.graph.index import Graph, attributes, fresh_name, label, opset, rename
+from infercam.export.graph.frozen import write_frozen
+from infercam.export.graph.head import Head, find_head
+from infercam.export.graph.index import Graph, attributes, float_type, fresh_name, label, opset, rename
 from infercam.export.graph.observe import observe
 from infercam.export.graph.passes import tidy
-from infercam.export.graph.pooling import Layout, Pooling, channel_axis
-from infercam.export.graph.tokens import token_grid
+from infercam.export.graph.pooling import Pooling, channel_axis
 
 MIN_OPSET = 7
-RESPONSE, SCORES = "response", "scores"
+RESPONSE, SCORES, BIAS = "response", "scores", BIAS_OUTPUT
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
 _LINEAR = {"Conv", "Gemm", "MatMul"}
 _POINTWISE = {
@@ -55,6 +59,7 @@ class ResponseGraph:
 
     `model` takes `input_name` float32 (N, 3, H, W) and gives `scores` float32 (N, C) and `response` float32
     (N, C, h, w), before ReLU and without the bias; mean over h, w of `response` plus `bias` is `scores`.
+    With `per_image_bias` there is a third output `bias`, float32 (N, C), in the place of the field, which is zeros.
     `stride` is input pixels per response cell, measured. `height` and `width` are None where any size
     runs. `multi_label` is a guess: False only if the classifier closed with a softmax.
     """
@@ -84,6 +89,8 @@ class ResponseGraph:
     """What the graph does to the pixels by itself, if it does."""
     source_size: tuple[int, int] | None = None
     """The only size at which the source pools its whole map, where it pools a fixed window."""
+    per_image_bias: bool = False
+    """Whether the bias depends on the image: its values are an output."""
 
     @property
     def classes(self) -> int:
@@ -146,6 +153,7 @@ def response_graph(
         whole_numbers=whole_numbers,
         normalisation=normalisation,
         source_size=_source_size(model, windows, found.stride),
+        per_image_bias=len(found.model.graph.output) > 2,
     )
 
 
@@ -242,7 +250,7 @@ def _picture(graph: Graph, head: Head, wanted: str | None) -> tuple[str, bool]:
 
 def _free_names(graph: Graph, head: Head, picture: str) -> str:
     """Rename what is called like our outputs (an old output often is, an input may be); the picture's new name."""
-    for name in (RESPONSE, SCORES):
+    for name in (RESPONSE, SCORES, *([BIAS] if head.stages else [])):
         other = fresh_name(graph.model, name)
         head.poolings = [replace(p, features=other) if p.features == name else p for p in head.poolings]
         rename(graph.model, name, other)
@@ -267,89 +275,51 @@ def _checked_rows(keep: Sequence[int] | None, head: Head) -> list[int] | None:
 
 
 def _rewrite(graph: Graph, head: Head, keep: list[int] | None, notes: list[str]) -> np.ndarray:
-    """Replace the head in `graph.model`, which must be tidied afterwards; returns the bias, float32 (C,)."""
+    """Replace the head in `graph.model`, which must be tidied afterwards; returns the bias, float32 (C,): zeros
+    where it depends on the image."""
     model = graph.model
-    build = _Builder(model)
-    if head.weight is not None:
-        maps = [_to_map(Graph(model), build, p.features, p.layout) for p in head.poolings]
-        features = (
-            maps[0] if len(maps) == 1 else build.node("Concat", maps, build.tensor("features.all"), axis=1)
-        )
+    build = NodeBuilder(model)
+    if head.stages:
+        bias = write_frozen(build, head, keep, RESPONSE, BIAS)
+    elif head.weight is not None:
+        features = joined_maps(build, maps_of(build, head.poolings))
         rows = head.weight if keep is None else head.weight[keep]
         weight = build.constant(rows.astype(np.float32)[:, :, None, None], "response.weight")
         build.node("Conv", [features, weight], RESPONSE, kernel_shape=[1, 1])
         bias = head.bias if keep is None else head.bias[keep]
     else:
         bias = _linear_before_pooling(Graph(model), build, head, keep, notes)
-    bias32 = bias.astype(np.float32)
-    if not np.isfinite(bias32).all():
+    classes = len(head.bias if keep is None else keep)
+    bias32 = None if bias is None else bias.astype(np.float32)
+    if bias32 is not None and not np.isfinite(bias32).all():
         raise ExportError("the linear layer's bias is not finite")
-    pooled = build.node("GlobalAveragePool", [RESPONSE], fresh_name(model, "response.mean"))
-    if np.any(bias32):
-        flat = build.node("Flatten", [pooled], fresh_name(model, "response.flat"), axis=1)
-        build.node("Add", [flat, build.constant(bias32[None], "response.bias")], SCORES)
-    else:
+    _add_scores(build, bias32)
+    _declare_outputs(model, classes, per_image_bias=bias32 is None)
+    return np.zeros(classes, np.float32) if bias32 is None else bias32
+
+
+def _add_scores(build: NodeBuilder, bias: np.ndarray | None) -> None:
+    """The mean of the response plus the bias; without a constant one that of each image."""
+    pooled = build.node("GlobalAveragePool", [RESPONSE], build.tensor("response.mean"))
+    if bias is not None and not np.any(bias):
         build.node("Flatten", [pooled], SCORES, axis=1)
+        return
+    flat = build.node("Flatten", [pooled], build.tensor("response.flat"), axis=1)
+    build.node("Add", [flat, BIAS if bias is None else build.constant(bias[None], "response.bias")], SCORES)
+
+
+def _declare_outputs(model: ModelProto, classes: int, *, per_image_bias: bool) -> None:
+    shapes: dict[str, list[str | int | None]] = {SCORES: ["N", classes], RESPONSE: ["N", classes, "h", "w"]}
+    if per_image_bias:
+        shapes[BIAS] = ["N", classes]
     del model.graph.output[:]
-    classes = len(bias32)
-    model.graph.output.append(helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["N", classes]))
-    model.graph.output.append(
-        helper.make_tensor_value_info(RESPONSE, TensorProto.FLOAT, ["N", classes, "h", "w"])
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()
     )
-    return bias32
-
-
-class _Builder:
-    """Adds nodes and constants to a graph under names that are free."""
-
-    def __init__(self, model: ModelProto) -> None:
-        self.model = model
-
-    def constant(self, value: np.ndarray, base: str) -> str:
-        name = fresh_name(self.model, base)
-        self.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
-
-    def node(self, op: str, inputs: list[str], out: str, **at: Any) -> str:
-        self.model.graph.node.append(helper.make_node(op, inputs, [out], name=f"infercam/{out}", **at))
-        return out
-
-    def tensor(self, base: str) -> str:
-        return fresh_name(self.model, base)
-
-
-def _to_map(graph: Graph, build: _Builder, tensor: str, layout: Layout) -> str:
-    """Bring pooled features to N,C,h,w."""
-    kind = graph.elem_type(tensor)
-    if kind not in (0, TensorProto.FLOAT):
-        raise ExportError(
-            f"the pooled tensor '{tensor}' is {float_type(kind)}; only float32 models can be exported"
-        )
-    if layout == "NCHW":
-        return tensor
-    if layout == "NHWC":
-        return build.node("Transpose", [tensor], build.tensor("features.nchw"), perm=[0, 3, 1, 2])
-    grid = token_grid(graph, tensor, layout)
-    if layout == "NLD":
-        tensor = build.node("Transpose", [tensor], build.tensor("features.ndl"), perm=[0, 2, 1])
-    head = build.constant(np.array([0, 0], np.int64), "grid.head")
-    if grid.fixed is not None:
-        size = build.constant(np.array(grid.fixed, np.int64), "grid.size")
-    else:  # the patch embedding's own height and width, whatever the picture's size
-        shape = build.node("Shape", [grid.like], build.tensor("grid.shape"))
-        both = build.constant(np.array([2, 3], np.int64), "grid.axes")
-        size = build.node("Gather", [shape, both], build.tensor("grid.size"), axis=0)
-        if grid.over > 1:  # patches that were merged; a model that pads an odd grid rounds up
-            more = build.constant(np.array([grid.over - 1], np.int64), "grid.more")
-            over = build.constant(np.array([grid.over], np.int64), "grid.over")
-            size = build.node("Add", [size, more], build.tensor("grid.rounded"))
-            size = build.node("Div", [size, over], build.tensor("grid.merged"))
-    target = build.node("Concat", [head, size], build.tensor("grid.target"), axis=0)
-    return build.node("Reshape", [tensor, target], build.tensor("features.map"))
 
 
 def _linear_before_pooling(
-    graph: Graph, build: _Builder, head: Head, keep: list[int] | None, notes: list[str]
+    graph: Graph, build: NodeBuilder, head: Head, keep: list[int] | None, notes: list[str]
 ) -> np.ndarray:
     """SqueezeNet's order: what is pooled is the response already, but for a bias that can be taken off.
 
@@ -370,7 +340,7 @@ def _linear_before_pooling(
     elif node is not None and node.op_type == "Add":
         tensor, own = _without_shift(graph, node, axis, len(bias))
         bias = bias + own
-    mapped = _to_map(graph, build, tensor, pool.layout)
+    mapped = to_map(graph, build, tensor, pool.layout)
     if keep is None:
         build.node("Identity", [mapped], RESPONSE)
         return bias
@@ -379,7 +349,7 @@ def _linear_before_pooling(
     return bias[keep]
 
 
-def _without_bias(build: _Builder, node: NodeProto) -> str:
+def _without_bias(build: NodeBuilder, node: NodeProto) -> str:
     """A second copy of a convolution, without its bias; the first one dies if nothing else reads it."""
     out = build.tensor(f"{node.output[0]}.nobias")
     copy = NodeProto()

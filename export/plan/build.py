@@ -52,10 +52,10 @@ from infercam.export.compare import (
     SCALES,
     TOLERANCES,
     FidelityReport,
+    OnnxNetwork,
     Sample,
     Tolerance,
     compare,
-    onnx_network,
 )
 from infercam.export.plan.builder import BuildCancelled, ParsedNetwork, PlanBuilder, timing_cache_file
 
@@ -238,7 +238,7 @@ class _Job:
         return Plan(work, record)
 
     def _check(self, plan: Plan) -> FidelityReport:
-        reference = onnx_network(self.bundle.graph("fp32"), self.bundle.manifest)
+        reference = OnnxNetwork(self.bundle.graph("fp32"), self.bundle.manifest)
         runner = TensorRTRunner(plan, self.bundle, self.driver)
         try:
             fidelity = compare(
@@ -248,6 +248,7 @@ class _Job:
                 self.bundle.manifest,
                 scales=self.request.scales,
                 watch=self._checked,
+                scores=reference.scores,
             )
         finally:
             runner.close()

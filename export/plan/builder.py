@@ -94,6 +94,7 @@ class PlanBuilder:
                 raise ExportError(
                     f"{graph}: output '{name}' is not float32; make the graph with infercam precision"
                 )
+        _leave_out(network, [m.scores, m.response])
         image = tensors[m.input.name]
         types: dict[Any, InputType] = {trt.DataType.FLOAT: "float32", trt.DataType.HALF: "float16"}
         if image.dtype not in types:
@@ -207,6 +208,14 @@ def _tensors(network: INetworkDefinition) -> dict[str, ITensor]:
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
     return {tensor.name: tensor for tensor in [*inputs, *outputs]}
+
+
+def _leave_out(network: INetworkDefinition, wanted: Sequence[str]) -> None:
+    """Unmark the other outputs: a bias of each image, which nobody reads from a plan."""
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    for tensor in outputs:
+        if tensor.name not in wanted:
+            network.unmark_output(tensor)
 
 
 def _parser_errors(parser: OnnxParser, log: Log) -> str:

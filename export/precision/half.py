@@ -16,6 +16,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from infercam.engine.common.errors import ExportError
+from infercam.export.graph.frozen import MEAN
 from infercam.export.graph.index import Graph, attributes, fresh_name, label, opset, used_by
 from infercam.export.graph.passes import lift_constants, tidy
 from infercam.export.graph.surgery import RESPONSE
@@ -126,9 +127,9 @@ def to_half(
 
 
 def linear_layers(model: ModelProto) -> list[str]:
-    """Labels of the layers with weights, the response layer left out."""
+    """Labels of the layers with weights, the response layer and the gates left out."""
     graph = Graph(model)
-    response = response_layer(graph)
+    response = response_layer(graph) | gates(graph)
     return [label(n) for n in graph.proto.node if n.op_type in _LINEAR and id(n) not in response]
 
 
@@ -165,6 +166,20 @@ def response_layer(graph: Graph) -> set[int]:
     return found
 
 
+def gates(graph: Graph) -> set[int]:
+    """ids of the nodes that the scalars of a frozen head are made by, and what they multiply (graph/frozen.py).
+
+    They are a vector an image: half precision saves nothing there, and moves every position of a map.
+    """
+    found: set[int] = set()
+    behind: set[str] = set()
+    for node in graph.proto.node:
+        if node.name.startswith(f"infercam/{MEAN}") or used_by(node) & behind:
+            found.add(id(node))
+            behind.update(node.output)
+    return found
+
+
 def normalisation(graph: Graph) -> set[int]:
     """ids of the nodes between the picture and the first layer: what a classifier does to its pixels."""
     found: set[int] = set()
@@ -187,13 +202,15 @@ def _kept(
     graph: Graph, half: HalfType, ranges: Mapping[str, float], keep: Mapping[str, str]
 ) -> list[tuple[NodeProto, str]]:
     """Nodes with float32 outputs that stay in fp32, each with the reason."""
-    response, pixels = response_layer(graph), normalisation(graph)
+    response, pixels, frozen = response_layer(graph), normalisation(graph), gates(graph)
     out = []
     for node in graph.proto.node:
         if not any(graph.elem_type(o) == TensorProto.FLOAT for o in node.output if o):
             continue
         if id(node) in response:
             why: str | None = "the response layer"
+        elif id(node) in frozen:
+            why = "the image's own factors"
         elif id(node) in pixels:
             why = "the picture's normalisation"
         elif node.op_type not in _HALVED or not _allows(node, half, opset(graph.model)):

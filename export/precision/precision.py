@@ -143,7 +143,8 @@ class _Maker:
         samples = [Sample(f"image {i + 1}", image) for i, image in enumerate(self.held_out)]
         self.watch(f"the check on {len(samples)} other images")
         try:
-            found = compare(_network(reference), _network(candidate), samples, self.manifest)
+            scores = _scores(reference)
+            found = compare(_network(reference), _network(candidate), samples, self.manifest, scores=scores)
         except RunError as e:
             raise ExportError(f"the {self.settings.precision} graph does not run: {e}") from None
         missed = found.missed(self.settings.limits)
@@ -254,6 +255,10 @@ class _Maker:
 
 def _network(session: GraphSession) -> Network:
     return lambda x: session.run(x)[1]
+
+
+def _scores(session: GraphSession) -> Network:
+    return lambda x: session.run(x)[0]
 
 
 def _cost(overlap: float) -> str:

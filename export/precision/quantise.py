@@ -2,7 +2,7 @@
 
 Symmetric, without zero points: activations with one scale per tensor, weights stored in 8 bits with one scale per
 output channel (int8) or per tensor (fp8), which is what TensorRT's kernels take. Biases and all else stay as they
-are. The response layer is never quantised.
+are. The response layer and a frozen head's gates are never quantised.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.index import Graph, attributes, fresh_name, label
 from infercam.export.graph.passes import lift_constants, tidy
-from infercam.export.precision.half import QUANTISE_OPSET, response_layer, upgraded
+from infercam.export.precision.half import QUANTISE_OPSET, gates, response_layer, upgraded
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def prepared(model: ModelProto, kind: QuantisedType) -> ModelProto:
 def layers(model: ModelProto, kind: QuantisedType) -> list[Layer]:
     """Layers with constant weights that `kind` has arithmetic for, in the graph's order."""
     graph = Graph(model)
-    skipped = response_layer(graph)
+    skipped = response_layer(graph) | gates(graph)
     found = []
     for node in graph.proto.node:
         layer = None if id(node) in skipped else _layer(graph, node)

@@ -170,6 +170,7 @@ def _write(
                 stride=graph.stride,
                 input=spec,
                 bias=[float(b) for b in graph.bias],
+                per_image_bias=graph.per_image_bias,
                 graphs={"fp32": GRAPH_FILE},
                 files={f.name: file_entry(f) for f in files},
                 source={**source, "notes": [*source.get("notes", []), *graph.notes]},

@@ -46,7 +46,7 @@ def from_torch(
     tolerance: float = 1e-4,
     overwrite: bool = False,
 ) -> Bundle:
-    """Write a bundle from any module that ends in global average pooling and a linear layer.
+    """Write a bundle from any module that ends in global average pooling and linear layers (export/README.md).
 
     `module` maps N×3×H×W float32 to N×C scores; a sigmoid or softmax that ends it is left out of the bundle,
     whose scores are the logits before it.

@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from infercam.export.compare import relative_error
 from infercam.export.graph.index import Graph
-from infercam.export.graph.surgery import RESPONSE, SCORES, ResponseGraph
+from infercam.export.graph.surgery import ResponseGraph
 from infercam.export.runtime import GraphSession, RunError
 
 MAX_BYTES = 1 << 30  # onnxslim serialises the model several times
@@ -53,7 +53,7 @@ def _kept(graph: ResponseGraph, why: str) -> ResponseGraph:
 def _difference(graph: ResponseGraph, slimmed: ModelProto) -> str | None:
     """What the simplified graph does differently, or None."""
     names = [o.name for o in slimmed.graph.output], [i.name for i in Graph(slimmed).image_inputs()]
-    if names != ([SCORES, RESPONSE], [graph.input_name]):
+    if names != ([o.name for o in graph.model.graph.output], [graph.input_name]):
         return f"onnxslim changed the inputs or outputs to {names}"
     h, w = (graph.height, graph.width) if graph.height else graph.base
     shapes = [(1, h, w)]

@@ -1,7 +1,7 @@
 """Checking a response graph against the classifier it came from, before anything is written.
 
 On random input and on pictures, of several sizes and batches:
-    mean over h, w of response, plus bias  =  scores          (engine/method/README.md §1)
+    mean over h, w of response, plus bias  =  scores          (engine/method/README.md §1; each image's own bias)
     scores                                 =  the source's logits
 and two different pictures must give different maps. Differences are relative to the larger magnitude of
 the two arrays compared, so a tolerance means the same for logits of 0.01 and of 100.
@@ -68,8 +68,8 @@ def verify(
     compared = 0
     reason = ""
     for trial in trials(graph, spec, images):
-        scores, response = _run(session, trial, graph.classes)
-        score_error = max(score_error, _check_mean(trial, scores, response, graph.bias, tolerance))
+        scores, response, bias = _run(session, trial, graph)
+        score_error = max(score_error, _check_mean(trial, scores, response, bias, tolerance))
         try:
             theirs = np.asarray(source_scores(trial.array), np.float32)
         except SourceLimit as e:
@@ -156,20 +156,28 @@ def _fit(image: np.ndarray, graph: ResponseGraph) -> np.ndarray:
 # --- the checks --------------------------------------------------------------------------------------------
 
 
-def _run(session: GraphSession, trial: Trial, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _run(
+    session: GraphSession, trial: Trial, graph: ResponseGraph
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores (N, C), response (N, C, h, w), and the bias: (C,), or (N, C) where it depends on the image."""
     try:
-        scores, response = session.run(trial.array)
+        scores, response, *more = session.run(trial.array)
     except RunError as e:
         raise ExportError(f"verification: the response graph fails on {trial.name}: {e}") from None
-    n = len(trial.array)
-    if scores.shape != (n, classes) or response.ndim != 4 or response.shape[:2] != (n, classes):
+    n, classes = len(trial.array), graph.classes
+    bias = more[0] if graph.per_image_bias else graph.bias
+    shapes = (scores.shape, response.shape[:2], bias.shape)
+    wanted = ((n, classes), (n, classes), (n, classes) if graph.per_image_bias else (classes,))
+    if shapes != wanted or response.ndim != 4:
         raise ExportError(
-            f"verification: {trial.name} gives scores {scores.shape} and a response {response.shape} "
-            f"for {classes} classes"
+            f"verification: {trial.name} gives scores {scores.shape}, a response {response.shape} and a bias "
+            f"{bias.shape} for {classes} classes"
         )
-    if not (np.isfinite(scores).all() and np.isfinite(response).all()):
-        raise ExportError(f"verification: {trial.name} gives scores or a response that are not finite")
-    return scores, response
+    if not all(np.isfinite(x).all() for x in (scores, response, bias)):
+        raise ExportError(
+            f"verification: {trial.name} gives scores, a response or a bias that are not finite"
+        )
+    return scores, response, bias
 
 
 def _check_mean(
@@ -204,7 +212,7 @@ def _check_distinct(session: GraphSession, graph: ResponseGraph, spec: InputSpec
     """A dead network (all weights zero, an input that is ignored) would pass every other check."""
     h, w = graph.base if graph.height is None else (graph.height, graph.width or graph.height)
     maps = [
-        _run(session, Trial(f"texture {seed}", normalise(texture(h, w, seed), spec)[None]), graph.classes)[1]
+        _run(session, Trial(f"texture {seed}", normalise(texture(h, w, seed), spec)[None]), graph)[1]
         for seed in (0, 1)
     ]
     difference = relative_error(maps[0], maps[1])

@@ -182,6 +182,7 @@ def test_no_manifest_and_no_folder(tmp_path):
     [
         ({"classes": []}, "classes"),
         ({"classes": ["cat", "cat"]}, "class names repeat"),
+        ({"per_image_bias": True}, "depends on the image"),
         ({"bias": [0.0]}, "1 biases for 2 classes"),
         ({"stride": 0}, "stride"),
         ({"stride": -8}, "stride"),

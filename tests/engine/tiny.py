@@ -32,8 +32,14 @@ def weights(stride: int = 4, classes: int = 5, seed: int = 7) -> dict[str, np.nd
     return out
 
 
-def model(stride: int = 4, classes: int = 5, fixed: tuple[int, int] | None = None, batch: bool = True):
-    """The response graph: image -> scores, response."""
+def model(
+    stride: int = 4,
+    classes: int = 5,
+    fixed: tuple[int, int] | None = None,
+    batch: bool = True,
+    per_image_bias: bool = False,
+):
+    """The response graph: image -> scores, response; and bias, 10 times the sigmoid of the response's mean."""
     w = weights(stride, classes)
     nodes, x = [], "image"
     for i in range(stride.bit_length() - 1):
@@ -48,16 +54,22 @@ def model(stride: int = 4, classes: int = 5, fixed: tuple[int, int] | None = Non
         helper.make_node("Flatten", ["pooled"], ["flat"]),
         helper.make_node("Add", ["flat", "bias"], ["scores"]),
     ]
+    outputs = [("scores", [classes]), ("response", [classes, "gh", "gw"])]
+    if per_image_bias:
+        w["ten"] = np.full(1, 10, np.float32)
+        del w["bias"]
+        nodes[-1:-1] = [
+            helper.make_node("Sigmoid", ["flat"], ["gate"]),
+            helper.make_node("Mul", ["gate", "ten"], ["bias"]),
+        ]
+        outputs.append(("bias", [classes]))
     n = "n" if batch else 1
     size = list(fixed) if fixed else ["h", "w"]
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, [n, 3, *size])],
-        [
-            helper.make_tensor_value_info("scores", TensorProto.FLOAT, [n, classes]),
-            helper.make_tensor_value_info("response", TensorProto.FLOAT, [n, classes, "gh", "gw"]),
-        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [n, *shape]) for name, shape in outputs],
         [numpy_helper.from_array(v, k) for k, v in w.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -72,10 +84,11 @@ def build(
     multi_label: bool = True,
     smallest: int = 1,
     multiple: int = 1,
+    per_image_bias: bool = False,
 ) -> Bundle:
     """Write the bundle and load it."""
     folder.mkdir(parents=True, exist_ok=True)
-    onnx.save(model(stride, len(CLASSES), fixed, batch), str(folder / "response.onnx"))
+    onnx.save(model(stride, len(CLASSES), fixed, batch, per_image_bias), str(folder / "response.onnx"))
     height, width = fixed or (None, None)
     manifest = Manifest(
         name=f"tiny-{stride}",
@@ -90,7 +103,8 @@ def build(
             smallest=smallest,
             multiple=multiple,
         ),
-        bias=weights(stride)["bias"].tolist(),
+        bias=[0.0] * len(CLASSES) if per_image_bias else weights(stride)["bias"].tolist(),
+        per_image_bias=per_image_bias,
         graphs={"fp32": "response.onnx"},
         files={"response.onnx": file_entry(folder / "response.onnx")},
     )

@@ -16,11 +16,11 @@ from infercam.export.compare import (
     TOLERANCES,
     Comparison,
     Fidelity,
+    OnnxNetwork,
     Sample,
     Tolerance,
     compare,
     maps_of,
-    onnx_network,
     predicted,
     read_samples,
     relative_error,
@@ -35,7 +35,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def network(bundle):
-    return onnx_network(bundle.graph("fp32"), bundle.manifest)
+    return OnnxNetwork(bundle.graph("fp32"), bundle.manifest)
 
 
 def pictures(count: int = 3) -> list[Sample]:
@@ -155,7 +155,7 @@ def test_classes_come_from_the_mask_else_from_the_network(bundle, network):
 
 def test_a_fixed_size_gets_one_view(tmp_path):
     fixed = tiny.build(tmp_path / "fixed", fixed=(48, 64), batch=False)
-    network = onnx_network(fixed.graph("fp32"), fixed.manifest)
+    network = OnnxNetwork(fixed.graph("fp32"), fixed.manifest)
     assert compare(network, network, pictures(2), fixed.manifest).views == 2 * 2
 
 
@@ -174,7 +174,7 @@ def test_a_mask_of_another_size_and_no_samples_are_one_line(bundle, network):
 def test_a_graph_that_cannot_be_loaded_is_one_line(bundle, tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"nonsense")
     with pytest.raises(BackendError, match="ONNX Runtime cannot load it"):
-        onnx_network(tmp_path / "x.onnx", bundle.manifest)
+        OnnxNetwork(tmp_path / "x.onnx", bundle.manifest)
 
 
 def test_samples_are_read_one_at_a_time(tmp_path):
@@ -252,3 +252,21 @@ def test_half_precision_of_a_real_network_keeps_its_maps(shared, tmp_path):
         scales=(1.0, 2.0),
     )
     assert 0 < found.response_error < TOLERANCES["fp16"].response_error
+
+
+def test_classes_where_the_bias_depends_on_the_image(tmp_path):
+    """They are those of the scores: the response does not tell them."""
+    bundle = tiny.build(tmp_path / "b", per_image_bias=True)
+    network = OnnxNetwork(bundle.graph("fp32"), bundle.manifest)
+    sample = Sample("p", tiny.picture(38, 53, 1))
+    x = reference.normalise(sample.pixels, bundle.manifest.input)[None]
+    predicted = [int(c) for c in np.flatnonzero(network.scores(x)[0] > 0)]
+    asked = []
+
+    def scores(x):
+        asked.append(x)
+        return network.scores(x)
+
+    found = compare(network, network, [sample], bundle.manifest, scales=(1.0,), scores=scores)
+    assert found.maps <= 2 * len(predicted) and len(asked) == 1
+    np.testing.assert_allclose(asked[0], x, atol=1e-6)

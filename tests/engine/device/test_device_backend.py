@@ -104,6 +104,25 @@ def test_scores(tiny_bundle: Bundle, tiny_engine: Engine, device_engine: MakeEng
     np.testing.assert_allclose(got, tiny_engine.scores(pixels), atol=1e-6)
 
 
+@pytest.mark.parametrize("n", [1, 5])
+def test_scores_of_a_bundle_with_a_bias_of_each_image(
+    tmp_path: Path, device_engine: MakeEngine, n: int
+) -> None:
+    """They do not follow from the response: the network is asked for them, in the batches that it takes."""
+    bundle = tiny.build(tmp_path / "b", per_image_bias=True)
+    x = np.random.default_rng(0).standard_normal((n, 3, 33, 47), dtype=np.float32)
+    found = []
+    for engine in (device_engine(bundle, most=2), Engine.load(bundle, "cpu")):
+        with LiveEngine(engine) as live:
+            found.append(live.infer(x).result())
+            scores = live.scores(tiny.picture(37, 41)).result()
+        np.testing.assert_allclose(scores, engine.scores(tiny.picture(37, 41)), atol=1e-5)
+    mean = found[1].response.mean((2, 3), dtype=np.float64)
+    np.testing.assert_allclose(found[1].scores, mean + 10 / (1 + np.exp(-mean)), atol=1e-4)
+    np.testing.assert_allclose(found[0].response, found[1].response, atol=1e-5)
+    np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-5)
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("recipe", "mode", "key"),

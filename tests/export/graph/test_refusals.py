@@ -41,28 +41,6 @@ def test_fully_convolutional_network_without_pooling(toys):
     assert "no global average pooling" in text and "'last' (Conv)" in text
 
 
-def test_hidden_layer_after_pooling(toys):
-    t = toys.Toy()
-    y = t.node("Relu", fc(t, toys, pooled(t)), name="hidden_relu")
-    text = refusal(t.model(fc(t, toys, y, toys.C, name="fc2")))
-    assert "'hidden_relu' (Relu)" in text and "between the pooling and the logits" in text
-
-
-def test_layer_norm_after_pooling_as_in_convnext(toys):
-    t = toys.Toy()
-    y = t.node("LayerNormalization", pooled(t), t.random(toys.K), t.random(toys.K), name="head_norm", axis=-1)
-    assert "'head_norm' (LayerNormalization)" in refusal(t.model(fc(t, toys, y)))
-
-
-def test_layer_norm_after_pooling_written_out(toys):
-    t = toys.Toy()
-    y = pooled(t)
-    d = t.node("Sub", y, t.node("ReduceMean", y, axes=[1]))
-    v = t.node("Sqrt", t.node("ReduceMean", t.node("Mul", d, d), axes=[1]))
-    y = t.node("Div", d, v, name="norm_divide")
-    assert "'norm_divide' (Div)" in refusal(t.model(fc(t, toys, y)))
-
-
 @pytest.mark.parametrize("op", ["GlobalMaxPool", "MaxPool", "ReduceMax"])
 def test_maximum_pooling(toys, op):
     t = toys.Toy(shape=("N", 3, 32, 32))
@@ -109,13 +87,6 @@ def test_weights_that_depend_on_the_picture(toys):
     y = t.node("MatMul", y, t.node("Transpose", y, perm=[1, 0]), name="gram")
     text = refusal(t.model(y))
     assert "'gram' (MatMul)" in text and "both depend on the picture" in text
-
-
-def test_gate_after_pooling(toys):
-    t = toys.Toy()
-    y = pooled(t)
-    y = t.node("Mul", y, t.node("Sigmoid", y), name="gate")
-    assert "'gate' (Mul)" in refusal(t.model(fc(t, toys, y)))
 
 
 @pytest.mark.parametrize("kind", ["Relu", "Add"])
@@ -288,76 +259,91 @@ def test_random_damage_never_gives_a_traceback(toys):
     assert refused >= len(model.graph.node)
 
 
-# --- what stands between the pooling and the logits, by the name people know -----------------------------------
+# --- what stands between the pooling and the logits and cannot be frozen ----------------------------------------
 
 
-def layer_norm(t, y):
-    """As exported below opset 17."""
-    d = t.node("Sub", y, t.node("ReduceMean", y, axes=[-1]))
-    var = t.node("ReduceMean", t.node("Pow", d, t.const(np.float32(2))), axes=[-1])
-    y = t.node("Div", d, t.node("Sqrt", t.node("Add", var, t.const(np.float32(1e-5)))), name="last")
-    return t.node("Add", t.node("Mul", y, t.const(t.array(6))), t.const(t.array(6)))
+def square(t, toys, y):
+    return t.node("Mul", y, y, name="last")
 
 
-def rms_norm(t, y):
-    mean = t.node("ReduceMean", t.node("Mul", y, y), axes=[-1])
-    return t.node("Mul", y, t.node("Reciprocal", t.node("Sqrt", mean)), name="last")
+def exponential(t, toys, y):
+    return t.node("Exp", y, name="last")
 
 
-def l2_norm(t, y):
-    return t.node("Div", y, t.node("ReduceL2", y, axes=[1]), name="last")
+def softmax(t, toys, y):
+    return t.node("Softmax", y, name="last")
 
 
-def hard_swish(t, y):
-    """As exported below opset 14."""
-    low, high, three = (t.const(np.float32(v)) for v in (0, 6, 3))
-    y = t.node("Mul", y, t.node("Clip", t.node("Add", y, three), low, high), name="last")
-    return t.node("Div", y, t.const(np.float32(6)))
+def reciprocal(t, toys, y):
+    return t.node("Div", t.const(np.float32(1)), y, name="last")
 
 
-def silu(t, y):
-    return t.node("Mul", y, t.node("Sigmoid", y), name="last")
+def residual(t, toys, y):
+    return t.node("Add", y, t.node("Relu", t.node("MatMul", y, t.random(6, 6))), name="last")
 
 
-def gelu(t, y):
-    """As exported below opset 20."""
-    e = t.node("Erf", t.node("Div", y, t.const(np.float32(2**0.5))))
-    y = t.node("Mul", y, t.node("Add", e, t.const(np.float32(1))), name="last")
-    return t.node("Mul", y, t.const(np.float32(0.5)))
-
-
-def mish(t, y):
-    return t.node("Mul", y, t.node("Tanh", t.node("Softplus", y)), name="last")
-
-
-def relu6(t, y):
-    return t.node("Clip", y, t.const(np.float32(0)), t.const(np.float32(6)), name="last")
-
-
-def excitation(t, y):
-    return t.node("Mul", y, t.node("Sigmoid", t.node("MatMul", y, t.random(6, 6))), name="last")
-
-
-@pytest.mark.parametrize(
-    ("bend", "name"),
-    [
-        (layer_norm, "a LayerNorm"),
-        (rms_norm, "an RMS norm"),
-        (l2_norm, "an L2 normalisation"),
-        (hard_swish, "hard swish"),
-        (silu, "SiLU"),
-        (gelu, "GELU"),
-        (mish, "Mish"),
-        (relu6, "ReLU6"),
-        (excitation, "a gate"),
-    ],
-)
-@pytest.mark.parametrize("hidden", [False, True])
-def test_the_usual_name_of_what_is_written_out(toys, bend, name, hidden):
+@pytest.mark.parametrize("bend", [square, exponential, softmax, reciprocal, residual])
+def test_what_is_neither_norm_nor_activation(toys, bend):
     t = toys.Toy()
-    y = t.node("MatMul", pooled(t), t.random(toys.K, toys.K)) if hidden else pooled(t)
-    text = refusal(t.model(fc(t, toys, bend(t, y))))
-    assert name in text and "'last'" in text and "train one linear layer on the pooled features" in text
-    assert "joins two tensors" not in text and "divides by" not in text
-    if "norm" not in name.lower():
-        assert ("a hidden layer" in text) == (hidden or bend is excitation)
+    text = refusal(t.model(fc(t, toys, bend(t, toys, pooled(t)))))
+    assert "'last'" in text and "train one linear layer on the pooled features" in text
+    assert "linear layers, norms, activations and gates" in text
+
+
+def test_two_heads_with_activations_averaged(toys):
+    t = toys.Toy()
+    y = pooled(t)
+    heads = [fc(t, toys, t.node("Relu", t.node("MatMul", y, t.random(6, 6))), name=f"fc{i}") for i in (0, 1)]
+    text = refusal(t.model(t.node("Add", *heads, name="average")))
+    assert "'average' (Add)" in text and "joins branches that are not linear in the same vector" in text
+
+
+def test_generalised_mean_pooling(toys):
+    t = toys.Toy()
+    y = t.node("Clip", t.features(), t.const(np.float32(1e-6)))
+    y = pooled(t, t.node("Pow", y, t.const(np.float32(3)), name="cube"))
+    y = t.node("Pow", y, t.const(np.float32(1 / 3)), name="root")
+    text = refusal(t.model(fc(t, toys, y)))
+    assert "'root' (Pow)" in text and "GeM" in text and "'cube'" in text
+
+
+@pytest.mark.parametrize("pool", ["GlobalMaxPool", "flatten", "token"])
+def test_a_hidden_layer_does_not_hide_what_is_pooled(toys, pool):
+    """What is named is the obstacle, not the activation behind it."""
+    t = toys.Toy(shape=(1, 3, 32, 32))
+    f = t.features()
+    k = toys.K
+    if pool == "GlobalMaxPool":
+        y = t.node("Flatten", t.node("GlobalMaxPool", f, name="what"))
+    elif pool == "flatten":
+        y, k = t.node("Flatten", f, name="what"), 64 * toys.K
+    else:
+        y = t.node("Transpose", t.node("Reshape", f, t.const(np.array([0, 0, -1]))), perm=[0, 2, 1])
+        y = t.node("LayerNormalization", y, t.random(toys.K), axis=-1)
+        y = t.node("Gather", y, t.const(np.array(0)), axis=1, name="what")
+    y = t.node("Relu", fc(t, toys, y, k, name="hidden"))
+    text = refusal(t.model(fc(t, toys, y, toys.C, name="last")))
+    assert "'what'" in text
+    words = {
+        "GlobalMaxPool": "pools by maximum",
+        "flatten": "flattens the whole map",
+        "token": "only the class token",
+    }
+    assert words[pool] in text
+
+
+@pytest.mark.parametrize("op", ["Relu", "LayerNormalization", "Tanh"])
+def test_what_follows_the_last_linear_layer(toys, op):
+    t = toys.Toy()
+    y = fc(t, toys, pooled(t))
+    y = t.node(op, y, *([t.random(toys.C)] if op == "LayerNormalization" else []), name="last")
+    text = refusal(t.model(y))
+    assert f"'last' ({op})" in text and "the output must be the logits" in text
+
+
+def test_a_sum_before_an_activation(toys):
+    t = toys.Toy(shape=("N", 3, 32, 32))
+    y = t.node("ReduceSum", t.features(), t.const(np.array([2, 3])), keepdims=0, name="sum")
+    y = t.node("Relu", fc(t, toys, y))
+    text = refusal(t.model(fc(t, toys, y, toys.C, name="fc2")))
+    assert "'sum' (ReduceSum)" in text and "needs the mean" in text

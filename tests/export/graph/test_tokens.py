@@ -142,12 +142,22 @@ def test_a_class_token_inside_the_mean_is_refused(toys):
         response_graph(close(t, y, w, b))
 
 
-def test_norm_after_the_mean_is_refused(toys):
-    """timm's fc_norm: the mean does not commute with a normalisation."""
-    t, y, _, w, b = vit(toys)
-    y = layer_norm(t, y, D, name="fc_norm")
-    with pytest.raises(ExportError, match=r"'fc_norm' \(LayerNormalization\)"):
-        response_graph(close(t, y, w, b))
+def test_norm_after_the_mean(toys):
+    """timm's fc_norm: its deviation is a scalar of the image."""
+    t, y, features, w, b = vit(toys)
+    g, shift = t.array(D) + 1, t.array(D)
+    y = t.node("LayerNormalization", y, t.const(g), t.const(shift), name="fc_norm", axis=-1)
+    model = close(t, y, w, b)
+    graph = response_graph(model)
+    assert not graph.per_image_bias
+    x = toys.picture(2, 32, 48)
+    scores, response = toys.run(graph.model, x)
+    tokens = toys.run(model, x, features)[0].astype(np.float64)
+    mean = tokens.mean(1)
+    deviation = np.sqrt(mean.var(axis=1) + 1e-5)[:, None, None]
+    want = ((tokens - mean.mean(1)[:, None, None]) / deviation * g) @ w.T.astype(np.float64)
+    np.testing.assert_allclose(response.reshape(2, toys.C, 24).transpose(0, 2, 1), want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(scores, toys.run(model, x)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_patch_merging_halves_the_grid(toys):

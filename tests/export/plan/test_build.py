@@ -102,6 +102,18 @@ def test_a_plan_is_built_checked_installed_and_run(bundle, trt):
         runner.close()
 
 
+def test_a_plan_of_a_bundle_with_a_bias_of_each_image(tmp_path, trt):
+    """The plan has no output that the runner does not give a place for."""
+    bundle = tiny.build(tmp_path / "b", per_image_bias=True)
+    driver = trt.state.driver
+    assert build_plan(request(bundle), driver).report.missed is None
+    with driver.current():
+        runner = load_runner(Bundle.load(bundle.path), driver)
+        x = np.random.default_rng(0).standard_normal((1, 3, 40, 52), dtype=np.float32)
+        np.testing.assert_allclose(HostNetwork(runner, driver)(x), tiny.network(bundle)(x), atol=1e-5)
+        runner.close()
+
+
 @pytest.mark.parametrize("recipe", ["released", "fast"])
 def test_maps_of_a_plan_are_the_cpu_engines(bundle, trt, recipe):
     driver = trt.state.driver

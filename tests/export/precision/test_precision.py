@@ -14,15 +14,19 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from infercam.engine import Engine
-from infercam.engine.bundle import Bundle
+from infercam.engine.bundle import Bundle, InputSpec
 from infercam.engine.common.errors import ExportError
 from infercam.engine.method.recipe import recipe
 from infercam.export.commands import register
 from infercam.export.compare import TOLERANCES
+from infercam.export.graph import frozen
 from infercam.export.graph.index import Graph
+from infercam.export.graph.surgery import response_graph
 from infercam.export.precision.precision import PrecisionSettings, add_precision
 from infercam.export.writing import bundle_update
+from infercam.export.writing.bundle_writer import write_bundle
 from tests.engine import tiny
+from tests.export.graph.frozen_twin import layers_of, toy_of
 
 CLASSES = [0, 3]
 
@@ -196,3 +200,27 @@ def test_a_real_classifier_in_fp16(shared: Path, tmp_path: Path) -> None:
     )
     assert report.map_iou >= 0.99
     assert any("blocks.0/dw" in line for line in report.kept)
+
+
+@pytest.mark.parametrize("positions", [0, 1 << 30])
+def test_a_frozen_head(toys, tmp_path: Path, images, positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gates stay in fp32, either way that it is written; the bias of each image is still an output."""
+    monkeypatch.setattr(frozen.matrix_is_cheaper, "__defaults__", (positions,))
+    layers = layers_of(np.random.default_rng(0), ["layer_norm", "linear", "gelu"], toys.K, 7, toys.C)
+    source = toy_of(toys, layers, channels=toys.K)
+    bundle = write_bundle(
+        tmp_path / "b",
+        response_graph(source),
+        classes=list("abcde"),
+        input_spec=InputSpec(),
+        multi_label=True,
+        source={},
+        source_scores=lambda x: toys.run(source, x)[0],
+    )
+    assert bundle.manifest.per_image_bias and not any(bundle.manifest.bias)
+    for precision in ("fp16", "bf16", "int8"):
+        loose = TOLERANCES[precision].model_copy(update={"iou": 0.8})
+        report = add_precision(bundle, PrecisionSettings(precision, tolerance=loose), images)
+        model = onnx.load(str(Bundle.load(bundle.path).graph(precision)))
+        assert [o.name for o in model.graph.output] == ["scores", "response", "bias"]
+        assert (precision == "int8") != any("the image's own factors" in k for k in report.kept)

@@ -90,6 +90,34 @@ def run(bundle, batch):
     return session(bundle.graph()).run(["scores", "response"], {bundle.manifest.input.name: batch})
 
 
+class Mlp(Body):
+    """As ConvNeXt (a norm after the pooling) and MobileNetV3 (a hidden layer) together."""
+
+    def __init__(self):
+        super().__init__()
+        width = self.fc.in_features
+        self.head = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 9), nn.Hardswish(), nn.Dropout(), nn.Linear(9, len(CLASSES))
+        )
+
+    def forward(self, x):
+        return self.head(self.features(x).mean((2, 3)))
+
+
+def test_a_head_with_a_norm_and_a_hidden_layer(tmp_path):
+    module = Mlp()
+    bundle = from_torch(module, tmp_path / "b", classes=CLASSES, example_size=(64, 64))
+    m = bundle.manifest
+    assert m.per_image_bias and not any(m.bias) and m.verification.max_score_error < 1e-5
+    batch = np.random.default_rng(0).standard_normal((3, 3, 70, 91)).astype(np.float32)
+    names = ["scores", "response", "bias"]
+    scores, response, bias = session(bundle.graph()).run(names, {m.input.name: batch})
+    with torch.no_grad():
+        want = module.eval()(torch.from_numpy(batch)).numpy()
+    np.testing.assert_allclose(scores, want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(response.mean((2, 3)) + bias, want, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [Body, Adaptive, LikePsa, LikeIrn, ConvFirst])
 def test_bundle_equals_the_module_at_even_and_odd_sizes(tmp_path, kind):
     module = kind()

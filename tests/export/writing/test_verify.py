@@ -97,6 +97,24 @@ def test_recorded_bias_that_is_not_the_graphs_is_caught(graph, scores):
         verify(replace(graph, bias=graph.bias + 0.01), scores, SPEC)
 
 
+def test_a_bias_output_that_is_not_what_the_scores_have_is_caught(toys):
+    t = toys.Toy()
+    y = t.node("MatMul", t.node("Flatten", t.node("GlobalAveragePool", t.features())), t.random(toys.K, 7))
+    y = t.node("Relu", t.node("Add", y, t.random(7)))
+    model = t.model(t.node("Gemm", y, t.random(7, toys.C), t.random(toys.C)))
+    graph = response_graph(model)
+    assert graph.per_image_bias and verify(graph, onnx_scores(model, graph), SPEC).max_score_error < 1e-5
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(graph.model)
+    maker = next(n for n in wrong.graph.node if "bias" in n.output)
+    maker.output[0] = "its own"
+    for node in wrong.graph.node:
+        node.input[:] = ["its own" if i == "bias" else i for i in node.input]
+    wrong.graph.node.append(onnx.helper.make_node("Add", ["its own", "its own"], ["bias"]))
+    with pytest.raises(ExportError, match="mean of the response plus bias differs from the scores"):
+        verify(replace(graph, model=wrong), onnx_scores(model, graph), SPEC)
+
+
 def test_the_tolerance_is_relative_and_honoured(graph, scores):
     wrong = edited(graph, "response.weight", lambda w: w * np.float32(1.001))
     with pytest.raises(ExportError):
