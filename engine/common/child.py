@@ -10,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -34,10 +35,15 @@ class Child:
 
     def __init__(self, function: str) -> None:
         self.function = function
+        self._one = threading.Lock()  # a question and its answer belong together
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, *question: Any) -> Any:
-        """The answer; raises what the function raises, ChildDied where its process does."""
+        """The answer; raises what the function raises, ChildDied where its process does. One at a time."""
+        with self._one:
+            return self._asked(question)
+
+    def _asked(self, question: tuple[Any, ...]) -> Any:
         process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
         try:

@@ -5,7 +5,6 @@ network's runtime, or for want of memory). Their like is done in a process of it
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +40,6 @@ class ServiceIsolation:
     def __init__(self, file: Path) -> None:
         self._list = InFlight(file)
         self._child = Child(f"{__name__}:respond")
-        self._one = threading.Lock()
 
     def suspects(self, key: str) -> bool:
         return key in self._list.suspects
@@ -57,15 +55,13 @@ class ServiceIsolation:
 
     def alone(self, key: str, engine: EngineSpec, ask: Ask, *args: Any) -> Any:
         """What LiveEngine would answer; raises Refusal 422 where the process ends of it. On an I/O thread."""
-        with self._one:
-            try:
-                return self._child.ask(engine, ask, args)
-            except ChildDied as e:
-                self._list.killed(key)
-                raise Refusal(
-                    422,
-                    f"this picture ends the process that runs the network ({e.how}); is it too small for it?",
-                ) from None
+        try:
+            return self._child.ask(engine, ask, args)
+        except ChildDied as e:
+            self._list.killed(key)
+            raise Refusal(
+                422, f"this picture ends the process that runs the network ({e.how}); is it too small for it?"
+            ) from None
 
     def harmless(self, key: str) -> None:
         """All that was asked about the picture was answered: it is no suspect any more."""
