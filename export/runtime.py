@@ -70,9 +70,18 @@ class GraphSession:
             raise RunError(str(e)) from None
 
 
+def weight_bytes(tensor: onnx.TensorProto) -> int:
+    """What a weight takes, by its dimensions and type: protobuf's own ByteSize walks through all of it."""
+    try:
+        itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except (KeyError, TypeError):  # strings, and types that are newer than the library
+        return tensor.ByteSize()
+    return int(np.prod(tensor.dims, dtype=np.int64)) * itemsize
+
+
 def _weights(model: onnx.ModelProto) -> int:
     """Bytes of the weights."""
-    return sum(t.ByteSize() for t in model.graph.initializer)
+    return sum(map(weight_bytes, model.graph.initializer))
 
 
 def _without_notes(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -11,6 +11,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnx.reference import ReferenceEvaluator
 
 from infercam.export.graph.observe import Observed, observe
+from infercam.export.runtime import weight_bytes
 
 Dim = int | str | None
 Shape = tuple[Dim, ...]
@@ -229,7 +230,7 @@ def _skeleton(model: ModelProto) -> ModelProto:
     known = {i.name for i in model.graph.input}
     g.input.extend(model.graph.input)
     for t in model.graph.initializer:
-        if t.ByteSize() <= _SKELETON_BYTES:
+        if weight_bytes(t) <= _SKELETON_BYTES:
             g.initializer.append(t)
         elif t.name not in known:
             g.input.append(helper.make_tensor_value_info(t.name, t.data_type, t.dims))

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.relax import _BATCH_FACTOR, _size, free_target
 from infercam.export.graph.surgery import response_graph
+from infercam.export.runtime import weight_bytes
 
 
 def head(t, toys, f, channels=None):
@@ -291,3 +293,14 @@ def test_half_of_the_channels_by_a_computed_bound(toys):
     x = toys.picture(1, 32, 32)
     expected = np.einsum("ck,nkhw->nchw", w, toys.run(model, x, y)[0])
     np.testing.assert_allclose(toys.run(graph.model, x, "response")[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.uint8, np.bool_])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0), (4, 5, 6)])
+def test_bytes_of_a_weight_by_its_dimensions(dtype, shape) -> None:
+    value = np.zeros(shape, dtype)
+    assert weight_bytes(numpy_helper.from_array(value)) == value.nbytes
+
+
+def test_bytes_of_what_has_no_fixed_size() -> None:
+    assert weight_bytes(helper.make_tensor("s", TensorProto.STRING, [1], ["abc"])) > 0
