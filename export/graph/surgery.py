@@ -157,10 +157,22 @@ def response_graph(
     )
 
 
+def _refuse_names_used_twice(model: ModelProto) -> None:
+    """Two weights of one name: runtimes take one of them for both, and their errors are of what follows from that."""
+    weights: dict[str, TensorProto] = {}
+    for tensor in model.graph.initializer:
+        other = weights.setdefault(tensor.name, tensor)
+        if other is not tensor and other != tensor:
+            raise ExportError(
+                f"two different weights are named '{tensor.name}': the file is broken; export it again"
+            )
+
+
 def prepare(model: ModelProto) -> ModelProto:
     """A copy with local functions inlined; raises ExportError for what no surgery can mend."""
     if not model.graph.node:
         raise ExportError("the model's graph is empty")
+    _refuse_names_used_twice(model)
     version = opset(model)
     newest = onnx.defs.onnx_opset_version()
     if version > newest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.surgery import response_graph
@@ -347,3 +347,14 @@ def test_a_sum_before_an_activation(toys):
     y = t.node("Relu", fc(t, toys, y))
     text = refusal(t.model(fc(t, toys, y, toys.C, name="fc2")))
     assert "'sum' (ReduceSum)" in text and "needs the mean" in text
+
+
+def test_two_weights_of_one_name(toys):
+    t = toys.Toy()
+    pooled = t.node("Flatten", t.node("GlobalAveragePool", t.features()))
+    model = t.model(t.node("Gemm", pooled, t.const(t.array(toys.C, toys.K), "w"), transB=1))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((3, 2), np.float32), "w"))
+    with pytest.raises(ExportError, match="two different weights are named 'w'"):
+        response_graph(model)
+    model.graph.initializer[-1].CopyFrom(next(w for w in model.graph.initializer if w.name == "w"))
+    assert response_graph(model).classes == toys.C, "the same twice does no harm"
