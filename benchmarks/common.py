@@ -7,12 +7,16 @@ import json
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from infercam.engine.common.atomic import atomic_write
 from infercam.engine.common.cores import available_cores
+from infercam.engine.common.errors import InfercamError
 from infercam.engine.device.driver import DeviceError
 from infercam.engine.device.probe import probe
 
@@ -83,3 +87,12 @@ def _processor() -> str:
         )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def run_command(main: Callable[..., Any]) -> None:
+    """Run a module's function as a command line: an InfercamError is one line on stderr and exit code 1."""
+    try:
+        typer.run(main)
+    except InfercamError as e:
+        typer.echo(f"error: {e}", err=True)
+        raise SystemExit(1) from None

@@ -19,9 +19,10 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
+from infercam.benchmarks.common import run_command
 from infercam.engine.bundle import Bundle, FileEntry, Manifest
 from infercam.engine.common.atomic import write_json
-from infercam.engine.common.errors import InfercamError, InputError
+from infercam.engine.common.errors import InputError
 from infercam.engine.common.paths import read_text
 from infercam.engine.common.validation import first_problem
 from infercam.engine.method.recipe import MODES, Mode, Recipe, checked_mode, recipe
@@ -155,8 +156,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except InfercamError as e:
-        typer.echo(f"error: {e}", err=True)
-        raise SystemExit(1) from None
+    run_command(main)

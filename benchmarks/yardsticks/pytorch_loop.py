@@ -38,9 +38,10 @@ import typer
 from PIL import Image
 from torch import nn
 
+from infercam.benchmarks.common import run_command
 from infercam.engine.bundle import InputSpec
 from infercam.engine.common.atomic import atomic_write
-from infercam.engine.common.errors import InfercamError, InputError
+from infercam.engine.common.errors import InputError
 
 if TYPE_CHECKING:
     from infercam.export.archs import Classifier
@@ -402,8 +403,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except InfercamError as e:
-        typer.echo(f"error: {e}", err=True)
-        raise SystemExit(1) from None
+    run_command(main)

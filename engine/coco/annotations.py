@@ -12,7 +12,6 @@ What is wrong with one image or annotation is kept beside it as a line of text, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sqlite3
@@ -27,7 +26,7 @@ from typing import Any
 from infercam.engine.coco.parsing import AnnotationParser
 from infercam.engine.coco.regions import tools
 from infercam.engine.common.atomic import TEMP_PREFIX
-from infercam.engine.common.cache import cache_folder
+from infercam.engine.common.cache import cache_file
 from infercam.engine.common.errors import InputError, StoreError, shown
 from infercam.engine.common.paths import os_reason
 from infercam.engine.data.coco_categories import CATEGORIES, mask_values
@@ -96,8 +95,7 @@ class Annotations:
             stamp = _stamp(source)
         except OSError as e:
             raise InputError(f"{shown(source)}: {os_reason(e)}") from None
-        key = hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:32]
-        database = cache_folder("coco") / f"{key}.sqlite"
+        database = cache_file("coco", os.fsencode(source.resolve()), ".sqlite")
         if not _is_current(database, stamp):
             _make(source, stamp, database, progress)
         return cls(source, database)

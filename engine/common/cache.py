@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -14,3 +15,8 @@ def cache_folder(name: str) -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
     return root / "infercam" / name
+
+
+def cache_file(name: str, what: bytes, suffix: str) -> Path:
+    """In that folder the file of `what` (a path, a command), found again by whoever names the same; not made here."""
+    return cache_folder(name) / f"{hashlib.sha256(what).hexdigest()[:32]}{suffix}"

@@ -59,14 +59,11 @@ class InFlight:
 
     def close(self) -> None:
         """The process ends by itself: nothing is in flight. Killers are kept for the next one."""
-        with (
-            self._lock,
-            contextlib.suppress(OSError),
-        ):  # a list too many costs the next one time, nothing else
+        with self._lock, contextlib.suppress(OSError):  # a list too many costs time, nothing else
             if self._killers:
                 self._begin_anew()
             else:
-                self.file.unlink()
+                self.file.unlink(missing_ok=True)
             os.close(self._descriptor)
 
     def _begin_anew(self) -> None:

@@ -36,13 +36,13 @@ class Hope:
         self._first = {source[at].id for at in _spread(len(source))}
         self._failed = 0
 
-    def is_lost(self, failed: str, succeeded: int, failures: FailureGroups) -> bool:
-        """Told of every image that failed, after `failures` was: whether to stop now.
+    def lost(self, failed: str, succeeded: int, failures: FailureGroups) -> str | None:
+        """Told of every image that failed, after `failures` was: the commonest reason, if it is time to stop.
 
         succeeded: how many images have maps, made now or earlier.
         """
         self._first.discard(failed)
         self._failed += 1
         if self._short or self._first or succeeded or self._failed < ENOUGH:
-            return False
-        return failures.alike is not None
+            return None
+        return failures.alike

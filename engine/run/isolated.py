@@ -5,12 +5,12 @@ OUT/in-flight.txt    what was in flight (common/in_flight.py); of a shard: in-fl
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from infercam.engine.api import Engine, Result
-from infercam.engine.common.cache import cache_folder
+from infercam.engine.common.cache import cache_file
 from infercam.engine.common.child import Child, ChildDied
 from infercam.engine.common.errors import BackendError
 from infercam.engine.data.sources import read_pixels
@@ -23,8 +23,7 @@ def in_flight_file(store: Storage, shard: str = "") -> Path:
     """Where a run notes what is in flight: in its store, or for a remote one in this machine's cache folder."""
     if not store.remote:
         return store.path / (f"in-flight-{shard}.txt" if shard else "in-flight.txt")
-    key = hashlib.sha256(f"{store} {shard}".encode()).hexdigest()[:32]
-    return cache_folder("in-flight") / f"{key}.txt"
+    return cache_file("in-flight", f"{store} {shard}".encode(), ".txt")
 
 
 class KillsItsProcess(BackendError):
@@ -74,15 +73,15 @@ class Isolation:
         self._child.close()
 
 
-_engines: dict[EngineSpec, Engine] = {}
-"""The child's."""
+@cache
+def _engine(spec: EngineSpec) -> Engine:
+    """The child's."""
+    return spec.load()
 
 
 def respond(image: IsolatedImage) -> Result:
     """In the child: read one image and make its maps."""
-    engine = _engines.get(image.engine)
-    if engine is None:
-        engine = _engines[image.engine] = image.engine.load()
+    engine = _engine(image.engine)
     pixels = read_pixels(image.place, image.path, image.max_pixels)
     classes = engine.predict(pixels, image.threshold) if image.classes is None else image.classes
     result = next(iter(engine.stream([(image.id, pixels, classes)], image.recipe, image.mode)))

@@ -155,8 +155,7 @@ class ClusterRun:
         """The image's row, None where its maps are there already, or why it has none. On several threads."""
         at, item = numbered
         try:
-            classes = None if isinstance(self.labels, Predicted) else self.labels.lookup(item.id)
-            fingerprint = self.map_settings.fingerprint(self.labels, classes)
+            classes, fingerprint = self.map_settings.of_image(self.labels, item.id)
             if self.store.done(item.id, fingerprint):
                 return item.id, None
             path = str(item.path.absolute()) if self.source.place is None else item.path.as_posix()
@@ -247,8 +246,9 @@ class ClusterRun:
     def _fail(self, name: str, error: Exception) -> None:
         self.summary.failed += 1
         self.failures.add(name, error)
-        if self._hope.is_lost(name, self.summary.done + self.summary.kept, self.failures.groups):
-            self.summary.gave_up = self.failures.groups.alike or ""
+        lost = self._hope.lost(name, self.summary.done + self.summary.kept, self.failures.groups)
+        if lost is not None:
+            self.summary.gave_up = lost
             self.stop.set()
 
     def _tally(self, seconds: float) -> None:

@@ -189,8 +189,7 @@ class Run:
     def _read(self, item: Item) -> _Read:
         """On a reader thread."""
         try:
-            given = None if isinstance(self.labels, Predicted) else self.labels.lookup(item.id)
-            fingerprint = self.map_settings.fingerprint(self.labels, given)
+            given, fingerprint = self.map_settings.of_image(self.labels, item.id)
             if self.store.done(item.id, fingerprint):
                 return _Read(item.id, fingerprint, None)
             self.in_flight.begin(item.id)
@@ -213,8 +212,8 @@ class Run:
                 try:
                     self._by_itself(isolation, item)
                 except KillsItsProcess as e:
-                    self.in_flight.killed(item.id)
                     self._fail(item.id, e)
+                    self.in_flight.killed(item.id)  # it stays listed
                 except StoreError:
                     raise
                 except Exception as e:  # as in _read
@@ -222,8 +221,7 @@ class Run:
                 self._turn(None)
 
     def _by_itself(self, isolation: Isolation, item: Item) -> None:
-        given = None if isinstance(self.labels, Predicted) else self.labels.lookup(item.id)
-        fingerprint = self.map_settings.fingerprint(self.labels, given)
+        given, fingerprint = self.map_settings.of_image(self.labels, item.id)
         if self.store.done(item.id, fingerprint):
             self.summary.kept += 1
             self.in_flight.end(item.id)
@@ -254,12 +252,12 @@ class Run:
 
     def _fail(self, name: str, error: Exception) -> None:
         self._prints.pop(name, None)
-        if not isinstance(error, KillsItsProcess):
-            self.in_flight.end(name)
+        self.in_flight.end(name)
         self.summary.failed += 1
         self.failures.add(name, error)
-        if self._hope.is_lost(name, self.summary.done + self.summary.kept, self.failures.groups):
-            self.summary.gave_up = self.failures.groups.alike or ""
+        lost = self._hope.lost(name, self.summary.done + self.summary.kept, self.failures.groups)
+        if lost is not None:
+            self.summary.gave_up = lost
             self.stop.set()
 
     # -- counting ------------------------------------------------------------------------------------------

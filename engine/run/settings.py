@@ -81,6 +81,11 @@ class MapSettings:
             key.append(f"predict {labels.threshold}")
         return hashlib.sha256(f"{' '.join(key)} {classes}".encode()).hexdigest()[:16]
 
+    def of_image(self, labels: LabelLookup | Predicted, id: str) -> tuple[list[int] | None, str]:
+        """An image's classes (None: the classifier says them) and fingerprint; raises InputError as the labels do."""
+        classes = None if isinstance(labels, Predicted) else labels.lookup(id)
+        return classes, self.fingerprint(labels, classes)
+
 
 @dataclass(frozen=True)
 class EngineSpec:

@@ -23,7 +23,7 @@ from infercam.engine.common.options import numbers, option, settings_text
 from infercam.engine.inputs import SourceSettings
 from infercam.engine.method.recipe import Recipe, checked_mode, recipe
 from infercam.engine.run.run import LabelLookup, Run, Summary, Watcher
-from infercam.engine.run.settings import Predicted
+from infercam.engine.run.settings import EngineSpec, Predicted
 from infercam.engine.run.shards import Shard
 from infercam.engine.store.output_folder import check_output
 
@@ -251,7 +251,6 @@ def _on_cluster(
 ) -> Iterator[ClusterRun]:
     from infercam.engine.run.ray_pool import started
     from infercam.engine.run.ray_run import ClusterRun
-    from infercam.engine.run.settings import EngineSpec
 
     with started(asked) as pool:
         spec = EngineSpec(

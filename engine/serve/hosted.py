@@ -37,8 +37,7 @@ class HostedBundle:
 
     def warm_up(self, which: Recipe) -> None:
         """Run one blank picture through: what is loaded or compiled when first used is there afterwards."""
-        least = self.engine.backend.sizes.smallest
-        blank = np.full((max(least, _WARM_SIZE[0]), max(least, _WARM_SIZE[1]), 3), 127, np.uint8)
+        blank = np.full((*_WARM_SIZE, 3), 127, np.uint8)
         self.live.submit("warm-up", blank, [0], which).result()
         self.live.scores(blank).result()
 

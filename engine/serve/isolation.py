@@ -7,12 +7,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from infercam.engine.common.cache import cache_folder
+from infercam.engine.common.cache import cache_file
 from infercam.engine.common.child import Child, ChildDied
 from infercam.engine.common.in_flight import InFlight
 from infercam.engine.live import LiveEngine
@@ -26,7 +27,7 @@ Ask = Literal["submit", "scores", "infer"]
 def in_flight_file(bundles: Iterable[Path], port: int) -> Path:
     """Where a service notes what is in flight: found again by the next one with the same bundles and port."""
     what = " ".join([*(str(path.absolute()) for path in bundles), str(port)])
-    return cache_folder("serve") / f"in-flight-{hashlib.sha256(what.encode()).hexdigest()[:32]}.txt"
+    return cache_file("serve", what.encode(), ".txt")
 
 
 def key_of(picture: np.ndarray) -> str:
@@ -72,13 +73,12 @@ class ServiceIsolation:
         self._list.close()
 
 
-_engines: dict[EngineSpec, LiveEngine] = {}
-"""The child's."""
+@cache
+def _live(spec: EngineSpec) -> LiveEngine:
+    """The child's."""
+    return LiveEngine(spec.load())
 
 
 def respond(spec: EngineSpec, ask: Ask, args: tuple[Any, ...]) -> Any:
     """In the child: one question to an engine like the service's."""
-    live = _engines.get(spec)
-    if live is None:
-        live = _engines[spec] = LiveEngine(spec.load())
-    return getattr(live, ask)(*args).result()
+    return getattr(_live(spec), ask)(*args).result()

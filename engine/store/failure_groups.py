@@ -57,7 +57,7 @@ class FailureGroups:
 
     def commonest(self) -> list[tuple[int, str]]:
         """(images, reason), the commonest first; of those that are equally common the one that came first."""
-        ordered = sorted(self._groups.items(), key=lambda one: -one[1].count)
+        ordered = self._ordered()
         return [(g.count, _joined(text, g.parts) if g.count > 1 else g.whole) for text, g in ordered]
 
     def to_json(self, most: int = 20) -> list[dict[str, Any]]:
@@ -68,6 +68,9 @@ class FailureGroups:
         """What a user is told: `398 × reason`, the commonest first."""
         return [f"{count} × {reason}" for count, reason in self._with_rest(most)]
 
+    def _ordered(self) -> list[tuple[str, _Group]]:
+        return sorted(self._groups.items(), key=lambda one: -one[1].count)
+
     def _with_rest(self, most: int) -> list[tuple[int, str]]:
         found = self.commonest()
         rest = self._others + sum(count for count, _ in found[most:])
@@ -77,7 +80,7 @@ class FailureGroups:
         """Half of the reasons go at once, so that this costs little however many there are."""
         if len(self._groups) <= MOST:
             return
-        ordered = sorted(self._groups.items(), key=lambda one: -one[1].count)
+        ordered = self._ordered()
         self._others += sum(group.count for _, group in ordered[MOST // 2 :])
         self._groups = dict(ordered[: MOST // 2])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import atexit
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,20 @@ from infercam.export.runtime import GraphSession, RunError, save
 
 _child = Child("infercam.export.graph.trials:attempt")  # starting it takes half a second: one for all graphs
 atexit.register(_child.close)
-_loaded: tuple[str, GraphSession] | None = None
-"""The child's: the graph that it was asked for last."""
+
+
+@lru_cache(maxsize=1)
+def _session(file: str) -> GraphSession:
+    """The child's, of the graph that it was asked for last."""
+    return GraphSession(Path(file), threads=1)
 
 
 def attempt(file: str | None, pictures: np.ndarray | None = None) -> list[np.ndarray]:
     """In the child: the graph's outputs for these pictures; raises RunError. No file: forget the graph."""
-    global _loaded
     if file is None or pictures is None:
-        _loaded = None
+        _session.cache_clear()
         return []
-    if _loaded is None or _loaded[0] != file:
-        _loaded = (file, GraphSession(Path(file), threads=1))
-    return _loaded[1].run(pictures)
+    return _session(file).run(pictures)
 
 
 def noise(n: int, height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -83,18 +83,6 @@ def step_of(tile: Tile) -> SizeStep:
 
 
 # -- which batches are formed ----------------------------------------------------------------------------------
-def measure_shapes(
-    bundle: Bundle,
-    sizes: Iterable[ImageSize],
-    recipe: str | Recipe,
-    mode: Mode = "both",
-    limits: Limits = DEVICE_LIMITS,
-    recording: Mapping[SizeStep, Advanced] | None = None,
-) -> Shapes:
-    """The batches that the scheduler forms over images of those sizes; see `simulate`."""
-    return simulate(bundle, sizes, recipe, mode, limits, recording).shapes
-
-
 class Simulated(NamedTuple):
     """What the scheduler did with images of some sizes."""
 
@@ -248,7 +236,7 @@ def record(
     classes_of: ClassesOf | None = None,
     watch: Callable[[int], None] | None = None,
 ) -> tuple[list[ImageSize], Recording]:
-    """Run the CPU engine over pictures and keep every tile's centres and counts, for `measure_shapes`.
+    """Run the CPU engine over pictures and keep every tile's centres and counts, for `simulate`.
 
     classes_of: an image's classes; without it those that the classifier predicts. Raises what the engine raises
     for a picture that cannot be read.

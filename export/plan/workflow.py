@@ -34,8 +34,8 @@ from infercam.export.plan.profiles import (
     Reach,
     Shapes,
     choose_profiles,
-    measure_shapes,
     record,
+    simulate,
     smallest_view,
 )
 from infercam.export.plan.settings import BuildSettings
@@ -156,7 +156,7 @@ def _simulated(
     with stderr.status(f"forming the batches of {len(sample)} images"):
         counts = ((item, None if classes_of is None else len(classes_of(item))) for item in sample)
         sizes = [ImageSize(item.id, *image_size(item.path), classes=count) for item, count in counts]
-        return measure_shapes(bundle, sizes, recipe, mode, limits)
+        return simulate(bundle, sizes, recipe, mode, limits).shapes
 
 
 def _reach(bundle: Bundle, source: Source, recipe: Recipe) -> Reach:
@@ -176,4 +176,4 @@ def _replayed(
     with counting_bar(None, stderr, transient=False) as bar:
         task = bar.add_task("centres on the CPU", total=len(check))
         sizes, recording = record(bundle, check, recipe, mode, classes_of, lambda n: bar.advance(task, n))
-    return measure_shapes(bundle, sizes, recipe, mode, limits, recording)
+    return simulate(bundle, sizes, recipe, mode, limits, recording).shapes

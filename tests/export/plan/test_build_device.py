@@ -13,7 +13,7 @@ from infercam.engine.runners.plan import PlanOptions, Profile
 from infercam.engine.runners.tensorrt import load_runner
 from infercam.export.compare import Sample
 from infercam.export.plan.build import BuildRequest, build_plan
-from infercam.export.plan.profiles import ImageSize, choose_profiles, measure_shapes
+from infercam.export.plan.profiles import ImageSize, choose_profiles, simulate
 from tests.cuda_emulator.driver import EmulatedDriver
 from tests.engine import tiny
 
@@ -24,9 +24,9 @@ def test_maps_by_a_plan_are_the_cpu_engines(tmp_path: Path, trt, monkeypatch, re
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     bundle = tiny.build(tmp_path / "bundle")
     pictures = [(f"p{i}", tiny.picture(30 + i, 41, i), [i % 5, (i + 2) % 5]) for i in range(3)]
-    shapes = measure_shapes(
+    shapes = simulate(
         bundle, [ImageSize(n, *p.shape[:2], len(c)) for n, p, c in pictures], recipe, mode
-    )
+    ).shapes
     profiles = [
         *choose_profiles(shapes, bundle.manifest, 3),
         Profile(smallest=(1, 1, 1), best=(1, 40, 40), largest=(2, 100, 100)),

@@ -27,8 +27,8 @@ from infercam.export.plan.profiles import (
     _least_spread,
     choose_profiles,
     coverage,
-    measure_shapes,
     record,
+    simulate,
     smallest_view,
 )
 from tests.engine import tiny
@@ -48,13 +48,13 @@ def sizes(count: int = 20, classes: int | None = None) -> list[ImageSize]:
 
 # -- the batches -----------------------------------------------------------------------------------------------
 def test_baseline_batches_are_the_images_at_every_scale(bundle):
-    shapes = measure_shapes(bundle, [ImageSize("a", 40, 60)], "released", "baseline", LIMITS)
+    shapes = simulate(bundle, [ImageSize("a", 40, 60)], "released", "baseline", LIMITS).shapes
     assert shapes == Counter({(2, 40, 60): 1, (2, 20, 30): 1, (2, 60, 90): 1, (2, 80, 120): 1})
 
 
 def test_images_of_one_size_share_batches_within_the_limits(bundle):
     same = [ImageSize(f"i{n}", 40, 60) for n in range(30)]
-    shapes = measure_shapes(bundle, same, "released", "baseline", LIMITS)
+    shapes = simulate(bundle, same, "released", "baseline", LIMITS).shapes
     assert sum(n * s[0] for s, n in shapes.items()) == 30 * 8
     assert max(s[0] for s in shapes) == 16
     assert all(s[0] * s[1] * s[2] <= 60_000 for s in shapes)
@@ -63,8 +63,8 @@ def test_images_of_one_size_share_batches_within_the_limits(bundle):
 @pytest.mark.parametrize("name", sorted(RECIPES))
 @pytest.mark.parametrize("mode", ["baseline", "split", "erase", "both"])
 def test_every_recipe_and_mode_comes_to_an_end(bundle, name, mode):
-    shapes = measure_shapes(bundle, sizes(6), name, mode, LIMITS)
-    assert shapes == measure_shapes(bundle, sizes(6), name, mode, LIMITS)  # drawn the same every time
+    shapes = simulate(bundle, sizes(6), name, mode, LIMITS).shapes
+    assert shapes == simulate(bundle, sizes(6), name, mode, LIMITS).shapes  # drawn the same every time
     views, ladder = RECIPES[name].views, RECIPES[name].ladder
     largest = [ANY_SIZE.of(s.height, s.width, max(views.scales), ladder) for s in sizes(6)]
     assert max(s[1] for s in shapes) == max(h for h, _ in largest)
@@ -72,7 +72,7 @@ def test_every_recipe_and_mode_comes_to_an_end(bundle, name, mode):
 
 def test_a_fixed_batch_and_size(tmp_path):
     fixed = tiny.build(tmp_path / "fixed", fixed=(48, 64), batch=False)
-    shapes = measure_shapes(fixed, sizes(4), "released", "both", LIMITS)
+    shapes = simulate(fixed, sizes(4), "released", "both", LIMITS).shapes
     assert set(shapes) == {(1, 48, 64)}
     (profile,) = choose_profiles(shapes, fixed.manifest)
     assert profile.smallest == profile.best == profile.largest == (1, 48, 64)
@@ -80,7 +80,7 @@ def test_a_fixed_batch_and_size(tmp_path):
 
 def test_no_images_is_one_line(bundle):
     with pytest.raises(InputError, match="no images"):
-        measure_shapes(bundle, [], "released")
+        simulate(bundle, [], "released")
 
 
 def test_a_replay_forms_the_very_batches_of_the_cpu_engine(bundle, tmp_path, monkeypatch):
@@ -98,7 +98,7 @@ def test_a_replay_forms_the_very_batches_of_the_cpu_engine(bundle, tmp_path, mon
     found, recording = record(bundle, source, "released", classes_of=lambda item: [0])
     assert [(s.height, s.width, s.classes) for s in found] == [(40, 52, 1), (41, 53, 1), (42, 52, 1)]
     alone = Limits(batch_pixels=100_000, batch_views=16, memory=1 << 40, images=1)
-    replayed = measure_shapes(bundle, found, "released", "both", alone, recording)
+    replayed = simulate(bundle, found, "released", "both", alone, recording).shapes
     views = {
         s: sum(n * shape[0] for shape, n in seen.items() if shape[1:] == s) for s in {x[1:] for x in seen}
     }
