@@ -19,9 +19,9 @@ def nearest(word: object, known: Sequence[str], cutoff: float = 0.75) -> str | N
 
 @lru_cache(1024)  # every image of a list may have the same wrong label
 def _nearest(text: str, known: tuple[str, ...], cutoff: float) -> str | None:
-    if not _folded(text):
+    if not folded(text):
         return None
-    same = next((one for one in known if _folded(one) == _folded(text)), None)
+    same = next((one for one in known if folded(one) == folded(text)), None)
     if same is not None:
         return same
     small = {one.casefold(): one for one in reversed(known[:MOST])}
@@ -35,5 +35,6 @@ def did_you_mean(word: object, known: Sequence[str]) -> str:
     return "" if near is None else f"; did you mean '{near}'?"
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """A name without what people write differently: capitals, spaces, hyphens, underscores."""
     return re.sub(r"[\s_-]+", "", text).casefold()

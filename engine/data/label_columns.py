@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from infercam.engine.common.suggest import folded
+
 _WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_]+")
 
 
@@ -30,11 +32,6 @@ _BESIDE = _NAMES | _NUMBERS | _PICTURE | _set("object main primary true ground t
 def words(name: str) -> list[str]:
     """The words of a column's name, small: LabelName, label_name and "Label Name" are alike."""
     return [word.casefold() for word in _WORDS.findall(name)]
-
-
-def fold(name: str) -> str:
-    """A class's name without what people write differently: capitals, spaces, hyphens, underscores."""
-    return re.sub(r"[\s_-]+", "", name.casefold())
 
 
 def id_rank(name: str) -> int:
@@ -115,11 +112,11 @@ def _class_columns(header: Sequence[str], classes: Sequence[str]) -> dict[int, s
     """Column -> class, by its name; of classes without such a column, by its name as people vary it."""
     exact = set(classes)
     found = {i: name for i, name in enumerate(header) if name in exact}
-    folded: dict[str, list[str]] = {}
+    alike: dict[str, list[str]] = {}
     for name in exact.difference(found.values()):
-        folded.setdefault(fold(name), []).append(name)
+        alike.setdefault(folded(name), []).append(name)
     for i, name in enumerate(header):
-        near = folded.get(fold(name), []) if name and i not in found else []
+        near = alike.get(folded(name), []) if name and i not in found else []
         if len(near) == 1:
             found[i] = near[0]
     return dict(sorted(found.items()))
