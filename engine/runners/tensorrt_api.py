@@ -1,4 +1,4 @@
-"""The part of TensorRT's Python API that is used here: what 10.16 and 11 have in common, with types.
+"""The part of TensorRT's Python API that is used here: what 10.16, 11 and TensorRT-RTX have in common, with types.
 
 TensorRT is found when it is used, never imported at the top. A test compares every name, parameter and enum member
 below, and every use of them, with the listings of both versions, so that neither is needed to stay right.
@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from infercam.engine.common.errors import MissingExtra
+from infercam.engine.runners.plan import RuntimeKind
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -136,9 +137,16 @@ class TensorRT(Protocol):
     NetworkDefinitionCreationFlag: Any
 
 
-def find_tensorrt() -> TensorRT | None:
-    """The full package, or None; never touches the driver."""
-    return cast(TensorRT | None, _module("tensorrt"))
+_PACKAGES: dict[RuntimeKind, tuple[str, str, str]] = {
+    "tensorrt": ("tensorrt", "tensorrt", "gpu"),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx-cu13", "rtx"),
+}
+"""Module, package and extra of each runtime."""
+
+
+def find_tensorrt(kind: RuntimeKind = "tensorrt") -> TensorRT | None:
+    """The runtime's full package, or None; never touches the driver."""
+    return cast(TensorRT | None, _module(_PACKAGES[kind][0]))
 
 
 def find_lean() -> TensorRT | None:
@@ -146,11 +154,12 @@ def find_lean() -> TensorRT | None:
     return cast(TensorRT | None, _module("tensorrt_lean"))
 
 
-def require_tensorrt(what: str) -> TensorRT:
-    """The full package; raises MissingExtra."""
-    found = find_tensorrt()
+def require_tensorrt(what: str, kind: RuntimeKind = "tensorrt") -> TensorRT:
+    """The runtime's full package; raises MissingExtra, naming the extra that brings it."""
+    found = find_tensorrt(kind)
     if found is None:
-        raise MissingExtra("tensorrt", "gpu", what)
+        _, package, extra = _PACKAGES[kind]
+        raise MissingExtra(package, extra, what)
     return found
 
 

@@ -33,6 +33,7 @@ from infercam.engine.runners.plan import (
     RECORD_FILE,
     REJECTED,
     REPORT_FILE,
+    Maker,
     Plan,
     PlanError,
     PlanOptions,
@@ -135,12 +136,14 @@ class _Job:
             require_lean("a version-compatible plan")  # what runs it, and so what checks it
         probe()
         self.environment = environment(driver.info())
+        here = self.environment
+        self.maker = Maker("tensorrt", str(here.tensorrt), here.gpu, here.compute_capability)
         self.builder = PlanBuilder(trt, self.bundle.manifest, watch.building, watch.stopped)
         self.network = self.builder.parse(self.graph)
         self.profiles = _profiles(request.profiles, self.network, self.graph)
         self.onnx_sha256 = graph_hash(self.bundle, request.precision)
         self.root = plans_folder(self.bundle, request.cache)
-        key = plan_key(self.onnx_sha256, request.precision, self.profiles, self.options, self.environment)
+        key = plan_key(self.onnx_sha256, request.precision, self.profiles, self.options, self.maker)
         self.folder = self.root / key
 
     def kept(self) -> Built | None:
@@ -196,21 +199,23 @@ class _Job:
         return None
 
     def _can_be_refitted(self, record: PlanRecord) -> bool:
-        here = self.environment
-        same_place = (record.gpu, record.compute_capability, record.tensorrt) == (
-            here.gpu,
-            here.compute_capability,
-            here.tensorrt,
-        )
         wanted = (
+            self.maker,
             self.structure,
             self.request.precision,
             self.profiles,
             self.options,
             self.network.input_type,
         )
-        have = (record.structure, record.precision, record.profiles, record.options, record.input_type)
-        return same_place and wanted == have
+        have = (
+            record.maker,
+            record.structure,
+            record.precision,
+            record.profiles,
+            record.options,
+            record.input_type,
+        )
+        return wanted == have
 
     @cached_property
     def structure(self) -> str | None:
@@ -226,9 +231,11 @@ class _Job:
             structure=self.structure,
             profiles=self.profiles,
             options=self.options,
-            tensorrt=str(self.environment.tensorrt),
-            gpu=self.environment.gpu,
-            compute_capability=self.environment.compute_capability,
+            runtime=self.maker.runtime,
+            tensorrt=self.maker.version,
+            gpu=self.maker.gpu,
+            compute_capability=self.maker.compute_capability,
+            targets=self.maker.targets,
             plan=FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data)),
         )
         with atomic_write(work / PLAN_FILE) as f:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -454,3 +455,88 @@ def test_the_profile_picked_takes_the_shape(shape):
     at = pick_profile([SMALL, LARGE], shape)
     takers = [i for i, p in enumerate([SMALL, LARGE]) if p.takes(shape)]
     assert at in takers if takers else at is None
+
+
+# -- plans for TensorRT-RTX ------------------------------------------------------------------------------------
+RTX = {"runtime": "tensorrt-rtx", "tensorrt": "1.7.1.116", "gpu": "", "compute_capability": (0, 0)}
+ADA = Environment("RTX 4090", (8, 9), None, rtx="1.7.1.116")
+
+
+@pytest.mark.parametrize(
+    ("targets", "environment", "problem"),
+    [
+        ((), ADA, None),
+        ((), ADA._replace(compute_capability=(8, 0)), None),
+        ((), ADA._replace(compute_capability=(12, 5)), None),
+        ((), ADA._replace(compute_capability=(7, 5)), "made for compute 8.0, 8.6, 8.9, 12.0 and later"),
+        ((), ADA._replace(compute_capability=(9, 0)), "made for compute 8.0, 8.6"),
+        ((), ADA._replace(compute_capability=(10, 3)), "made for compute 8.0, 8.6"),
+        (("sm75", "sm120"), ADA._replace(compute_capability=(12, 0)), None),
+        (("sm75", "sm120"), ADA, r"made for compute 7\.5, 12\.0, here is RTX 4090 \(compute 8\.9\)"),
+        (("sm86",), ADA, "made for compute 8.6"),
+        ((), ADA._replace(rtx="1.8.0.1"), r"made by TensorRT-RTX 1\.7\.1\.116, here is 1\.8\.0\.1"),
+        ((), ADA._replace(rtx=None, tensorrt="1.7.1.116"), r"pip install 'infercam\[rtx\]'"),
+    ],
+)
+def test_a_plan_for_rtx_fits_its_version_and_the_cards_it_was_built_for(
+    bundle, trt, targets, environment, problem
+):
+    record = write_plan(bundle, trt, bundle.path / "plans" / "a", targets=targets, **RTX).record
+    found = misfit(record, bundle, environment)
+    assert found is None if problem is None else re.search(problem, found)
+
+
+def test_each_runtime_finds_its_own_plans(bundle, trt):
+    write_plan(bundle, trt, bundle.path / "plans" / "full")
+    write_plan(bundle, trt, bundle.path / "plans" / "rtx", created="2999", **RTX)
+    both = HERE._replace(compute_capability=(8, 9), rtx=ADA.rtx)
+    assert find_plan(bundle, None, HERE).folder.name == "full"
+    assert find_plan(bundle, None, both, runtime="tensorrt-rtx").folder.name == "rtx"
+    shutil.rmtree(bundle.path / "plans" / "rtx")
+    with pytest.raises(
+        PlanError, match=r"no TensorRT-RTX plan; make one with: infercam build .* --runtime tensorrt-rtx$"
+    ):
+        find_plan(bundle, None, both, runtime="tensorrt-rtx")
+
+
+def test_what_was_built_for_is_part_of_the_key(bundle, trt):
+    keys = [
+        write_plan(bundle, trt, bundle.path / "plans" / str(i), **changes).record.key
+        for i, changes in enumerate(
+            [
+                {},
+                RTX,
+                RTX | {"targets": ("sm86",)},
+                RTX | {"targets": ("sm86", "sm89")},
+                RTX | {"tensorrt": "1.8"},
+            ]
+        )
+    ]
+    assert len(set(keys)) == 5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"targets": ("sm86",)},
+        {"gpu": ""},
+        RTX | {"gpu": "RTX 4090"},
+        RTX | {"targets": ("8.6",)},
+        {"runtime": "x"},
+    ],
+)
+def test_a_record_that_mixes_the_runtimes_is_refused(bundle, trt, changes):
+    plan = write_plan(bundle, trt, bundle.path / "plans" / "a")
+    file = plan.folder / plans.RECORD_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(PlanError, match="build the plan again"):
+        Plan.load(plan.folder)
+
+
+def test_a_record_of_schema_1_is_read_and_keeps_its_key(bundle, trt):
+    plan = write_plan(bundle, trt, bundle.path / "plans" / "a")
+    file = plan.folder / plans.RECORD_FILE
+    old = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("runtime", "targets")}
+    file.write_text(json.dumps(old | {"schema_version": 1}))
+    assert Plan.load(plan.folder).record.key == plan.record.key
+    assert misfit(Plan.load(plan.folder).record, bundle, HERE) is None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 from pathlib import Path
 
 import pytest
 
+from infercam.engine.common.errors import MissingExtra
 from infercam.engine.runners import tensorrt, tensorrt_api
 from infercam.export.plan import builder as trt_builder
 from tests import fake_tensorrt, trt_api
@@ -164,3 +166,12 @@ def test_a_use_on_an_unknown_object_is_reported():
     listing = {"ICudaEngine": Class(methods={"get_tensor_name": [Method(["index"], set(), "str")]})}
     _, untold = trt_api.uses("def f(x):\n    x.get_tensor_name(0)\n", listing)
     assert untold == ["line 2: .get_tensor_name of x"]
+
+
+@pytest.mark.parametrize(("kind", "extra"), [("tensorrt", "gpu"), ("tensorrt-rtx", "rtx")])
+def test_a_missing_runtime_names_its_own_extra(kind, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert tensorrt_api.find_tensorrt(kind) is None
+    with pytest.raises(MissingExtra, match=rf"infercam\[{extra}\]"):
+        tensorrt_api.require_tensorrt("a plan", kind)
