@@ -27,7 +27,7 @@ from torch import nn
 from infercam.engine.backends.device import DeviceBackend
 from infercam.engine.bundle import Bundle, FileEntry, InputSpec, Manifest
 from infercam.engine.device.driver import Driver, Pointer
-from infercam.engine.device.runner import InputType, OutputShape
+from infercam.engine.device.runner import ANY_NUMBER, InputType, OutputShape, Runner
 from infercam.engine.method.backend import OutOfMemory
 
 Shape = tuple[int, ...]
@@ -68,7 +68,7 @@ class _Response(nn.Module):
         return F.conv2d(pooled, self.weight, self.bias).flatten(1)
 
 
-class TorchRunner:
+class TorchRunner(Runner):
     """See device/runner.py: Runner.
 
     module: `features` with a linear layer `fc8` or `classifier`, or else `forward_cam` (and `forward` for scores).
@@ -117,7 +117,7 @@ class TorchRunner:
         return self._shapes[height, width]
 
     def max_batch(self, height: int, width: int) -> int:
-        return 1 << 20
+        return ANY_NUMBER
 
     def respond(self, batch: int, height: int, width: int, image: Pointer, response: Pointer) -> None:
         shape = (batch, 3, height, width)

@@ -14,14 +14,13 @@ import numpy as np
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError, MissingExtra
 from infercam.engine.device.driver import Driver, Pointer
-from infercam.engine.device.runner import InputType, OutputShape
+from infercam.engine.device.runner import ANY_NUMBER, InputType, OutputShape, Runner
 from infercam.engine.method.backend import OutOfMemory, ViewRefused
 from infercam.engine.runners.ort_errors import problem
 from infercam.engine.runners.plan import graph_of
 
 Provider = Literal["cuda", "tensorrt", "cpu"]
 
-ANY_BATCH = 1 << 16
 _NAMES = {
     "cuda": ["CUDAExecutionProvider"],
     "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider"],
@@ -41,7 +40,7 @@ _MEMORY = (
 _NO_SYNC = "disable_synchronize_execution_providers"  # the backend waits by events
 
 
-class OrtRunner:
+class OrtRunner(Runner):
     """A graph of the bundle in an ONNX Runtime session; see device/runner.py: Runner.
 
     precision: a graph of the bundle, or `tf32`: the fp32 graph with TF32 matrix products. memory_limit: bytes that
@@ -89,7 +88,7 @@ class OrtRunner:
         return OutputShape(len(self._manifest.classes), rows.cells(height) or 0, columns.cells(width) or 0)
 
     def max_batch(self, height: int, width: int) -> int:
-        return ANY_BATCH if self._manifest.input.dynamic_batch else 1
+        return ANY_NUMBER if self._manifest.input.dynamic_batch else 1
 
     def respond(self, batch: int, height: int, width: int, image: Pointer, response: Pointer) -> None:
         shape = (batch, *self.response_shape(height, width))

@@ -15,7 +15,7 @@ from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError
 from infercam.engine.device.driver import DeviceInfo, DeviceOutOfMemory, Driver, Pointer
 from infercam.engine.device.probe import probe
-from infercam.engine.device.runner import InputType, OutputShape
+from infercam.engine.device.runner import InputType, OutputShape, Runner
 from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.runners.plan import (
     Environment,
@@ -85,7 +85,7 @@ class _Slot:
     """Bytes that it needs for `shape`."""
 
 
-class TensorRTRunner:
+class TensorRTRunner(Runner):
     """A plan on a device; see device/runner.py: Runner. Not thread-safe: the backend's driver thread calls it, within
     `driver.current()`.
 
