@@ -21,6 +21,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto
 
+from infercam.engine.device.driver import DeviceOutOfMemory
+
 __version__ = "11.4.0.106"
 _MAGIC = b"FAKEPLAN"
 
@@ -40,6 +42,14 @@ class State:
     builds: int = 0
     refits: int = 0
     contexts: int = 0
+    context_bytes: int = 0
+    """Of device memory, that a context takes beside its scratch memory."""
+    captured: list[Callable[[], None]] | None = None
+    """While a CUDA graph is captured: what would have run."""
+    compiled: list[tuple[int, ...]] = field(default_factory=list)
+    """Shapes that TensorRT-RTX compiled kernels for."""
+    invalid: tuple[int, str] | None = None
+    """What it says of a plan's header: diagnostics, and a line of its log."""
     shapes_set: int = 0
     profiles_set: int = 0
     runs: list[tuple[int, ...]] = field(default_factory=list)
@@ -269,8 +279,10 @@ class Runtime:
         self._logger = logger
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
+        return self._deserialised(bytes(serialized_engine), ICudaEngine, __version__)
+
+    def _deserialised(self, data: bytes, kind: type[ICudaEngine], version: str) -> ICudaEngine | None:
         assert state.driver is not None, "no driver: the real one dies of a segmentation fault"
-        data = bytes(serialized_engine)
         if state.deserialise_error is not None:
             _error(self._logger, state.deserialise_error)
             return None
@@ -279,13 +291,15 @@ class Runtime:
             return None
         size = int.from_bytes(data[8:12], "little")
         head = json.loads(data[12 : 12 + size])
-        if head["version"] != __version__:
+        if head["version"] != version:
             _error(self._logger, "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (version tag)")
             return None
-        return ICudaEngine(head, onnx.load_model_from_string(data[12 + size :]), self._logger)
+        return kind(head, onnx.load_model_from_string(data[12 + size :]), self._logger)
 
 
 class ICudaEngine:
+    _contexts: Callable[[ICudaEngine], IExecutionContext]
+
     def __init__(self, head: dict[str, Any], model: onnx.ModelProto, logger: ILogger) -> None:
         self._head, self._model, self._logger = head, model, logger
         tensors = [_tensor(t) for t in [*model.graph.input, *model.graph.output]]
@@ -311,17 +325,27 @@ class ICudaEngine:
     def serialize(self) -> bytes:
         return _pack(self._head, self._model)
 
-    def create_execution_context(self, strategy: Any = None) -> IExecutionContext:
+    def create_execution_context(self, strategy: Any = None) -> IExecutionContext | None:
         assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        return self._context()
+
+    def _context(self) -> IExecutionContext | None:
         assert all(w.raw_data for w in self._model.graph.initializer), "stripped weights were not put back"
+        try:
+            made = self._contexts(self)
+        except DeviceOutOfMemory:
+            _error(self._logger, "IExecutionContext::IExecutionContext: Error Code 2: OutOfMemory")
+            return None
         state.contexts += 1
-        return IExecutionContext(self)
+        return made
 
 
 class IExecutionContext:
     def __init__(self, engine: ICudaEngine) -> None:
         self._engine = engine
         self._logger = engine._logger
+        self._driver = state.driver
+        self._block = state.driver.allocate(state.context_bytes) if state.context_bytes else None
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = ort.InferenceSession(
@@ -331,6 +355,10 @@ class IExecutionContext:
         self._shape: tuple[int, ...] | None = None
         self._memory = (0, 0)
         self._addresses: dict[str, int] = {}
+
+    def __del__(self) -> None:
+        if getattr(self, "_block", None) is not None:
+            self._driver.free(self._block)
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         assert state.driver is not None and stream_handle == state.driver.stream
@@ -379,8 +407,11 @@ class IExecutionContext:
             driver.view(scratch[0], needed).fill(0x5A)  # scratch is written to
             self._infer(shape, addresses)
 
-        getattr(driver, "enqueue", lambda now: now())(work)
         state.runs.append(shape)
+        if state.captured is not None:
+            state.captured.append(work)
+        else:
+            getattr(driver, "enqueue", lambda now: now())(work)
         return True
 
     def _infer(self, shape: tuple[int, ...], addresses: dict[str, int]) -> None:
@@ -399,6 +430,9 @@ class IExecutionContext:
         dtype = np.float16 if self._engine._tensors[name].dtype is DataType.HALF else np.float32
         names = [o.name for o in self._session.get_outputs()]
         return dict(zip(names, self._session.run(names, {name: image.astype(dtype)}), strict=True))
+
+
+ICudaEngine._contexts = IExecutionContext
 
 
 class Refitter:

@@ -12,6 +12,7 @@ import ast
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 MODULE = "TensorRT"  # the name that the code's annotations give the module itself
 OTHER = "-"  # a type that is not TensorRT's
@@ -58,6 +59,30 @@ def read_listings(file: Path) -> dict[str, Listing]:
     return out
 
 
+def read_module(module: ModuleType) -> Listing:
+    """The same of a module that is installed, by what pybind11 writes into its docstrings."""
+    return {name: _read_class(value) for name, value in vars(module).items() if isinstance(value, type)}
+
+
+def _read_class(kind: type) -> Class:
+    cls = Class(members=set(getattr(kind, "__members__", ())))
+    for name in dir(kind):
+        member = getattr(kind, name)
+        if name.startswith("_") and name != "__init__":
+            continue
+        if isinstance(member, property):
+            cls.properties[name] = None
+            cls.writable |= {name} if member.fset else set()
+        elif callable(member):
+            cls.methods[name] = []
+            for line in (member.__doc__ or "").splitlines():
+                if "(*args, **kwargs)" not in line:
+                    _read_line(cls, line.strip())
+        else:
+            cls.members.add(name)  # as ILogger has its severities
+    return cls
+
+
 def _read_line(cls: Class, line: str) -> None:
     if line.startswith("members: "):
         cls.members |= {m.strip() for m in line.removeprefix("members: ").split(",")}
@@ -88,7 +113,7 @@ def _split(params: str) -> list[str]:
 
 
 def _plain_type(text: str | None) -> str | None:
-    return None if text is None else text.strip().split("::")[-1]
+    return None if text is None else re.split(r"::|\.", text.strip())[-1]
 
 
 @dataclass

@@ -15,6 +15,7 @@ from infercam.engine.common.errors import BackendError, InfercamError, MissingEx
 from infercam.engine.device.driver import Driver
 from infercam.engine.device.runner import Runner
 from infercam.engine.method.backend import Backend
+from infercam.engine.runners.plan import RUNTIMES
 
 
 def load_backend(
@@ -22,8 +23,8 @@ def load_backend(
 ) -> Backend:
     """The backend of that name; `auto` takes the best that works here.
 
-    precision: a graph of the bundle (see `infercam precision`), or for tensorrt a plan of that precision. None:
-    the fp32 graph, and for tensorrt the newest plan that fits. threads: of the cpu backend.
+    precision: a graph of the bundle (see `infercam precision`), or for tensorrt and tensorrt-rtx a plan of that
+    precision. None: the fp32 graph, and for those two the newest plan that fits. threads: of the cpu backend.
     Raises BackendError for an unknown name or what does not work here, MissingExtra for a missing library,
     BundleError where the bundle has no such graph.
     """
@@ -68,11 +69,11 @@ def _load(name: str, bundle: Bundle, threads: int | None, precision: str | None)
 
 
 def _runner(name: str, bundle: Bundle, driver: Driver, precision: str | None) -> Runner:
-    if name == "tensorrt":
+    if name in RUNTIMES:
         from infercam.engine.runners.tensorrt import load_runner
 
         with driver.current():
-            return load_runner(bundle, driver, precision)
+            return load_runner(bundle, driver, precision, runtime=name)
     from infercam.engine.runners.ort_cuda import OrtRunner
 
     return OrtRunner(

@@ -12,12 +12,11 @@ from infercam.engine.common.errors import BackendError, InfercamError, MissingEx
 from infercam.engine.device.driver import DeviceInfo
 from infercam.engine.device.probe import probe
 from infercam.engine.runners.ort_cuda import Provider, import_onnxruntime
-from infercam.engine.runners.plan import Environment, find_plan, graph_of
-from infercam.engine.runners.tensorrt import environment
-from infercam.engine.runners.tensorrt_api import find_lean, require_tensorrt
+from infercam.engine.runners.plan import Environment, RuntimeKind, find_plan, graph_of
+from infercam.engine.runners.tensorrt import check_runtime, environment
 
-BACKENDS = ("tensorrt", "ort-cuda", "ort-tensorrt", "cpu")
-PREFERENCE = ("tensorrt", "ort-cuda", "cpu")
+BACKENDS = ("tensorrt", "tensorrt-rtx", "ort-cuda", "ort-tensorrt", "cpu")
+PREFERENCE = ("tensorrt", "tensorrt-rtx", "ort-cuda", "cpu")
 """What `auto` tries, best first. ort-tensorrt builds a plan at every start: only where it is asked for."""
 
 
@@ -101,12 +100,15 @@ def _check_device() -> None:
         raise MissingExtra("pycuda", "gpu", "a GPU backend")
 
 
-def _check_tensorrt(bundle: Bundle | None, precision: str | None) -> None:
-    _check_device()
-    if find_lean() is None:
-        require_tensorrt("the tensorrt backend")
-    if bundle is not None:
-        find_plan(bundle, precision, plan_environment())
+def _check_plans(runtime: RuntimeKind) -> Check:
+    def check(bundle: Bundle | None, precision: str | None) -> None:
+        _check_device()
+        here = plan_environment()
+        check_runtime(runtime, here.gpu, here.compute_capability)
+        if bundle is not None:
+            find_plan(bundle, precision, here, runtime=runtime)
+
+    return check
 
 
 def plan_environment() -> Environment:
@@ -127,7 +129,8 @@ def _check_ort(provider: Provider) -> Check:
 
 _CHECKS: dict[str, Check] = {
     "cpu": _check_cpu,
-    "tensorrt": _check_tensorrt,
+    "tensorrt": _check_plans("tensorrt"),
+    "tensorrt-rtx": _check_plans("tensorrt-rtx"),
     "ort-cuda": _check_ort("cuda"),
     "ort-tensorrt": _check_ort("tensorrt"),
 }

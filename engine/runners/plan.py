@@ -406,8 +406,7 @@ def find_plan(
     Raises PlanError saying why none does: there is none, or what is wrong with those there are.
     """
     root = plans_folder(bundle, cache)
-    build = f"infercam build {bundle.path}" + (f" --precision {precision}" if precision else "")
-    build += "" if runtime == "tensorrt" else f" --runtime {runtime}"
+    build = build_command(bundle, precision, runtime)
     found = list_plans(bundle, environment, cache)
     every = [f for f in found if f.plan is None or f.plan.record.runtime == runtime]
     if not every:
@@ -422,6 +421,14 @@ def find_plan(
     first, more = wanted[0], len(wanted) - 1
     others = f" (and {more} more that do not fit)" if more else ""
     raise PlanError(f"{first.folder}: {first.problem}{others}; make one with: {build}")
+
+
+def build_command(bundle: Bundle, precision: str | None = None, runtime: RuntimeKind = "tensorrt") -> str:
+    """What makes such a plan."""
+    options = f" --precision {precision}" if precision else ""
+    return f"infercam build {bundle.path}{options}" + (
+        "" if runtime == "tensorrt" else f" --runtime {runtime}"
+    )
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:

@@ -1,28 +1,41 @@
-"""The network as a TensorRT plan, on device pointers and the backend's stream.
+"""The network as a plan of TensorRT or of TensorRT-RTX, on device pointers and the backend's stream.
 
-Several execution contexts, so that a shape that comes again needs no set-up; all of them share one block of
-scratch memory, because one stream runs them one after the other. The block grows to what the shapes at hand need
-rather than to what the largest profile could.
+An execution context for every shape, so that one that comes again needs no set-up, as far as the memory that contexts
+may take goes: then the least recently used one is set up anew. All of them share one block of scratch memory, because
+one stream runs them one after the other. The block grows to what the shapes at hand need rather than to what the
+largest profile could. What only TensorRT-RTX has is in rtx.py.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import numpy as np
+
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError
 from infercam.engine.device.driver import DeviceInfo, DeviceOutOfMemory, Driver, Pointer
+from infercam.engine.device.graphs import Capture, CudaCapture, Replay
 from infercam.engine.device.probe import probe
 from infercam.engine.device.runner import InputType, OutputShape, Runner
 from infercam.engine.method.backend import OutOfMemory
+from infercam.engine.runners import rtx
+from infercam.engine.runners.contexts import ContextPool, ContextSlot
+from infercam.engine.runners.options import PlanSwitches
 from infercam.engine.runners.plan import (
+    RUNTIMES,
     Environment,
     Plan,
     PlanError,
     Profile,
+    RuntimeKind,
     Shape,
+    build_command,
     describe_plan,
     find_plan,
     graph_of,
@@ -35,16 +48,20 @@ from infercam.engine.runners.tensorrt_api import (
     Log,
     Runtime,
     TensorRT,
-    find_lean,
-    find_tensorrt,
     first_error,
+    installed,
     is_memory,
     make_log,
+    missing,
     require_lean,
     require_tensorrt,
 )
 
-CONTEXTS = 4
+CONTEXTS = 256
+"""Most of them, whatever memory there is: more than a ladder has shapes."""
+SHARE = 0.1
+"""Of the GPU's free memory that contexts may take beside their scratch memory: weights of layers in another layout,
+kernels, what a runtime keeps for a shape. It is measured as they are made."""
 
 
 class Memory(Protocol):
@@ -54,46 +71,69 @@ class Memory(Protocol):
     def free(self, pointer: Pointer) -> None: ...
 
 
+class Contexts(Protocol):
+    """How a runtime makes the contexts of an engine; their scratch memory is the runner's."""
+
+    def make(self) -> IExecutionContext | None:
+        """None where it refuses: its log says why."""
+        ...
+
+    def keep(self) -> None:
+        """Keep on disk what was compiled for them, where that is done at all."""
+        ...
+
+
+@dataclass(frozen=True)
+class _PlainContexts:
+    """TensorRT's: compiled to the end when the plan was built."""
+
+    trt: TensorRT
+    engine: ICudaEngine
+
+    def make(self) -> IExecutionContext | None:
+        return self.engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+    def keep(self) -> None:
+        pass
+
+
 def environment(info: DeviceInfo) -> Environment:
     """The device, and the TensorRT packages that are installed."""
-    full, lean = find_tensorrt(), find_lean()
-    return Environment(
-        info.name,
-        info.compute_capability,
-        None if full is None else full.__version__,
-        None if lean is None else lean.__version__,
-    )
+    versions = installed("tensorrt"), installed("tensorrt-lean"), installed("tensorrt-rtx")
+    return Environment(info.name, info.compute_capability, *versions)
+
+
+def check_runtime(runtime: RuntimeKind, gpu: str, capability: tuple[int, int]) -> None:
+    """Raise BackendError where the runtime does not take that card, MissingExtra where it is not installed."""
+    if runtime == "tensorrt-rtx" and (why := rtx.card_obstacle(gpu, capability)) is not None:
+        raise BackendError(why)
+    if installed(runtime) is None and (runtime == "tensorrt-rtx" or installed("tensorrt-lean") is None):
+        raise missing(runtime, f"the {runtime} backend")
 
 
 def load_runner(
-    bundle: Bundle, driver: Driver, precision: str | None = None, cache: Path | None = None
+    bundle: Bundle,
+    driver: Driver,
+    precision: str | None = None,
+    cache: Path | None = None,
+    runtime: RuntimeKind = "tensorrt",
 ) -> TensorRTRunner:
-    """The bundle's best plan for this GPU as a runner; raises PlanError (see find_plan) or MissingExtra."""
-    if find_lean() is None:
-        require_tensorrt("the tensorrt backend")
-    return TensorRTRunner(find_plan(bundle, precision, environment(driver.info()), cache), bundle, driver)
-
-
-@dataclass
-class _Slot:
-    """An execution context and what it is set up for."""
-
-    context: IExecutionContext
-    profile: int = -1
-    shape: Shape | None = None
-    scratch: int = 0
-    """Bytes that it needs for `shape`."""
+    """The bundle's best plan of that runtime for this GPU as a runner; raises PlanError (see find_plan) or
+    MissingExtra."""
+    info = driver.info()
+    check_runtime(runtime, info.name, info.compute_capability)
+    plan = find_plan(bundle, precision, environment(info), cache, runtime)
+    return TensorRTRunner(plan, bundle, driver, switches=PlanSwitches.of())
 
 
 class TensorRTRunner(Runner):
     """A plan on a device; see device/runner.py: Runner. Not thread-safe: the backend's driver thread calls it, within
     `driver.current()`.
 
-    Raises PlanError where the plan does not fit the bundle, the GPU or the TensorRT that is installed, or is
-    damaged; DeviceError where there is no driver; MissingExtra where TensorRT is missing.
+    contexts: most of them. share: of the free memory that they may take. capture: how CUDA graphs are captured where
+    `switches` ask for them. Raises PlanError where the plan does not fit the bundle, the GPU or the TensorRT that is
+    installed, or is damaged; DeviceError where there is no driver; MissingExtra where the runtime is missing.
     """
-
-    name = "tensorrt"
 
     def __init__(
         self,
@@ -102,31 +142,63 @@ class TensorRTRunner(Runner):
         driver: Driver,
         memory: Memory | None = None,
         contexts: int = CONTEXTS,
+        share: float = SHARE,
+        switches: PlanSwitches | None = None,
+        capture: Capture | None = None,
     ) -> None:
         probe()  # without a driver, TensorRT would end the process
-        problem = misfit(plan.record, bundle, environment(driver.info()))
+        record = plan.record
+        here = environment(driver.info())
+        problem = misfit(record, bundle, here)
         if problem is not None:
-            raise PlanError(f"{plan.folder}: {problem}; build it again: infercam build {bundle.path}")
+            build = build_command(bundle, record.precision, record.runtime)
+            raise PlanError(f"{plan.folder}: {problem}; build it again: {build}")
+        self.name: str = record.runtime
         self.plan = plan
-        self.precision: str = plan.record.precision
-        self.input_type: InputType = plan.record.input_type
+        self.precision: str = record.precision
+        self.input_type: InputType = record.input_type
+        self._switches = switches or PlanSwitches()
         self._manifest = bundle.manifest
-        self._profiles = plan.record.profiles
+        self._profiles = record.profiles
         self._driver = driver
-        portable = plan.record.options.version_compatible
-        self._trt = require_lean("this plan") if portable else require_tensorrt("this plan")
+        portable = record.options.version_compatible
+        self._trt = require_lean("this plan") if portable else require_tensorrt("this plan", record.runtime)
         self._log = make_log(self._trt)
         self._runtime = self._trt.Runtime(self._log)  # kept: the engine lives in it
-        self._engine = _deserialise(self._runtime, self._log, plan)
-        if plan.record.options.stripped:
-            refit(self._trt, self._log, self._engine, bundle.graph(graph_of(plan.record.precision)))
+        free = driver.info().free_memory
+        self._engine = self._loaded()
+        if record.options.stripped:
+            refit(self._trt, self._log, self._engine, bundle.graph(graph_of(record.precision)))
         self._check_engine()
-        self._limit = contexts
-        self._slots: list[_Slot] = []  # least recently used first
-        self._asked: _Slot | None = None
-        self._scratch = _Block(driver, memory or driver)
-        self._unused = _Block(driver, memory or driver)
+        self._contexts = self._context_maker(here)
+        self._capture = self._capturing(capture)
+        self._slots = ContextPool(driver, self._new_context, self._set_up, contexts, int(share * free))
+        self._kept_at = 1  # shapes: what was compiled is kept when there are twice as many
+        self._asked: ContextSlot | None = None
+        self._memory = memory or driver
+        self._scratch = _Block(driver, self._memory)
+        self._unused = _Block(driver, self._memory)
         self._shapes: dict[tuple[int, int], OutputShape] = {}
+
+    def _loaded(self) -> ICudaEngine:
+        data = self.plan.read()
+        if self.name == "tensorrt-rtx":
+            trt, runtime = cast(rtx.TensorRTRTX, self._trt), cast(rtx.RtxRuntime, self._runtime)
+            rtx.check_validity(trt, runtime, self._log, self.plan, data)
+        return _deserialise(self._runtime, self._log, self.plan, data)
+
+    def _context_maker(self, here: Environment) -> Contexts:
+        if self.name == "tensorrt":
+            return _PlainContexts(self._trt, self._engine)
+        entry = rtx.cache_entry(self.plan.record.key, here, self._driver.info().driver_version)
+        trt, engine = cast(rtx.TensorRTRTX, self._trt), cast(rtx.RtxEngine, self._engine)
+        return rtx.RtxContexts(trt, engine, self._switches, entry)
+
+    def _capturing(self, capture: Capture | None) -> Capture | None:
+        """TensorRT-RTX captures by itself, when its kernels for a shape are there."""
+        if not self._switches.cuda_graphs or self.name == "tensorrt-rtx":
+            return None
+        return capture or CudaCapture(self._driver)
 
     # -- device/runner.py: Runner ----------------------------------------------------------------------------
     def response_shape(self, height: int, width: int) -> OutputShape:
@@ -135,8 +207,10 @@ class TensorRTRunner(Runner):
         if found is None:
             batch = min(p.smallest[0] for p in self._taking(height, width))
             shape = (batch, height, width)
-            self._asked = self._asked or self._new_slot()  # its own, so that those that run keep their shapes
-            self._set_up(self._asked, self._profile(shape), shape)
+            self._asked = self._asked or ContextSlot(
+                self._new_context()
+            )  # so that those that run keep theirs
+            self._set_up(self._asked, shape)
             _, classes, rows, columns = tuple(self._asked.context.get_tensor_shape(self._manifest.response))
             found = self._shapes[height, width] = OutputShape(classes, rows, columns)
         return found
@@ -152,6 +226,37 @@ class TensorRTRunner(Runner):
             raise BackendError(self._outside(f"a view of {height}x{width}"))
         return fitting
 
+    @property
+    def keeps(self) -> int:
+        return self._slots.keeps
+
+    def prepare(self, batch: int, height: int, width: int) -> bool:
+        """Set up a context and run it once on blank views: kernels are loaded, TensorRT-RTX's compiled."""
+        shape = (batch, height, width)
+        self._profile(shape)
+        if self._slots.ready(shape):
+            return True
+        if not self._slots.has_room(shape):
+            return False
+        with self._blank(shape) as (image, response):
+            self.respond(*shape, image, response)
+            self._driver.record().wait()
+        return True
+
+    @contextmanager
+    def _blank(self, shape: Shape) -> Iterator[tuple[Pointer, Pointer]]:
+        """Room for a batch and its responses."""
+        batch, height, width = shape
+        pixels = batch * 3 * height * width * np.dtype(self.input_type).itemsize
+        blocks = _Block(self._driver, self._memory), _Block(self._driver, self._memory)
+        try:
+            image = blocks[0].at_least(pixels)
+            self._driver.zero(image, pixels)
+            yield image, blocks[1].at_least(4 * batch * math.prod(self.response_shape(height, width)))
+        finally:
+            for block in blocks:
+                block.release()
+
     def respond(self, batch: int, height: int, width: int, image: Pointer, response: Pointer) -> None:
         scores = self._unused.at_least(4 * batch * len(self._manifest.classes))
         self._enqueue((batch, height, width), image, scores=scores, response=response)
@@ -162,14 +267,23 @@ class TensorRTRunner(Runner):
         self._enqueue((batch, height, width), image, scores=scores, response=response)
 
     def describe(self) -> dict[str, Any]:
-        return {"runner": self.name, "contexts": len(self._slots), **describe_plan(self.plan)}
+        return {
+            "runner": self.name,
+            "contexts": len(self._slots),
+            "cuda_graphs": self._switches.cuda_graphs,
+            **({"kernels": self._switches.kernels} if self.name == "tensorrt-rtx" else {}),
+            **describe_plan(self.plan),
+        }
 
     def close(self) -> None:
-        """Wait for what is in flight, then drop contexts, scratch memory and the engine, in that order."""
+        """Wait for what is in flight, keep what was compiled, then drop contexts, scratch memory and the engine, in
+        that order."""
         if self._slots:
             self._driver.record().wait()
-        self._slots.clear()
+            self._contexts.keep()
+        self._slots.close()
         self._asked = None
+        self._contexts = cast(Any, None)
         self._scratch.release()
         self._unused.release()
         self._engine = self._runtime = cast(Any, None)  # nothing is asked of a closed runner
@@ -177,49 +291,48 @@ class TensorRTRunner(Runner):
     # -- one run ---------------------------------------------------------------------------------------------
     def _enqueue(self, shape: Shape, image: Pointer, *, scores: Pointer, response: Pointer) -> None:
         """Everything that can fail for want of memory comes before the launch."""
-        slot = self._slot(shape)
-        context = slot.context
-        context.set_device_memory(self._scratch.at_least(slot.scratch), self._scratch.nbytes)
-        m = self._manifest
-        for name, pointer in ((m.input.name, image), (m.scores, scores), (m.response, response)):
-            self._require(context.set_tensor_address(name, pointer), f"set the address of '{name}'")
-        self._require(context.execute_async_v3(self._driver.stream), f"run {_words(shape)}")
+        slot = self._slots.of(shape)
+        context, scratch = slot.context, self._scratch.at_least(slot.scratch)
 
-    def _slot(self, shape: Shape) -> _Slot:
-        """A context set up for the shape: the one that has it, else one of its profile, else a new or the
-        longest unused one."""
-        profile = self._profile(shape)
-        slot = (
-            next((s for s in self._slots if s.shape == shape and s.profile == profile), None)
-            or self._spare(profile)
-            or self._new_slot()
-        )
-        if slot in self._slots:
-            self._slots.remove(slot)
-        self._slots.append(slot)
-        if slot.shape != shape or slot.profile != profile:
-            self._set_up(slot, profile, shape)
-        return slot
+        def enqueue() -> None:
+            context.set_device_memory(scratch, self._scratch.nbytes)
+            m = self._manifest
+            for name, pointer in ((m.input.name, image), (m.scores, scores), (m.response, response)):
+                self._require(context.set_tensor_address(name, pointer), f"set the address of '{name}'")
+            self._require(context.execute_async_v3(self._driver.stream), f"run {_words(shape)}")
 
-    def _spare(self, profile: int) -> _Slot | None:
-        """A context to give another shape, once there are as many as there may be: least recently used first,
-        and rather one whose profile can stay."""
-        if len(self._slots) < self._limit:
-            return None
-        return next((s for s in self._slots if s.profile == profile), self._slots[0])
+        def run() -> None:
+            if slot.replay is None:
+                enqueue()
+            else:
+                slot.replay.run((image, scores, response, scratch), enqueue)
 
-    def _new_slot(self) -> _Slot:
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
+        if slot.ran:
+            run()
+            return
+        with self._slots.measured():
+            run()
+        slot.ran = True
+        self._keep_compiled()
+
+    def _keep_compiled(self) -> None:
+        """Whenever there are twice as many shapes: a process that is killed leaves half of its work at least."""
+        if len(self._slots) >= self._kept_at:
+            self._contexts.keep()
+            self._kept_at = 2 * len(self._slots)
+
+    def _new_context(self) -> IExecutionContext:
+        self._log.errors.clear()  # older complaints are no reason of what may fail now
+        context = self._contexts.make()
         if context is None:
             raise self._failure("make an execution context")
-        return _Slot(context)
+        return context
 
-    def _set_up(self, slot: _Slot, profile: int, shape: Shape) -> None:
-        self._log.errors.clear()  # older complaints are no reason of what may fail now
-        slot.shape = None  # until it is done: a failure leaves nothing that looks ready
+    def _set_up(self, slot: ContextSlot, shape: Shape) -> None:
+        self._log.errors.clear()
+        profile = self._profile(shape)
         if slot.profile != profile:
-            slot.profile = -1
+            slot.profile = -1  # until it is done: a failure leaves nothing that looks ready
             done = slot.context.set_optimization_profile_async(profile, self._driver.stream)
             self._require(done, f"take profile {profile}")
             slot.profile = profile
@@ -227,7 +340,7 @@ class TensorRTRunner(Runner):
         taken = slot.context.set_input_shape(self._manifest.input.name, (batch, 3, height, width))
         self._require(taken, f"take {_words(shape)}")
         slot.scratch = slot.context.update_device_memory_size_for_shapes()
-        slot.shape = shape
+        slot.replay = None if self._capture is None else Replay(self._capture, self._driver)
 
     def _profile(self, shape: Shape) -> int:
         profile = pick_profile(self._profiles, shape)
@@ -249,8 +362,12 @@ class TensorRTRunner(Runner):
 
     def _failure(self, what: str) -> BackendError:
         if is_memory(self._log):
-            return OutOfMemory(f"out of GPU memory: TensorRT cannot {what}: {first_error(self._log)}")
-        return BackendError(f"TensorRT cannot {what}: {first_error(self._log)}")
+            return OutOfMemory(f"out of GPU memory: {self._called} cannot {what}: {first_error(self._log)}")
+        return BackendError(f"{self._called} cannot {what}: {first_error(self._log)}")
+
+    @property
+    def _called(self) -> str:
+        return RUNTIMES[self.plan.record.runtime]
 
     def _check_engine(self) -> None:
         """What the record says must be what the plan is."""
@@ -297,12 +414,13 @@ class _Block:
         self._pointer, self.nbytes = None, 0
 
 
-def _deserialise(runtime: Runtime, log: Log, plan: Plan) -> ICudaEngine:
-    engine = runtime.deserialize_cuda_engine(plan.read())
+def _deserialise(runtime: Runtime, log: Log, plan: Plan, data: bytes) -> ICudaEngine:
+    engine = runtime.deserialize_cuda_engine(data)
     if engine is None and is_memory(log):
         raise OutOfMemory(f"out of GPU memory: the plan cannot be loaded: {first_error(log)}")
     if engine is None:
-        raise PlanError(f"{plan.folder}: TensorRT refuses the plan: {first_error(log)}; build it again")
+        called = RUNTIMES[plan.record.runtime]
+        raise PlanError(f"{plan.folder}: {called} refuses the plan: {first_error(log)}; build it again")
     return engine
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from infercam.engine.common.errors import MissingExtra
 from infercam.engine.runners.plan import RuntimeKind
@@ -154,13 +157,30 @@ def find_lean() -> TensorRT | None:
     return cast(TensorRT | None, _module("tensorrt_lean"))
 
 
+def installed(kind: RuntimeKind | Literal["tensorrt-lean"]) -> str | None:
+    """The version of a runtime's package, or None. It is not imported: two of them in one process would register the
+    same C++ types, and only what runs a plan needs to be there."""
+    module, package = ("tensorrt_lean", kind) if kind == "tensorrt-lean" else _PACKAGES[kind][:2]
+    if module in sys.modules:
+        return getattr(sys.modules[module], "__version__", None)
+    try:
+        return version(package) if find_spec(module) else None
+    except PackageNotFoundError:
+        return None
+
+
 def require_tensorrt(what: str, kind: RuntimeKind = "tensorrt") -> TensorRT:
     """The runtime's full package; raises MissingExtra, naming the extra that brings it."""
     found = find_tensorrt(kind)
     if found is None:
-        _, package, extra = _PACKAGES[kind]
-        raise MissingExtra(package, extra, what)
+        raise missing(kind, what)
     return found
+
+
+def missing(kind: RuntimeKind, what: str) -> MissingExtra:
+    """The error where a runtime is not there, naming the extra that brings it."""
+    _, package, extra = _PACKAGES[kind]
+    return MissingExtra(package, extra, what)
 
 
 def require_lean(what: str) -> TensorRT:

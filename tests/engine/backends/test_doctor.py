@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from infercam.engine.backends import doctor
+from infercam.engine.backends import BACKENDS, doctor
 from infercam.engine.backends.doctor import Finding, Report, examine
 from infercam.engine.bundle import Bundle
 from infercam.engine.cli import app
@@ -159,4 +159,6 @@ def test_obstacles_are_told_per_backend(no_gpu, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(doctor, "obstacle", lambda name, bundle: None if name == "ort-cuda" else why)
     report = examine()
     assert report.backend == "ort-cuda"
-    assert [f.state for f in report.sections["backends"]] == ["missing", "ok", "missing", "missing"]
+    assert [f.state for f in report.sections["backends"]] == [
+        "ok" if name == "ort-cuda" else "missing" for name in BACKENDS
+    ]

@@ -21,6 +21,7 @@ from infercam.engine.device.runner import OutputShape
 from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.runners import plan as plans
 from infercam.engine.runners.host import HostNetwork
+from infercam.engine.runners.options import PlanSwitches
 from infercam.engine.runners.plan import (
     Environment,
     Plan,
@@ -178,14 +179,209 @@ def test_a_shape_that_comes_again_needs_no_set_up(runner, driver, trt):
     assert trt.state.shapes_set == 3 + 3 and trt.state.contexts == 3 + 1
 
 
-def test_contexts_are_bounded_and_the_profile_is_kept_where_it_can_be(bundle, trt, driver, tmp_path):
+def test_the_least_recently_used_shape_gives_its_context_away(bundle, trt, driver, tmp_path):
     runner = TensorRTRunner(write_plan(bundle, trt, tmp_path / "p"), bundle, driver, contexts=2)
     network = HostNetwork(runner, driver)
-    for side in range(20, 40):
+    for side in (20, 24, 28):
+        runner.response_shape(side, side)
+    asked = trt.state.shapes_set
+    for side in (20, 24, 20, 28, 20, 24):  # 24 gives way to 28, then 28 to 24
         network(inputs(1, side, side))
-    assert trt.state.contexts == 2 + 1 and trt.state.profiles_set == 2 + 1  # one asks for shapes
-    assert runner.describe()["contexts"] == 2
+    assert trt.state.shapes_set - asked == 4 and runner.keeps == 2
+    assert trt.state.contexts == 2 + 1 and runner.describe()["contexts"] == 2  # one asks for shapes
     runner.close()
+
+
+def test_contexts_take_no_more_than_their_share_of_the_memory(bundle, trt, driver, tmp_path):
+    trt.state.context_bytes = 1 << 20
+    driver.budget = 100 << 20
+    runner = TensorRTRunner(write_plan(bundle, trt, tmp_path / "p"), bundle, driver, share=0.05)
+    assert runner.keeps > 5, "not known yet"
+    network = HostNetwork(runner, driver)
+    for side in range(20, 30):
+        network(inputs(1, side, side))
+        assert runner.keeps == 5
+    assert runner.describe()["contexts"] == 5 and trt.state.contexts == 5 + 1
+    runner.close()
+    assert driver.held == 0
+
+
+def test_a_context_that_finds_no_memory_takes_anothers_place(bundle, trt, driver, tmp_path):
+    trt.state.context_bytes = 1 << 20
+    runner = TensorRTRunner(write_plan(bundle, trt, tmp_path / "p"), bundle, driver, share=1)
+    for side in (20, 30):
+        runner.response_shape(side, side)
+    network = HostNetwork(runner, driver)
+    driver.budget = driver.held + (1 << 20) + 200_000  # one more and no further
+    for side in (20, 30):
+        x = inputs(1, side, side)
+        np.testing.assert_allclose(network(x), tiny.network(bundle)(x), atol=1e-5)
+    assert runner.describe()["contexts"] == 1
+    runner.close()
+    runner = TensorRTRunner(runner.plan, bundle, driver, share=1)
+    driver.budget = driver.held + (1 << 20) + 4096  # for the one that asks for shapes
+    runner.response_shape(20, 20)
+    with pytest.raises(OutOfMemory, match="TensorRT cannot make an execution context"):
+        runner.respond(1, 20, 20, 1, 2)
+    runner.close()
+
+
+# -- getting ready ---------------------------------------------------------------------------------------------
+def test_a_shape_that_is_ready_needs_nothing_more(runner, driver, trt):
+    held = driver.held
+    assert runner.prepare(2, 24, 20) and trt.state.runs == [(2, 3, 24, 20)]
+    seen = trt.state.shapes_set, trt.state.contexts
+    assert runner.prepare(2, 24, 20) and len(trt.state.runs) == 1, "it was"
+    assert driver.held > held
+    HostNetwork(runner, driver)(inputs(2, 24, 20))
+    assert (trt.state.shapes_set, trt.state.contexts) == seen
+
+
+def test_getting_ready_takes_no_other_shapes_place(bundle, trt, driver, tmp_path):
+    runner = TensorRTRunner(write_plan(bundle, trt, tmp_path / "p"), bundle, driver, contexts=2)
+    assert [runner.prepare(1, side, side) for side in (20, 24, 28, 20)] == [True, True, False, True]
+    assert trt.state.runs == [(1, 3, 20, 20), (1, 3, 24, 24)]
+    with pytest.raises(BackendError, match="9 views of 20x20 is outside"):
+        runner.prepare(9, 20, 20)
+    runner.close()
+    assert driver.held == 0
+
+
+def test_getting_ready_without_memory_leaves_nothing_behind(runner, driver, trt):
+    runner.prepare(1, 20, 20)
+    runner.response_shape(128, 128)
+    held, driver.budget = driver.held, driver.held + 100_000
+    with pytest.raises(OutOfMemory):
+        runner.prepare(2, 128, 128)
+    assert driver.held <= held and not runner._slots.ready((2, 128, 128))
+    driver.budget = 1 << 30
+    assert runner.prepare(2, 128, 128)
+
+
+def test_a_shape_that_cannot_be_set_up_costs_no_context(runner, driver, trt, monkeypatch):
+    network = HostNetwork(runner, driver)
+    runner.response_shape(24, 24)
+    take = trt.IExecutionContext.set_input_shape
+    monkeypatch.setattr(trt.IExecutionContext, "set_input_shape", lambda *args: False)
+    with pytest.raises(BackendError, match="cannot take 1 view of 24x24"):
+        runner.respond(1, 24, 24, 1, 2)
+    monkeypatch.setattr(trt.IExecutionContext, "set_input_shape", take)
+    made = trt.state.contexts
+    network(inputs(1, 24, 24))
+    assert trt.state.contexts == made
+
+
+# -- CUDA graphs -----------------------------------------------------------------------------------------------
+class _Captured:
+    """What a stand-in for capturing makes: the stand-in for TensorRT puts its work aside meanwhile."""
+
+    def __init__(self, work, log: list[str]) -> None:
+        self._work, self._log = work, log
+
+    def launch(self) -> None:
+        self._log.append("launch")
+        for one in self._work:
+            one()
+
+    def close(self) -> None:
+        self._log.append("close")
+
+
+@pytest.fixture
+def graphs(bundle, trt, driver, tmp_path):
+    """A runner with CUDA graphs, two shapes at a time, and what was done to the graphs."""
+    log: list[str] = []
+
+    def capture(enqueue):
+        trt.state.captured = []
+        try:
+            enqueue()
+            log.append("capture")
+            return _Captured(trt.state.captured, log)
+        finally:
+            trt.state.captured = None
+
+    runner = TensorRTRunner(
+        write_plan(bundle, trt, tmp_path / "p"),
+        bundle,
+        driver,
+        contexts=2,
+        switches=PlanSwitches(cuda_graphs=True),
+        capture=capture,
+    )
+    yield runner, log
+    runner.close()
+    assert log.count("capture") == log.count("close")
+
+
+def respond(runner, driver, bundle, x: np.ndarray, image: int, response: int) -> None:
+    """Runs it at these addresses and checks what comes out."""
+    n, _, h, w = x.shape
+    shape = (n, *runner.response_shape(h, w))
+    driver.copy_in(image, x.view(np.uint8).ravel())
+    runner.respond(n, h, w, image, response)
+    got = np.empty(shape, np.float32)
+    driver.copy_out(got.view(np.uint8).ravel(), response)
+    np.testing.assert_allclose(got, tiny.network(bundle)(x), atol=1e-5)
+
+
+def test_graphs_are_captured_where_addresses_come_again(graphs, bundle, driver):
+    runner, log = graphs
+    blocks = [driver.allocate(64 << 10) for _ in range(4)]
+    for seed in range(3):  # a graph takes what lies at its addresses then
+        respond(runner, driver, bundle, inputs(2, 24, 20, seed), *blocks[:2])
+    assert log == ["capture", "launch", "launch"]
+    respond(runner, driver, bundle, inputs(2, 24, 20, 9), *blocks[2:])  # elsewhere: plainly, the first time
+    assert log == ["capture", "launch", "launch"]
+    respond(runner, driver, bundle, inputs(2, 24, 20, 10), *blocks[2:])
+    respond(runner, driver, bundle, inputs(2, 24, 20, 11), *blocks[:2])
+    assert log[3:] == ["capture", "launch", "launch"]
+    assert runner.describe()["cuda_graphs"] is True
+    for block in blocks:
+        driver.free(block)
+
+
+def test_graphs_go_with_their_shape_and_are_few(graphs, bundle, driver):
+    runner, log = graphs
+    blocks = [driver.allocate(64 << 10) for _ in range(7)]
+    for response in blocks[1:]:  # six places, four of which are kept
+        for _ in range(2):
+            respond(runner, driver, bundle, inputs(1, 24, 20), blocks[0], response)
+    assert (log.count("capture"), log.count("close")) == (6, 2)
+    for side in (28, 32):  # takes the context
+        respond(runner, driver, bundle, inputs(1, side, side), *blocks[:2])
+    assert log.count("close") == 6
+    for block in blocks:
+        driver.free(block)
+
+
+def test_a_graph_of_scratch_memory_that_moved_is_not_launched(graphs, bundle, driver):
+    runner, log = graphs
+    blocks = [driver.allocate(400 << 10) for _ in range(2)]
+    for _ in range(2):
+        respond(runner, driver, bundle, inputs(1, 24, 20), *blocks)
+    respond(runner, driver, bundle, inputs(2, 128, 100), *blocks)  # needs more of it
+    respond(runner, driver, bundle, inputs(1, 24, 20), *blocks)
+    assert log.count("launch") == 1
+    for block in blocks:
+        driver.free(block)
+
+
+def test_what_cannot_be_captured_runs_plainly(graphs, bundle, driver, trt):
+    runner, log = graphs
+    asked = []
+
+    def refuse(enqueue):
+        asked.append(1)
+        raise BackendError("CUDA graphs: cuStreamEndCapture: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
+
+    runner._capture = refuse
+    blocks = [driver.allocate(64 << 10) for _ in range(2)]
+    for seed in range(4):
+        respond(runner, driver, bundle, inputs(2, 24, 20, seed), *blocks)
+    assert log == [] and len(asked) == 1
+    for block in blocks:
+        driver.free(block)
 
 
 def test_scratch_grows_with_the_shapes_and_is_shared(runner, driver):

@@ -6,16 +6,20 @@ import ast
 import inspect
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from infercam.engine.common.errors import MissingExtra
-from infercam.engine.runners import tensorrt, tensorrt_api
+from infercam.engine.runners import contexts, rtx, tensorrt, tensorrt_api
 from infercam.export.plan import builder as trt_builder
 from tests import fake_tensorrt, trt_api
 from tests.trt_api import Class, Listing, Method, Use
 
 MODULES = [tensorrt, tensorrt_api, trt_builder]
+BESIDE = {tensorrt: [contexts]}
+"""What a module takes objects from that hold TensorRT's: read with it, so that their types are known."""
+OTHERS = [contexts, rtx]  # rtx has names of its own: test_rtx_names.py
 ROOT = Path(__file__).resolve().parents[3]
 RUNTIME_ONLY = [
     "ILogger",
@@ -31,6 +35,12 @@ def listings(shared: Path) -> dict[str, Listing]:
     return trt_api.read_listings(shared / "facts" / "tensorrt_api.txt")
 
 
+def source(module: ModuleType) -> str:
+    """Its own and what is read with it, as one module."""
+    texts = [inspect.getsource(m) for m in [*BESIDE.get(module, []), module]]
+    return "\n".join(t.replace("from __future__ import annotations", "") for t in texts)
+
+
 @pytest.fixture(scope="module")
 def full(listings: dict[str, Listing]) -> dict[str, Listing]:
     """Of the full packages: 10.16 and 11.4."""
@@ -41,7 +51,7 @@ def full(listings: dict[str, Listing]) -> dict[str, Listing]:
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__.rsplit(".", 1)[1])
 def test_what_the_code_uses_is_in_both_versions(module, full):
-    uses, untold = trt_api.uses(inspect.getsource(module), next(iter(full.values())))
+    uses, untold = trt_api.uses(source(module), next(iter(full.values())))
     assert untold == []
     assert [p for use in uses for p in trt_api.problems(use, full)] == []
     assert len(uses) >= {tensorrt: 30, tensorrt_api: 3, trt_builder: 60}[module]  # the walker does find them
@@ -49,8 +59,8 @@ def test_what_the_code_uses_is_in_both_versions(module, full):
 
 def test_nothing_else_touches_tensorrt():
     """Other modules go through tensorrt_api, and take no TensorRT object from it but by the checked ones."""
-    allowed = {Path(m.__file__).resolve() for m in MODULES}
-    harmless = {"require_tensorrt", "require_lean", "find_tensorrt", "find_lean"}
+    allowed = {Path(m.__file__).resolve() for m in [*MODULES, *OTHERS]}
+    harmless = {"require_tensorrt", "require_lean", "find_tensorrt", "find_lean", "installed"}
     for file in [*(ROOT / "engine").rglob("*.py"), *(ROOT / "export").rglob("*.py")]:
         if file.resolve() in allowed:
             continue
@@ -64,7 +74,7 @@ def test_nothing_else_touches_tensorrt():
 def test_the_lean_runtime_has_what_running_a_plan_needs(listings):
     lean = {name: listing for name, listing in listings.items() if "lean" in name}
     assert lean
-    uses, _ = trt_api.uses(inspect.getsource(tensorrt), next(iter(listings.values())))
+    uses, _ = trt_api.uses(source(tensorrt), next(iter(listings.values())))
     runtime = [u for u in uses if u.cls in RUNTIME_ONLY]
     assert len(runtime) > 10
     assert [p for use in runtime for p in trt_api.problems(use, lean)] == []

@@ -1,0 +1,125 @@
+"""CUDA graphs of the backend's stream, by cuda-python (pycuda has none): what was enqueued once is launched again as
+a whole, with the addresses that it had."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol
+
+from infercam.engine.common.errors import BackendError, MissingExtra
+from infercam.engine.device.driver import Driver
+
+KEPT = 4
+"""Graphs of one shape: its images and responses come to lie at a few addresses (device/pool.py)."""
+
+
+class CapturedGraph(Protocol):
+    """Work that was captured; its addresses must stay valid."""
+
+    def launch(self) -> None: ...
+    def close(self) -> None:
+        """Only when it does not run."""
+        ...
+
+
+class Capture(Protocol):
+    def __call__(self, enqueue: Callable[[], None]) -> CapturedGraph:
+        """What `enqueue` gives the stream, as a graph; it does not run. Raises BackendError, as `enqueue` does."""
+        ...
+
+
+class CudaCapture:
+    """See Capture. Raises MissingExtra without cuda-python."""
+
+    def __init__(self, driver: Driver) -> None:
+        try:
+            self._cuda: Any = importlib.import_module("cuda.bindings.driver")
+        except ImportError:
+            raise MissingExtra("cuda-bindings", "graphs", "launching by CUDA graphs") from None
+        self._stream = self._cuda.CUstream(driver.stream)
+
+    def __call__(self, enqueue: Callable[[], None]) -> CapturedGraph:
+        cuda = self._cuda
+        mode = (
+            cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        )  # other threads go on as they like
+        self.call(cuda.cuStreamBeginCapture, self._stream, mode)
+        try:
+            enqueue()
+        except BaseException:
+            _, graph = cuda.cuStreamEndCapture(self._stream)  # or the stream would never run again
+            cuda.cuGraphDestroy(graph)
+            raise
+        (graph,) = self.call(cuda.cuStreamEndCapture, self._stream)
+        try:
+            (executable,) = self.call(cuda.cuGraphInstantiate, graph, 0)
+        finally:
+            cuda.cuGraphDestroy(graph)
+        return _CudaGraph(self, executable)
+
+    def launch(self, executable: Any) -> None:
+        self.call(self._cuda.cuGraphLaunch, executable, self._stream)
+
+    def destroy(self, executable: Any) -> None:
+        self._cuda.cuGraphExecDestroy(executable)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
+        """What it returns beside its code; raises BackendError where that is none of success."""
+        code, *results = function(*arguments)
+        if code != self._cuda.CUresult.CUDA_SUCCESS:
+            raise BackendError(f"CUDA graphs: {function.__name__}: {getattr(code, 'name', code)}")
+        return tuple(results)
+
+
+class _CudaGraph:
+    def __init__(self, capture: CudaCapture, executable: Any) -> None:
+        self._capture, self._executable = capture, executable
+
+    def launch(self) -> None:
+        self._capture.launch(self._executable)
+
+    def close(self) -> None:
+        self._capture.destroy(self._executable)
+
+
+class Replay:
+    """The graphs of one piece of work, by the addresses that it was enqueued with.
+
+    The first time at some addresses it is enqueued plainly, which also settles what a runtime puts off until then;
+    the second time it is captured. What cannot be captured goes on plainly.
+    """
+
+    def __init__(self, capture: Capture, driver: Driver) -> None:
+        self._capture, self._driver = capture, driver
+        self._known: dict[Hashable, CapturedGraph | None] = {}
+        """Addresses -> their graph, or None after the first time; the least recently used first."""
+        self.refused: str | None = None
+        """Why it cannot be captured."""
+
+    def run(self, addresses: Hashable, enqueue: Callable[[], None]) -> None:
+        """Enqueue the work, in one way or the other; raises what `enqueue` raises."""
+        seen = addresses in self._known
+        graph = self._known.pop(addresses, None)
+        if graph is None and seen and self.refused is None:
+            try:
+                graph = self._capture(enqueue)
+            except BackendError as e:
+                self.refused = str(e)
+        if graph is None:
+            enqueue()
+        else:
+            graph.launch()
+        self._known[addresses] = graph
+        if len(self._known) > KEPT:
+            self._drop(next(iter(self._known)))
+
+    def close(self) -> None:
+        for addresses in list(self._known):
+            self._drop(addresses)
+
+    def _drop(self, addresses: Hashable) -> None:
+        graph = self._known.pop(addresses)
+        if graph is not None:
+            self._driver.record().wait()  # it may run
+            graph.close()
