@@ -74,7 +74,7 @@ def test_sides_in_multiples_have_a_table_of_their_own() -> None:
     assert (cells.step, len(cells.rows)) == (2, 3)
     for side in range(64, 200, 4):
         x = np.zeros((1, 3, side, 64), np.float32)
-        assert session.run(x)[1].shape[2:] == cells.size(side, 24, 6)
+        assert session.run(x)[1].shape[2:] == cells.size(side, 64, 6)
 
 
 def test_a_fixed_size_is_one_cell_of_the_table() -> None:
