@@ -27,7 +27,8 @@ from infercam.engine.common.paths import regular_bytes
 from infercam.engine.common.validation import first_problem
 from infercam.engine.onnx_files import check_external
 
-SCHEMA_VERSION = 2  # 2: the input's smallest size and multiple, per_image_bias; what 1 lacks has defaults
+SCHEMA_VERSION = 3
+"""2: the input's smallest size and multiple, per_image_bias. 3: cells. What an earlier one lacks has defaults."""
 MANIFEST = "manifest.json"
 BIAS_OUTPUT = "bias"
 """The graph's output with the bias of each image, where `per_image_bias` says that there is one."""
@@ -85,6 +86,22 @@ class Verification(_Strict):
     max_source_error: float = Field(description="the response graph's scores against the source's")
 
 
+class ResponseCells(_Strict):
+    """How large the response is, as the export found and checked it: a height of h pixels gives
+    h // stride + rows[h % stride // step] cells, a width the same by `columns`, of any that the input takes."""
+
+    step: int = Field(gt=0, description="sides leave multiples of it when divided by the stride")
+    rows: list[Annotated[int, Field(ge=-64, le=64)]]
+    columns: list[Annotated[int, Field(ge=-64, le=64)]]
+    checked: int = Field(gt=0, description="sizes at which the graph was run and agreed")
+
+    def size(self, height: int, width: int, stride: int) -> tuple[int, int]:
+        """Rows and columns of the response to one view."""
+        sides = ((height, self.rows), (width, self.columns))
+        down, across = (side // stride + table[side % stride // self.step] for side, table in sides)
+        return down, across
+
+
 class PrecisionReport(_Strict):
     """What the export found when it made a graph of another precision: how far its maps are from fp32's."""
 
@@ -122,6 +139,7 @@ class Manifest(_Strict):
     source: dict[str, Any] = Field(default_factory=dict, description="where the classifier came from")
     tools: dict[str, str] = Field(default_factory=dict, description="versions of what made the bundle")
     verification: Verification | None = None
+    cells: ResponseCells | None = Field(default=None, description="None: the runtime is asked, by a run")
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
@@ -137,10 +155,24 @@ class Manifest(_Strict):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name:
                 raise ValueError(f"file name {name!r} leaves the bundle")
+        if self.cells is not None:
+            self._check_cells(self.cells)
         missing = [f for f in self.graphs.values() if f not in self.files]
         if missing:
             raise ValueError(f"graphs not listed in files: {', '.join(missing)}")
         return self
+
+    def _check_cells(self, cells: ResponseCells) -> None:
+        if self.stride % cells.step:
+            raise ValueError(f"cells: the step {cells.step} does not divide the stride {self.stride}")
+        count = self.stride // cells.step
+        if (len(cells.rows), len(cells.columns)) != (count, count):
+            raise ValueError(
+                f"cells: {len(cells.rows)} rows and {len(cells.columns)} columns, not {count} each"
+            )
+        least = self.input.fixed_size or (self.input.smallest, self.input.smallest)
+        if min(cells.size(*least, self.stride)) < 1:
+            raise ValueError(f"cells: no response at {least[0]}x{least[1]} pixels")
 
     def class_index(self, label: str | int) -> int:
         """Index of a class given by name or index; raises KeyError if it is neither."""

@@ -18,6 +18,7 @@ from infercam.engine.device.runner import ANY_NUMBER, InputType, OutputShape, Ru
 from infercam.engine.method.backend import OutOfMemory, ViewRefused
 from infercam.engine.runners.ort_errors import problem
 from infercam.engine.runners.plan import graph_of
+from infercam.engine.runners.response_size import ResponseSize
 
 Provider = Literal["cuda", "tensorrt", "cpu"]
 
@@ -73,19 +74,12 @@ class OrtRunner(Runner):
         self._memory = "cpu" if provider == "cpu" else "cuda"
         self._options = self._ort.RunOptions()
         self._options.add_run_config_entry(_NO_SYNC, "1")
-        self._axes: tuple[_Axis, _Axis] = (_Axis(self._manifest.stride), _Axis(self._manifest.stride))
+        self._size = ResponseSize(self._manifest, self._probe)
 
     # -- device/runner.py: Runner ----------------------------------------------------------------------------
     def response_shape(self, height: int, width: int) -> OutputShape:
         """Of one view; raises ViewRefused where the network does not take that size."""
-        spec, (rows, columns) = self._manifest.input, self._axes
-        if spec.fixed_size is not None and (height, width) != spec.fixed_size:
-            raise BackendError(f"the graph takes {spec.height}x{spec.width} only, not {height}x{width}")
-        if rows.cells(height) is None or columns.cells(width) is None:
-            shape = self._probe(height, width)
-            rows.learn(height, shape[2])
-            columns.learn(width, shape[3])
-        return OutputShape(len(self._manifest.classes), rows.cells(height) or 0, columns.cells(width) or 0)
+        return self._size(height, width)
 
     def max_batch(self, height: int, width: int) -> int:
         return ANY_NUMBER if self._manifest.input.dynamic_batch else 1
@@ -154,8 +148,8 @@ class OrtRunner(Runner):
         except Exception as e:
             raise _translated(e, f"{self.name} failed on {'x'.join(map(str, shape))}") from None
 
-    def _probe(self, height: int, width: int) -> tuple[int, ...]:
-        """Shape of the response to one blank view, by running it: ONNX Runtime infers no shape beforehand."""
+    def _probe(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the response to one blank view, by running it: ONNX Runtime infers no shape."""
         blank = np.zeros((1, 3, height, width), self.input_type)
         try:
             (response,) = self._session.run([self._manifest.response], {self._manifest.input.name: blank})
@@ -163,24 +157,7 @@ class OrtRunner(Runner):
             if any(word in str(e) for word in _MEMORY):
                 raise _translated(e, self.name) from None
             raise ViewRefused(f"the network does not run on {height}×{width} pixels: {problem(e)}") from None
-        return tuple(response.shape)
-
-
-class _Axis:
-    """Cells of the response along one axis: a side longer by one stride has one cell more, so that what is known
-    of a side is known of all sides that leave the same remainder."""
-
-    def __init__(self, stride: int) -> None:
-        self.stride = stride
-        self._known: dict[int, int] = {}
-        """Remainder -> cells less whole strides."""
-
-    def cells(self, side: int) -> int | None:
-        known = self._known.get(side % self.stride)
-        return None if known is None else side // self.stride + known
-
-    def learn(self, side: int, cells: int) -> None:
-        self._known[side % self.stride] = cells - side // self.stride
+        return int(response.shape[2]), int(response.shape[3])
 
 
 def provider_options(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,10 +69,33 @@ def test_a_fixed_graph_takes_its_size_alone(tmp_path: Path, driver: HostDriver) 
 def test_sizes_are_learnt_once_per_remainder(tiny_bundle: Bundle, driver: HostDriver, monkeypatch) -> None:
     runner = runner_of(tiny_bundle, driver)
     probed, probe = [], runner._probe
-    monkeypatch.setattr(runner, "_probe", lambda h, w: probed.append((h, w)) or probe(h, w))
+    monkeypatch.setattr(runner._size, "_probe", lambda h, w: probed.append((h, w)) or probe(h, w))
     for side in range(20, 120):
         assert runner.response_shape(side, side) == (5, -(-side // 4), -(-side // 4))
     assert probed == [(20, 20), (21, 21), (22, 22), (23, 23)]
+
+
+def test_recorded_cells_are_believed_and_nothing_is_run(
+    tmp_path: Path, driver: HostDriver, monkeypatch
+) -> None:
+    bundle = tiny.build(tmp_path / "b", cells=True)
+    runner, plain = runner_of(bundle, driver), tiny.network(bundle)
+    monkeypatch.setattr(runner._session, "run", lambda *a, **k: pytest.fail("a probing run"))
+    network = HostNetwork(runner, driver)
+    for height, width in SIZES:
+        x = np.random.default_rng(height).standard_normal((1, 3, height, width), dtype=np.float32)
+        np.testing.assert_allclose(network(x), plain(x), atol=1e-5)
+
+
+def test_cells_that_lie_are_an_error_and_no_write_outside(tmp_path: Path, driver: HostDriver) -> None:
+    bundle = tiny.build(tmp_path / "b", cells=True)
+    raw = json.loads((bundle.path / "manifest.json").read_text())
+    raw["cells"]["rows"] = [0, 1, 2, 1]
+    (bundle.path / "manifest.json").write_text(json.dumps(raw))
+    network = HostNetwork(runner_of(Bundle.load(bundle.path), driver), driver)
+    assert network(np.zeros((1, 3, 40, 40), np.float32)).shape == (1, 5, 10, 10)
+    with pytest.raises(BackendError, match="ort-cpu failed on 1x3x42x40"):
+        network(np.zeros((1, 3, 42, 40), np.float32))
 
 
 def test_describe_and_precision(tiny_bundle: Bundle, driver: HostDriver) -> None:

@@ -378,7 +378,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(tmp_path, graph, scores, m
 def test_the_manifest_is_plain_json_with_the_schema(tmp_path, graph, scores):
     write(tmp_path / "b", graph, scores)
     raw = json.loads((tmp_path / "b" / "manifest.json").read_text())
-    assert raw["schema_version"] == 2 and raw["graphs"] == {"fp32": "response.onnx"}
+    assert raw["schema_version"] == 3 and raw["graphs"] == {"fp32": "response.onnx"}
 
 
 def test_where_other_sizes_disagree_with_the_source_its_own_is_kept(graph):
