@@ -42,6 +42,7 @@ from infercam.engine.runners.plan import (
     misfit,
     pick_profile,
 )
+from infercam.engine.runners.response_size import ResponseSize
 from infercam.engine.runners.tensorrt_api import (
     ICudaEngine,
     IExecutionContext,
@@ -178,7 +179,7 @@ class TensorRTRunner(Runner):
         self._memory = memory or driver
         self._scratch = _Block(driver, self._memory)
         self._unused = _Block(driver, self._memory)
-        self._shapes: dict[tuple[int, int], OutputShape] = {}
+        self._size = ResponseSize(bundle.manifest, self._ask)
 
     def _loaded(self) -> ICudaEngine:
         data = self.plan.read()
@@ -203,17 +204,15 @@ class TensorRTRunner(Runner):
     # -- device/runner.py: Runner ----------------------------------------------------------------------------
     def response_shape(self, height: int, width: int) -> OutputShape:
         """Of one view; raises BackendError where no profile takes that size."""
-        found = self._shapes.get((height, width))
-        if found is None:
-            batch = min(p.smallest[0] for p in self._taking(height, width))
-            shape = (batch, height, width)
-            self._asked = self._asked or ContextSlot(
-                self._new_context()
-            )  # so that those that run keep theirs
-            self._set_up(self._asked, shape)
-            _, classes, rows, columns = tuple(self._asked.context.get_tensor_shape(self._manifest.response))
-            found = self._shapes[height, width] = OutputShape(classes, rows, columns)
-        return found
+        self._taking(height, width)
+        return self._size(height, width)
+
+    def _ask(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the response, of a context that is only asked: those that run keep their shapes."""
+        self._asked = self._asked or ContextSlot(self._new_context())
+        self._set_up(self._asked, (min(p.smallest[0] for p in self._taking(height, width)), height, width))
+        _, _, rows, columns = tuple(self._asked.context.get_tensor_shape(self._manifest.response))
+        return rows, columns
 
     def max_batch(self, height: int, width: int) -> int:
         """Most views of that size that a profile takes; raises BackendError where none takes any."""

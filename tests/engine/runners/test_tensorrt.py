@@ -175,8 +175,19 @@ def test_a_shape_that_comes_again_needs_no_set_up(runner, driver, trt):
     for _ in range(3):
         for shape in [(1, 20, 20), (2, 24, 20), (1, 100, 100)]:
             network(inputs(*shape))
-    # and once each to ask for the response's shape, in a context of its own
-    assert trt.state.shapes_set == 3 + 3 and trt.state.contexts == 3 + 1
+    # and once, for a remainder of the stride, to ask for the response's size, in a context of its own
+    assert trt.state.shapes_set == 3 + 1 and trt.state.contexts == 3 + 1
+
+
+def test_a_bundle_that_knows_its_responses_size_is_not_asked(trt, driver, tmp_path):
+    bundle = tiny.build(tmp_path / "b", cells=True)
+    runner = TensorRTRunner(write_plan(bundle, trt, tmp_path / "p"), bundle, driver)
+    for side in (20, 33, 128):
+        assert runner.response_shape(side, side) == OutputShape(5, -(-side // 4), -(-side // 4))
+    with pytest.raises(BackendError, match="outside the plan's profiles"):
+        runner.response_shape(129, 20)
+    assert trt.state.contexts == 0
+    runner.close()
 
 
 def test_the_least_recently_used_shape_gives_its_context_away(bundle, trt, driver, tmp_path):
