@@ -117,7 +117,9 @@ class EngineSettings(BaseModel):
 
     model_config = _FROZEN
 
-    backend: str = option("auto", "auto (the best that works here), tensorrt, ort-cuda, ort-tensorrt or cpu.")
+    backend: str = option(
+        "auto", "auto (the best that works here), tensorrt, tensorrt-rtx, ort-cuda, ort-tensorrt or cpu."
+    )
     precision: str | None = option(
         None, "Which graph or plan of the bundle: fp32, tf32, fp16, bf16, int8, fp8."
     )

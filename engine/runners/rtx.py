@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 CARDS = ((7, 5), (8, 0), (8, 6), (8, 9))
 LATER = (12, 0)
 """Compute capabilities that TensorRT-RTX 1.7 takes: these, and all from LATER on. 9.0 it refuses."""
+CUDA = (13, 0)
+"""That the driver must run: the package is built for it."""
 CACHE = "rtx"
 """The folder of compiled kernels, in the cache folder."""
 
