@@ -56,7 +56,8 @@ robustness: $(VENV)/.all
 audit: $(VENV)/.dev
 	$(BIN)/python -m pip install -q pip-audit
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r engine/serve/docker/requirements-cpu.txt
-	$(BIN)/pip-audit --strict --no-deps --disable-pip -r engine/serve/docker/requirements-gpu.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r engine/serve/docker/requirements-gpu.txt \
+		-r engine/serve/docker/requirements-tensorrt.txt -r engine/serve/docker/requirements-tensorrt-rtx.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
