@@ -1,5 +1,5 @@
 """How a plan is run, beside what it computes: switches of the two TensorRT runtimes, read from the environment, so
-that shards, workers, child processes and servers have the same."""
+that shards, child processes and servers have the same."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PlanSwitches:
     """Launch a batch as one CUDA graph where its shape and addresses were seen before."""
     kernels: Kernels = "lazy"
     """TensorRT-RTX's kernels for a shape: compiled in the background while general ones run (lazy), before its first
-    run (eager: results do not depend on when the compiler was done), or general ones always (none)."""
+    run (eager: which kernels make a map does not depend on timing), or general ones always (none)."""
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> PlanSwitches:
