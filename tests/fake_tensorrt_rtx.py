@@ -92,7 +92,7 @@ class IRuntimeCache:
 def _here() -> list[Any]:
     driver = fake_tensorrt.state.driver
     assert driver is not None
-    return [__version__, driver.gpu, driver.info().driver_version]
+    return [__version__, driver.info().name, driver.info().driver_version]
 
 
 class IRuntimeConfig:

@@ -10,9 +10,6 @@ from typing import Any, Protocol
 from infercam.engine.common.errors import BackendError, MissingExtra
 from infercam.engine.device.driver import Driver
 
-KEPT = 4
-"""Graphs of one shape: its images and responses come to lie at a few addresses (device/pool.py)."""
-
 
 class CapturedGraph(Protocol):
     """Work that was captured; its addresses must stay valid."""
@@ -84,7 +81,7 @@ class _CudaGraph:
 
 
 class Replay:
-    """The graphs of one piece of work, by the addresses that it was enqueued with.
+    """The graph of one piece of work.
 
     The first time at some addresses it is enqueued plainly, which also settles what a runtime puts off until then;
     the second time it is captured. What cannot be captured goes on plainly.
@@ -92,34 +89,34 @@ class Replay:
 
     def __init__(self, capture: Capture, driver: Driver) -> None:
         self._capture, self._driver = capture, driver
-        self._known: dict[Hashable, CapturedGraph | None] = {}
-        """Addresses -> their graph, or None after the first time; the least recently used first."""
+        self._addresses: Hashable = None
+        self._graph: CapturedGraph | None = None
         self.refused: str | None = None
         """Why it cannot be captured."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether it was captured, or cannot be."""
+        return self._graph is not None or self.refused is not None
+
     def run(self, addresses: Hashable, enqueue: Callable[[], None]) -> None:
         """Enqueue the work, in one way or the other; raises what `enqueue` raises."""
-        seen = addresses in self._known
-        graph = self._known.pop(addresses, None)
-        if graph is None and seen and self.refused is None:
+        if addresses != self._addresses:
+            self.close()
+        elif not self.settled:
             try:
-                graph = self._capture(enqueue)
+                self._graph = self._capture(enqueue)
             except BackendError as e:
                 self.refused = str(e)
-        if graph is None:
+        if self._graph is None:
             enqueue()
         else:
-            graph.launch()
-        self._known[addresses] = graph
-        if len(self._known) > KEPT:
-            self._drop(next(iter(self._known)))
+            self._graph.launch()
+        self._addresses = addresses
 
     def close(self) -> None:
-        for addresses in list(self._known):
-            self._drop(addresses)
-
-    def _drop(self, addresses: Hashable) -> None:
-        graph = self._known.pop(addresses)
+        """Let the graph go, once it does not run."""
+        graph, self._graph, self._addresses = self._graph, None, None
         if graph is not None:
-            self._driver.record().wait()  # it may run
+            self._driver.record().wait()
             graph.close()

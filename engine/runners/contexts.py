@@ -23,9 +23,9 @@ class ContextSlot:
     scratch: int = 0
     """Bytes that it needs for its shape."""
     ran: bool = False
-    """Whether it ran its shape once, so that nothing is loaded or compiled any more."""
+    """Whether it ran its shape, so that nothing is loaded, compiled or captured any more."""
     replay: Replay | None = None
-    """Its CUDA graphs, where they are asked for."""
+    """Its CUDA graph, where that is asked for."""
 
 
 class ContextPool:

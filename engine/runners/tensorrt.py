@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -127,6 +127,15 @@ def load_runner(
     return TensorRTRunner(plan, bundle, driver, switches=PlanSwitches.of())
 
 
+class _Addresses(NamedTuple):
+    """What a run works on."""
+
+    image: Pointer
+    scores: Pointer
+    response: Pointer
+    scratch: Pointer
+
+
 class TensorRTRunner(Runner):
     """A plan on a device; see device/runner.py: Runner. Not thread-safe: the backend's driver thread calls it, within
     `driver.current()`.
@@ -178,7 +187,8 @@ class TensorRTRunner(Runner):
         self._asked: ContextSlot | None = None
         self._memory = memory or driver
         self._scratch = _Block(driver, self._memory)
-        self._unused = _Block(driver, self._memory)
+        self._unused, self._unread = _Block(driver, self._memory), _Block(driver, self._memory)
+        self._staged = _Block(driver, self._memory), _Block(driver, self._memory)
         self._size = ResponseSize(bundle.manifest, self._ask)
 
     def _loaded(self) -> ICudaEngine:
@@ -237,33 +247,53 @@ class TensorRTRunner(Runner):
             return True
         if not self._slots.has_room(shape):
             return False
-        with self._blank(shape) as (image, response):
-            self.respond(*shape, image, response)
+        pixels, cells = self._nbytes(shape)
+        with self._blank(pixels, cells) as (image, response):
+            while not self._slots.ready(shape):
+                self.respond(*shape, image, response)
             self._driver.record().wait()
         return True
 
     @contextmanager
-    def _blank(self, shape: Shape) -> Iterator[tuple[Pointer, Pointer]]:
-        """Room for a batch and its responses."""
-        batch, height, width = shape
-        pixels = batch * 3 * height * width * np.dtype(self.input_type).itemsize
+    def _blank(self, pixels: int, cells: int) -> Iterator[tuple[Pointer, Pointer]]:
+        """Room for black views and their responses, of so many bytes."""
         blocks = _Block(self._driver, self._memory), _Block(self._driver, self._memory)
         try:
             image = blocks[0].at_least(pixels)
             self._driver.zero(image, pixels)
-            yield image, blocks[1].at_least(4 * batch * math.prod(self.response_shape(height, width)))
+            yield image, blocks[1].at_least(cells)
         finally:
             for block in blocks:
                 block.release()
 
+    def _nbytes(self, shape: Shape) -> tuple[int, int]:
+        """Of a batch of views, and of their responses."""
+        batch, height, width = shape
+        pixels = batch * 3 * height * width * np.dtype(self.input_type).itemsize
+        return pixels, 4 * batch * math.prod(self.response_shape(height, width))
+
     def respond(self, batch: int, height: int, width: int, image: Pointer, response: Pointer) -> None:
+        """With CUDA graphs, over buffers that stay where they are: a graph has its addresses in it."""
+        shape = (batch, height, width)
+        slot = self._slots.of(shape)
         scores = self._unused.at_least(4 * batch * len(self._manifest.classes))
-        self._enqueue((batch, height, width), image, scores=scores, response=response)
+        scratch = self._scratch.at_least(slot.scratch)
+        if not self._switches.cuda_graphs:
+            self._launch(slot, shape, _Addresses(image, scores, response, scratch))
+            return
+        pixels, cells = self._nbytes(shape)
+        inside, outside = self._staged[0].at_least(pixels), self._staged[1].at_least(cells)
+        staged = _Addresses(inside, scores, outside, scratch)
+        self._driver.copy(staged.image, image, pixels)
+        self._launch(slot, shape, staged, slot.replay)
+        self._driver.copy(response, staged.response, cells)
 
     def scores(self, batch: int, height: int, width: int, image: Pointer, scores: Pointer) -> None:
-        classes, rows, columns = self.response_shape(height, width)
-        response = self._unused.at_least(4 * batch * classes * rows * columns)
-        self._enqueue((batch, height, width), image, scores=scores, response=response)
+        shape = (batch, height, width)
+        slot = self._slots.of(shape)
+        response = self._unread.at_least(self._nbytes(shape)[1])
+        scratch = self._scratch.at_least(slot.scratch)
+        self._launch(slot, shape, _Addresses(image, scores, response, scratch))
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -283,35 +313,32 @@ class TensorRTRunner(Runner):
         self._slots.close()
         self._asked = None
         self._contexts = cast(Any, None)
-        self._scratch.release()
-        self._unused.release()
+        for block in (self._scratch, self._unused, self._unread, *self._staged):
+            block.release()
         self._engine = self._runtime = cast(Any, None)  # nothing is asked of a closed runner
 
-    # -- one run ---------------------------------------------------------------------------------------------
-    def _enqueue(self, shape: Shape, image: Pointer, *, scores: Pointer, response: Pointer) -> None:
-        """Everything that can fail for want of memory comes before the launch."""
-        slot = self._slots.of(shape)
-        context, scratch = slot.context, self._scratch.at_least(slot.scratch)
-
+    # -- one run: everything that can fail for want of memory comes before the launch -----------------------------
+    def _launch(self, slot: ContextSlot, shape: Shape, at: _Addresses, replay: Replay | None = None) -> None:
         def enqueue() -> None:
-            context.set_device_memory(scratch, self._scratch.nbytes)
+            context = slot.context
+            context.set_device_memory(at.scratch, self._scratch.nbytes)
             m = self._manifest
-            for name, pointer in ((m.input.name, image), (m.scores, scores), (m.response, response)):
+            for name, pointer in ((m.input.name, at.image), (m.scores, at.scores), (m.response, at.response)):
                 self._require(context.set_tensor_address(name, pointer), f"set the address of '{name}'")
             self._require(context.execute_async_v3(self._driver.stream), f"run {_words(shape)}")
 
         def run() -> None:
-            if slot.replay is None:
+            if replay is None:
                 enqueue()
             else:
-                slot.replay.run((image, scores, response, scratch), enqueue)
+                replay.run(at, enqueue)
 
         if slot.ran:
             run()
             return
         with self._slots.measured():
             run()
-        slot.ran = True
+        slot.ran = replay is None or replay.settled
         self._keep_compiled()
 
     def _keep_compiled(self) -> None:

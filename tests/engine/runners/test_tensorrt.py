@@ -37,6 +37,7 @@ from infercam.engine.runners.plan import (
 )
 from infercam.engine.runners.tensorrt import TensorRTRunner, environment, load_runner
 from tests.engine import tiny
+from tests.fake_graphs import FakeCapture
 
 SMALL = Profile(smallest=(1, 8, 8), best=(4, 32, 32), largest=(8, 48, 48))
 LARGE = Profile(smallest=(1, 16, 16), best=(2, 96, 96), largest=(2, 128, 128))
@@ -283,35 +284,10 @@ def test_a_shape_that_cannot_be_set_up_costs_no_context(runner, driver, trt, mon
 
 
 # -- CUDA graphs -----------------------------------------------------------------------------------------------
-class _Captured:
-    """What a stand-in for capturing makes: the stand-in for TensorRT puts its work aside meanwhile."""
-
-    def __init__(self, work, log: list[str]) -> None:
-        self._work, self._log = work, log
-
-    def launch(self) -> None:
-        self._log.append("launch")
-        for one in self._work:
-            one()
-
-    def close(self) -> None:
-        self._log.append("close")
-
-
 @pytest.fixture
 def graphs(bundle, trt, driver, tmp_path):
     """A runner with CUDA graphs, two shapes at a time, and what was done to the graphs."""
-    log: list[str] = []
-
-    def capture(enqueue):
-        trt.state.captured = []
-        try:
-            enqueue()
-            log.append("capture")
-            return _Captured(trt.state.captured, log)
-        finally:
-            trt.state.captured = None
-
+    capture = FakeCapture(trt)
     runner = TensorRTRunner(
         write_plan(bundle, trt, tmp_path / "p"),
         bundle,
@@ -320,9 +296,9 @@ def graphs(bundle, trt, driver, tmp_path):
         switches=PlanSwitches(cuda_graphs=True),
         capture=capture,
     )
-    yield runner, log
+    yield runner, capture.log
     runner.close()
-    assert log.count("capture") == log.count("close")
+    assert capture.log.count("capture") == capture.log.count("close")
 
 
 def respond(runner, driver, bundle, x: np.ndarray, image: int, response: int) -> None:
@@ -336,37 +312,30 @@ def respond(runner, driver, bundle, x: np.ndarray, image: int, response: int) ->
     np.testing.assert_allclose(got, tiny.network(bundle)(x), atol=1e-5)
 
 
-def test_graphs_are_captured_where_addresses_come_again(graphs, bundle, driver):
+def test_a_shape_is_captured_the_second_time_wherever_its_pictures_lie(graphs, bundle, driver):
     runner, log = graphs
     blocks = [driver.allocate(64 << 10) for _ in range(4)]
-    for seed in range(3):  # a graph takes what lies at its addresses then
-        respond(runner, driver, bundle, inputs(2, 24, 20, seed), *blocks[:2])
-    assert log == ["capture", "launch", "launch"]
-    respond(runner, driver, bundle, inputs(2, 24, 20, 9), *blocks[2:])  # elsewhere: plainly, the first time
-    assert log == ["capture", "launch", "launch"]
-    respond(runner, driver, bundle, inputs(2, 24, 20, 10), *blocks[2:])
-    respond(runner, driver, bundle, inputs(2, 24, 20, 11), *blocks[:2])
-    assert log[3:] == ["capture", "launch", "launch"]
+    for seed in range(4):
+        respond(runner, driver, bundle, inputs(2, 24, 20, seed), *blocks[seed % 3 :][:2])
+    assert log == ["capture", "launch", "launch", "launch"]
     assert runner.describe()["cuda_graphs"] is True
     for block in blocks:
         driver.free(block)
 
 
-def test_graphs_go_with_their_shape_and_are_few(graphs, bundle, driver):
+def test_a_graph_goes_with_its_shape(graphs, bundle, driver):
     runner, log = graphs
-    blocks = [driver.allocate(64 << 10) for _ in range(7)]
-    for response in blocks[1:]:  # six places, four of which are kept
-        for _ in range(2):
-            respond(runner, driver, bundle, inputs(1, 24, 20), blocks[0], response)
-    assert (log.count("capture"), log.count("close")) == (6, 2)
-    for side in (28, 32):  # takes the context
-        respond(runner, driver, bundle, inputs(1, side, side), *blocks[:2])
-    assert log.count("close") == 6
+    blocks = [driver.allocate(64 << 10) for _ in range(2)]
+    for side in (28, 24, 28, 24):
+        respond(runner, driver, bundle, inputs(1, side, side), *blocks)
+    assert (log.count("capture"), log.count("close")) == (2, 0)
+    respond(runner, driver, bundle, inputs(1, 20, 20), *blocks)  # takes the context of 28
+    assert log.count("close") == 1
     for block in blocks:
         driver.free(block)
 
 
-def test_a_graph_of_scratch_memory_that_moved_is_not_launched(graphs, bundle, driver):
+def test_a_graph_of_memory_that_moved_is_not_launched(graphs, bundle, driver):
     runner, log = graphs
     blocks = [driver.allocate(400 << 10) for _ in range(2)]
     for _ in range(2):
@@ -374,8 +343,36 @@ def test_a_graph_of_scratch_memory_that_moved_is_not_launched(graphs, bundle, dr
     respond(runner, driver, bundle, inputs(2, 128, 100), *blocks)  # needs more of it
     respond(runner, driver, bundle, inputs(1, 24, 20), *blocks)
     assert log.count("launch") == 1
+    respond(runner, driver, bundle, inputs(1, 24, 20), *blocks)
+    assert log.count("launch") == 2 and log.count("capture") == 2
     for block in blocks:
         driver.free(block)
+
+
+def test_getting_ready_captures(graphs, bundle, driver):
+    runner, log = graphs
+    assert runner.prepare(2, 24, 20) and log == ["capture", "launch"]
+    blocks = [driver.allocate(64 << 10) for _ in range(2)]
+    respond(runner, driver, bundle, inputs(2, 24, 20), *blocks)
+    assert log == ["capture", "launch", "launch"]
+    for block in blocks:
+        driver.free(block)
+
+
+def test_scores_are_not_captured(graphs, bundle, driver):
+    runner, log = graphs
+    x = inputs(1, 24, 20)
+    image, scores = driver.allocate(x.nbytes), driver.allocate(5 * 4)
+    driver.copy_in(image, x.view(np.uint8).ravel())
+    for _ in range(3):
+        runner.scores(1, 24, 20, image, scores)
+        respond(runner, driver, bundle, x, image, scores_block := driver.allocate(4096))
+        driver.free(scores_block)
+    want = tiny.network(bundle)(x).mean(axis=(2, 3)) + tiny.weights()["bias"]
+    np.testing.assert_allclose(driver.view(scores, 20).view(np.float32)[None], want, atol=1e-5)
+    assert log == ["capture", "launch", "launch"]
+    driver.free(image)
+    driver.free(scores)
 
 
 def test_what_cannot_be_captured_runs_plainly(graphs, bundle, driver, trt):
