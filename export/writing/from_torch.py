@@ -44,6 +44,7 @@ def from_torch(
     keep_classes: Sequence[int] | None = None,
     images: Sequence[np.ndarray] = (),
     tolerance: float = 1e-4,
+    fold_batch_norm: bool = True,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle from any module that ends in global average pooling and linear layers (export/README.md).
@@ -59,6 +60,8 @@ def from_torch(
     multi_label: scores are read through a sigmoid (else a softmax); default: unless the module ends in softmax.
     images: (H, W, 3) uint8 RGB pictures to verify on, besides the built-in ones.
     source: where the weights come from, recorded in the manifest as it is.
+    fold_batch_norm: batch norms that PyTorch's exporter left go into the layer before them, or become a scale and a
+    shift.
 
     Raises ExportError where the module cannot be traced, has no such head, or does not agree with its
     response graph within `tolerance`; MissingExtra without torch or onnx.
@@ -77,7 +80,9 @@ def from_torch(
         model = to_onnx(module, example_size)
 
         def graph_of(sizes: SizeWishes) -> ResponseGraph:
-            return response_graph(model, keep_classes=keep_classes, sizes=sizes)
+            return response_graph(
+                model, keep_classes=keep_classes, sizes=sizes, fold_batch_norm=fold_batch_norm
+            )
 
         def write(graph: ResponseGraph) -> Bundle:
             pixels, notes = input_pixels(graph, user)
