@@ -9,6 +9,7 @@ cannot tell, is reported too: so nothing goes unchecked.
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,28 +60,32 @@ def read_listings(file: Path) -> dict[str, Listing]:
     return out
 
 
-def read_module(module: ModuleType) -> Listing:
-    """The same of a module that is installed, by what pybind11 writes into its docstrings."""
-    return {name: _read_class(value) for name, value in vars(module).items() if isinstance(value, type)}
+def listing_of(module: ModuleType) -> Listing:
+    """Of an installed package, from the signatures that pybind11 writes into its docstrings."""
+    out: Listing = {}
+    for name, value in vars(module).items():
+        if inspect.isclass(value):
+            out[name] = cls = Class(members=set(getattr(value, "__members__", ())))
+            for base in reversed(value.__mro__[:-1]):
+                for attribute, member in vars(base).items():
+                    _read_member(cls, attribute, member)
+    return out
 
 
-def _read_class(kind: type) -> Class:
-    cls = Class(members=set(getattr(kind, "__members__", ())))
-    for name in dir(kind):
-        member = getattr(kind, name)
-        if name.startswith("_") and name != "__init__":
-            continue
-        if isinstance(member, property):
-            cls.properties[name] = None
-            cls.writable |= {name} if member.fset else set()
-        elif callable(member):
-            cls.methods[name] = []
-            for line in (member.__doc__ or "").splitlines():
-                if "(*args, **kwargs)" not in line:
-                    _read_line(cls, line.strip())
-        else:
-            cls.members.add(name)  # as ILogger has its severities
-    return cls
+def _read_member(cls: Class, name: str, member: object) -> None:
+    doc = getattr(member, "__doc__", None) or ""
+    if isinstance(member, property):
+        returns = re.match(r"\(.*\) -> (.*)", getattr(member.fget, "__doc__", None) or "")
+        cls.properties[name] = _plain_type(returns[1]) if returns else None
+        if member.fset is not None:
+            cls.writable.add(name)
+    elif callable(member):
+        cls.methods[name] = []
+        for line in doc.splitlines():
+            if re.match(rf"(\d+\. )?{name}\(.*\) -> ", line.strip()):
+                _read_line(cls, line.strip())
+    elif not name.startswith("__"):
+        cls.members.add(name)
 
 
 def _read_line(cls: Class, line: str) -> None:

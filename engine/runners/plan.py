@@ -281,13 +281,20 @@ def _read_record(file: Path) -> PlanRecord:
 
 def misfit(record: PlanRecord, bundle: Bundle, environment: Environment) -> str | None:
     """Why a plan must not be used for this bundle here, in a few words; None if it may."""
+    return (
+        graph_misfit(record, bundle) or runtime_misfit(record, environment) or gpu_misfit(record, environment)
+    )
+
+
+def graph_misfit(record: PlanRecord, bundle: Bundle) -> str | None:
+    """Why a plan is not this bundle's, wherever it is to run; None if it is."""
     if graph_of(record.precision) not in bundle.manifest.graphs:
         return f"made from a {graph_of(record.precision)} graph, which the bundle has not"
     if graph_hash(bundle, record.precision) != record.onnx_sha256:
         return f"made from another {graph_of(record.precision)} graph (of bundle {record.bundle!r})"
     if record.bundle_hash != bundle.hash:
         return f"made for another bundle ({record.bundle!r}): its classes or its preprocessing differ"
-    return runtime_misfit(record, environment) or gpu_misfit(record, environment)
+    return None
 
 
 def runtime_misfit(record: PlanRecord, environment: Environment) -> str | None:

@@ -207,7 +207,7 @@ class Log(Protocol):
 _KEPT = 20
 _MEMORY = re.compile(r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|bad_alloc", re.IGNORECASE)
 _PREFIX = re.compile(r"^(\s*\[[^\]]*\]\s*)*(IRuntime|IBuilder|IExecutionContext|ICudaEngine)::\w+: ?")
-_WHERE = re.compile(r"\s*\(?(In|at) \S+ (at )?\S+:\d+\)?")
+_WHERE = re.compile(r"\s*\(?(In|at) \S+ (at )?\S+:\d+\)?|\[\S+\.(cpp|h):\d+: \w+\] ?")
 
 
 def make_log(trt: TensorRT) -> Log:
@@ -232,7 +232,8 @@ def first_error(log: Log, otherwise: str = "TensorRT does not say why") -> str:
     errors, log.errors = log.errors, []
     if not errors:
         return otherwise
-    return _WHERE.sub("", _PREFIX.sub("", " ".join(errors[0].split())))[:300]
+    text = _WHERE.sub("", _PREFIX.sub("", " ".join(errors[0].split())))[:300]
+    return text + ")" if text.count("(") > text.count(")") else text  # its end went with the place
 
 
 def is_memory(log: Log) -> bool:

@@ -1,14 +1,14 @@
-"""Every name of TensorRT-RTX that the code uses, and every one that the stand-in has, against the module itself."""
+"""What only TensorRT-RTX has, as the code declares it and as the stand-in has it, against the module itself."""
 
 from __future__ import annotations
 
 import ast
 import inspect
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
-from infercam.engine.runners import contexts, rtx, tensorrt, tensorrt_api
+from infercam.engine.runners import rtx
 from infercam.engine.runners.options import Kernels, PlanSwitches
 from infercam.engine.runners.plan import PlanError
 from infercam.engine.runners.tensorrt_api import make_log
@@ -21,15 +21,7 @@ REAL_NAMES = {"RtxEngine": "ICudaEngine", "RtxRuntime": "Runtime", "TensorRTRTX"
 
 @pytest.fixture(scope="module")
 def listing() -> Listing:
-    return trt_api.read_module(module)
-
-
-@pytest.mark.parametrize("parts", [[contexts, tensorrt], [tensorrt_api]], ids=["runner", "api"])
-def test_what_runs_a_plan_is_in_rtx_too(parts: list[ModuleType], listing: Listing) -> None:
-    source = "\n".join(inspect.getsource(m).replace("from __future__ import annotations", "") for m in parts)
-    uses, untold = trt_api.uses(source, listing)
-    assert untold == [] and len(uses) >= 3 * 10 ** (tensorrt in parts)
-    assert [p for use in uses for p in trt_api.problems(use, {"rtx": listing})] == []
+    return trt_api.listing_of(module)
 
 
 def test_what_only_rtx_has_is_declared_as_it_is(listing: Listing) -> None:
