@@ -413,7 +413,7 @@ def find_plan(
     Raises PlanError saying why none does: there is none, or what is wrong with those there are.
     """
     root = plans_folder(bundle, cache)
-    build = build_command(bundle, precision, runtime)
+    build = build_command(bundle, precision, runtime, environment.compute_capability)
     found = list_plans(bundle, environment, cache)
     every = [f for f in found if f.plan is None or f.plan.record.runtime == runtime]
     if not every:
@@ -430,12 +430,20 @@ def find_plan(
     raise PlanError(f"{first.folder}: {first.problem}{others}; make one with: {build}")
 
 
-def build_command(bundle: Bundle, precision: str | None = None, runtime: RuntimeKind = "tensorrt") -> str:
-    """What makes such a plan."""
+def build_command(
+    bundle: Bundle,
+    precision: str | None = None,
+    runtime: RuntimeKind = "tensorrt",
+    capability: tuple[int, int] | None = None,
+) -> str:
+    """What makes such a plan, for a card of that compute capability. Without a precision the command takes fp16, of
+    which the bundle may have no graph; without targets TensorRT-RTX leaves 7.5 out."""
+    if precision is None and "fp16" not in bundle.manifest.graphs:
+        precision = "fp32"
     options = f" --precision {precision}" if precision else ""
-    return f"infercam build {bundle.path}{options}" + (
-        "" if runtime == "tensorrt" else f" --runtime {runtime}"
-    )
+    options += "" if runtime == "tensorrt" else f" --runtime {runtime}"
+    options += " --targets sm75" if runtime == "tensorrt-rtx" and capability == (7, 5) else ""
+    return f"infercam build {bundle.path}{options}"
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:

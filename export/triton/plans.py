@@ -14,8 +14,8 @@ from infercam.engine.runners.plan import (
     Plan,
     PlanRecord,
     build_command,
+    graph_misfit,
     list_plans,
-    misfit,
     plans_folder,
 )
 
@@ -75,7 +75,7 @@ def rtx_plans(
         if plan.record.runtime == "tensorrt-rtx"
         and precision in (None, plan.record.precision)
         and _runs_on(plan.record, gpu)
-        and misfit(plan.record, bundle, _at_home(plan.record)) is None
+        and graph_misfit(plan.record, bundle) is None
         and plan.intact()
     ]
     newest = {(plan.record.precision, plan.record.targets): plan for plan in reversed(wanted)}
@@ -112,15 +112,7 @@ def _problem(record: PlanRecord, bundle: Bundle) -> str | None:
         return "it holds no weights, and Triton cannot put them in: build it without --strip-weights"
     if any(profile.smallest[0] > 1 for profile in record.profiles):
         return "it takes no single picture"
-    return misfit(record, bundle, _at_home(record))
-
-
-def _at_home(record: PlanRecord) -> Environment:
-    """A machine that the plan was made for."""
-    if record.runtime == "tensorrt-rtx":
-        target = record.targets[0].removeprefix("sm") if record.targets else "80"
-        return Environment("", (int(target[:-1]), int(target[-1])), None, rtx=record.tensorrt)
-    return Environment(record.gpu, record.compute_capability, record.tensorrt, record.tensorrt)
+    return graph_misfit(record, bundle)
 
 
 def largest_batch(record: PlanRecord) -> int:

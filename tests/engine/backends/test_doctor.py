@@ -99,8 +99,11 @@ def test_plans_that_fit_and_that_do_not(gpu, tiny_bundle: Bundle, monkeypatch, t
         ("plan broken00", "problem"),
     ]
     assert plans[0].detail == "TensorRT-RTX, fits; 1-8 views" and plans[0].remedy == ""
-    assert plans[1].remedy == f"infercam build {tiny_bundle.path} --runtime tensorrt-rtx"
-    assert "TensorRT 9" in plans[1].detail and plans[2].remedy == f"infercam build {tiny_bundle.path}"
+    assert plans[1].remedy == f"infercam build {tiny_bundle.path} --precision fp32 --runtime tensorrt-rtx"
+    assert (
+        "TensorRT 9" in plans[1].detail
+        and plans[2].remedy == f"infercam build {tiny_bundle.path} --precision fp32"
+    )
     monkeypatch.setattr(doctor, "list_plans", lambda bundle, environment: [])
     assert examine(tiny_bundle.path).sections["plans"][0].state == "missing"
 

@@ -262,3 +262,9 @@ def test_a_stale_plan_says_how_to_build_it_again(plan, bundle, driver) -> None:
     (plan.folder / plans.PLAN_FILE).write_bytes(b"x")
     with pytest.raises(PlanError, match="damaged"):
         TensorRTRunner(plan, bundle, driver)
+
+
+def test_a_turing_card_is_told_its_target(plan, bundle, driver) -> None:
+    driver.gpu, driver.compute_capability = "Tesla T4", (7, 5)
+    with pytest.raises(PlanError, match=r"--precision fp32 --runtime tensorrt-rtx --targets sm75$"):
+        load_runner(bundle, driver, runtime="tensorrt-rtx")
