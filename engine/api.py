@@ -18,6 +18,7 @@ from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.common.errors import InputError
 from infercam.engine.common.suggest import did_you_mean
 from infercam.engine.data.images import read_image
+from infercam.engine.method.backend import Preparing
 from infercam.engine.method.loop import Loop
 from infercam.engine.method.recipe import Mode, Recipe, Views, checked_mode, recipe
 from infercam.engine.method.scheduler import Finished, NotFinite, Scheduler
@@ -175,6 +176,17 @@ class Engine:
                 if loop.idle and not more:
                     return
                 yield from map(result_of, loop.collect())
+
+    def preparing(self, recipe: str | Recipe, mode: Mode = "both") -> Iterator[Preparing]:
+        """Get ready for the batches that earlier runs of that recipe had on such a device; see Engine.remember.
+
+        Step by step, so that it can be shown, and left. Nothing to do on a CPU.
+        """
+        return self.backend.preparing(self._settled(recipe, mode), mode)
+
+    def remember(self) -> None:
+        """Note in the user's cache folder what batches there were, for later runs to prepare for."""
+        self.backend.remember()
 
     @contextmanager
     def driving(self) -> Iterator[Loop]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import queue
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +23,9 @@ from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.common.cores import available_cores
 from infercam.engine.common.errors import BackendError, BundleError, MissingExtra
 from infercam.engine.method import host_ops
-from infercam.engine.method.backend import Limits, OutOfMemory, ViewRefused
+from infercam.engine.method.backend import Limits, OutOfMemory, Preparing, ViewRefused
 from infercam.engine.method.geometry import ViewSizes
+from infercam.engine.method.recipe import Mode, Recipe
 from infercam.engine.method.task import (
     Advance,
     Advanced,
@@ -104,6 +106,12 @@ class CpuBackend:
         copies = 3 * sum(s * s for s in scales)
         per_class = 4 * 3  # accumulated, sum and united maps, float32
         return round(area * (3 + 2.5 * (copies + per_class * max(1, len(image.classes)))))
+
+    def preparing(self, recipe: Recipe, mode: Mode) -> Iterator[Preparing]:
+        return iter(())  # a new shape costs nothing
+
+    def remember(self) -> None:
+        pass
 
     def has_room(self) -> bool:
         return self._in_flight <= self.threads  # one waits, so that no worker idles

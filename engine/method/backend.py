@@ -5,8 +5,9 @@ through `collect`, one turn late if that keeps the device busy.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from infercam.engine.bundle import Manifest
 from infercam.engine.common.errors import BackendError, InputError
 from infercam.engine.method.geometry import ViewSizes
+from infercam.engine.method.recipe import Mode, Recipe
 from infercam.engine.method.task import Done, ImageTask, Tile, Work
 from infercam.engine.method.trace import Inspected
 
@@ -44,6 +46,14 @@ class Limits:
     in two batch sizes each, filled up with blank views."""
 
 
+class Preparing(NamedTuple):
+    """How far a backend has come in getting ready."""
+
+    done: int
+    total: int
+    """Shapes that earlier runs met, as far as there is room to keep them ready."""
+
+
 class Backend(Protocol):
     """Runs `Work`; see engine/method/task.py for what each kind asks and reports.
 
@@ -71,6 +81,17 @@ class Backend(Protocol):
 
     def estimate(self, image: ImageTask) -> int:
         """Bytes that the image will hold while in flight."""
+        ...
+
+    def preparing(self, recipe: Recipe, mode: Mode) -> Iterator[Preparing]:
+        """Get ready, step by step, for the batches that earlier runs of that recipe had; may be left at any step.
+
+        Nothing where nothing is known, or where a new shape costs nothing. The thread that submits calls it.
+        """
+        ...
+
+    def remember(self) -> None:
+        """Note in the user's cache folder what batches there were, for later runs; may be called again and again."""
         ...
 
     def has_room(self) -> bool:

@@ -100,7 +100,7 @@ class OrtRunner(Runner):
         self._staged: dict[Shape, _Staging] = {}
         self._run_options = {capture: self._make_run_options(capture) for capture in (False, True)}
         self._size = ResponseSize(self._manifest, self._probe)
-        self._shared: SharedGraph | None = None
+        self.shared: SharedGraph | None = None
         self._arena = provider != "tensorrt" and shared_arena(
             self._ort, provider, device, driver.stream, memory_limit
         )
@@ -111,7 +111,7 @@ class OrtRunner(Runner):
                 room = budget // NHWC_SESSIONS >= self._file.stat().st_size
                 self.nhwc = provider == "cuda" and ((precision in HALF and room) if nhwc is None else nhwc)
                 self._options = provider_options(provider, device, driver.stream, precision, memory_limit)
-                self._sessions = self._open(budget, most)
+                self.sessions = self._open(budget, most)
             self.input_type = self._input_type()
         except BaseException:
             self._forget_shared()
@@ -120,14 +120,14 @@ class OrtRunner(Runner):
     # -- device/runner.py: Runner ----------------------------------------------------------------------------
     @property
     def keeps(self) -> int:
-        return self._sessions.keeps
+        return self.sessions.keeps
 
     def prepare(self, batch: int, height: int, width: int) -> bool:
         """By a run on a blank batch: cuDNN's plans are made at the first one."""
         shape = (batch, height, width)
-        if shape in self._sessions:
+        if shape in self.sessions:
             return True
-        if self._sessions.full:
+        if self.sessions.full:
             return False
         classes, rows, columns = self.response_shape(height, width)
         image_bytes = 3 * batch * height * width * np.dtype(self.input_type).itemsize
@@ -162,7 +162,7 @@ class OrtRunner(Runner):
         try:
             self._run(shape, staging.image, self._manifest.response, out, staging.response, capture=True)
         except BaseException:
-            if shape not in self._sessions:
+            if shape not in self.sessions:
                 self._drop_staging(shape)
             raise
         self._driver.copy(response, staging.response, staging.response_bytes)
@@ -176,18 +176,13 @@ class OrtRunner(Runner):
             "runner": self.name,
             "precision": self.precision,
             "onnxruntime": self._ort.__version__,
-            "providers": self._sessions.any().get_providers(),
-            "sessions": len(self._sessions),
-            "sessions_made": self._sessions.made,
-            "shared_weights": self._shared.nbytes if self._shared is not None else 0,
-            "shared_arena": self._arena,
-            "nhwc": self.nhwc,
+            "providers": self.sessions.any().get_providers(),
             "cuda_graphs": self.graphs,
         }
 
     def close(self) -> None:
         """Wait for what is in flight, then let go of the sessions, their buffers and their weights, in that order."""
-        self._sessions.close()
+        self.sessions.close()
         for staging in self._staged.values():
             staging.free(self._driver)
         self._staged.clear()
@@ -200,14 +195,14 @@ class OrtRunner(Runner):
             return OneSession(self._make, budget, first=self._make())
         names = _NAMES[self.provider]
         try:
-            self._shared = SharedGraph(
+            self.shared = SharedGraph(
                 self._ort, self._file, self._session_options, names, self._options, self._memory, self.device
             )
             first = self._make()
         except Exception:  # each session then reads the graph as it is, and says what is wrong with it
-            if self._shared is not None:
-                self._shared.close()
-            self._shared = None
+            if self.shared is not None:
+                self.shared.close()
+            self.shared = None
             first = self._make()
         return Sessions(
             self._make,
@@ -220,9 +215,9 @@ class OrtRunner(Runner):
         )
 
     def _forget_shared(self) -> None:
-        if self._shared is not None:
-            self._shared.close()
-        self._shared = None
+        if self.shared is not None:
+            self.shared.close()
+        self.shared = None
         if self._arena:
             leave_arena(self.provider, self.device, self._driver.stream)
 
@@ -238,9 +233,9 @@ class OrtRunner(Runner):
         """Raises OutOfMemory or BackendError."""
         options, names, providers = self._session_options(), _NAMES[self.provider], list(self._options)
         file = self._file
-        if self._shared is not None:
-            self._shared.add_to(options)
-            file = self._shared.file
+        if self.shared is not None:
+            self.shared.add_to(options)
+            file = self.shared.file
         if self.provider == "cuda":
             extra = {"prefer_nhwc": self.nhwc, "enable_cuda_graph": self.graphs}
             providers[0] = providers[0] | {name: "1" for name, on in extra.items() if on}
@@ -260,7 +255,7 @@ class OrtRunner(Runner):
         return session
 
     def _input_type(self) -> InputType:
-        kind = self._sessions.any().get_inputs()[0].type
+        kind = self.sessions.any().get_inputs()[0].type
         try:
             return _TYPES[kind]
         except KeyError:
@@ -296,7 +291,7 @@ class OrtRunner(Runner):
             except Exception as e:
                 raise _translated(e, f"{self.name} failed on {'x'.join(map(str, size))}") from None
 
-        self._sessions.run(shape, call)
+        self.sessions.run(shape, call)
 
     def _staging(self, shape: Shape, out: tuple[int, ...]) -> _Staging:
         """The buffers of that shape's captured graph."""
@@ -323,7 +318,7 @@ class OrtRunner(Runner):
         blank = np.zeros((1, 3, height, width), self.input_type)
         feeds = {self._manifest.input.name: blank}
         try:
-            (response,) = self._sessions.any().run([self._manifest.response], feeds, self._run_options[False])
+            (response,) = self.sessions.any().run([self._manifest.response], feeds, self._run_options[False])
         except Exception as e:
             if any(word in str(e) for word in _MEMORY):
                 raise _translated(e, self.name) from None

@@ -182,7 +182,7 @@ class TensorRTRunner(Runner):
         self._check_engine()
         self._contexts = self._context_maker(here)
         self._capture = self._capturing(capture)
-        self._slots = ContextPool(driver, self._new_context, self._set_up, contexts, int(share * free))
+        self.slots = ContextPool(driver, self._new_context, self._set_up, contexts, int(share * free))
         self._kept_at = 1  # shapes: what was compiled is kept when there are twice as many
         self._asked: ContextSlot | None = None
         self._memory = memory or driver
@@ -237,19 +237,19 @@ class TensorRTRunner(Runner):
 
     @property
     def keeps(self) -> int:
-        return self._slots.keeps
+        return self.slots.keeps
 
     def prepare(self, batch: int, height: int, width: int) -> bool:
         """Set up a context and run it once on blank views: kernels are loaded, TensorRT-RTX's compiled."""
         shape = (batch, height, width)
         self._profile(shape)
-        if self._slots.ready(shape):
+        if self.slots.ready(shape):
             return True
-        if not self._slots.has_room(shape):
+        if not self.slots.has_room(shape):
             return False
         pixels, cells = self._nbytes(shape)
         with self._blank(pixels, cells) as (image, response):
-            while not self._slots.ready(shape):
+            while not self.slots.ready(shape):
                 self.respond(*shape, image, response)
             self._driver.record().wait()
         return True
@@ -275,7 +275,7 @@ class TensorRTRunner(Runner):
     def respond(self, batch: int, height: int, width: int, image: Pointer, response: Pointer) -> None:
         """With CUDA graphs, over buffers that stay where they are: a graph has its addresses in it."""
         shape = (batch, height, width)
-        slot = self._slots.of(shape)
+        slot = self.slots.of(shape)
         scores = self._unused.at_least(4 * batch * len(self._manifest.classes))
         scratch = self._scratch.at_least(slot.scratch)
         if not self._switches.cuda_graphs:
@@ -290,7 +290,7 @@ class TensorRTRunner(Runner):
 
     def scores(self, batch: int, height: int, width: int, image: Pointer, scores: Pointer) -> None:
         shape = (batch, height, width)
-        slot = self._slots.of(shape)
+        slot = self.slots.of(shape)
         response = self._unread.at_least(self._nbytes(shape)[1])
         scratch = self._scratch.at_least(slot.scratch)
         self._launch(slot, shape, _Addresses(image, scores, response, scratch))
@@ -298,7 +298,6 @@ class TensorRTRunner(Runner):
     def describe(self) -> dict[str, Any]:
         return {
             "runner": self.name,
-            "contexts": len(self._slots),
             "cuda_graphs": self._switches.cuda_graphs,
             **({"kernels": self._switches.kernels} if self.name == "tensorrt-rtx" else {}),
             **describe_plan(self.plan),
@@ -307,10 +306,10 @@ class TensorRTRunner(Runner):
     def close(self) -> None:
         """Wait for what is in flight, keep what was compiled, then drop contexts, scratch memory and the engine, in
         that order."""
-        if self._slots:
+        if self.slots:
             self._driver.record().wait()
             self._contexts.keep()
-        self._slots.close()
+        self.slots.close()
         self._asked = None
         self._contexts = cast(Any, None)
         for block in (self._scratch, self._unused, self._unread, *self._staged):
@@ -336,16 +335,16 @@ class TensorRTRunner(Runner):
         if slot.ran:
             run()
             return
-        with self._slots.measured():
+        with self.slots.measured():
             run()
         slot.ran = replay is None or replay.settled
         self._keep_compiled()
 
     def _keep_compiled(self) -> None:
         """Whenever there are twice as many shapes: a process that is killed leaves half of its work at least."""
-        if len(self._slots) >= self._kept_at:
+        if len(self.slots) >= self._kept_at:
             self._contexts.keep()
-            self._kept_at = 2 * len(self._slots)
+            self._kept_at = 2 * len(self.slots)
 
     def _new_context(self) -> IExecutionContext:
         self._log.errors.clear()  # older complaints are no reason of what may fail now

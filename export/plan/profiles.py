@@ -8,7 +8,7 @@ are split and when they stop erasing is drawn (seeded), or replayed from a run o
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from math import ceil, floor, log
@@ -24,7 +24,7 @@ from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.common.errors import InputError
 from infercam.engine.data.images import read_image
 from infercam.engine.data.sources import Item
-from infercam.engine.method.backend import Limits
+from infercam.engine.method.backend import Limits, Preparing
 from infercam.engine.method.geometry import Box, ViewSizes, ladder_sides
 from infercam.engine.method.recipe import Mode, Recipe
 from infercam.engine.method.scheduler import SMALL, Stats
@@ -162,6 +162,12 @@ class _Simulated:
 
     def estimate(self, image: ImageTask) -> int:
         return 0
+
+    def preparing(self, recipe: Recipe, mode: Mode) -> Iterator[Preparing]:
+        return iter(())
+
+    def remember(self) -> None:
+        pass
 
     def has_room(self) -> bool:
         return len(self.queue) < DEPTH

@@ -115,7 +115,7 @@ def test_a_run_writes_the_engine_s_maps(
 
 SUMMARY = {
     **dict.fromkeys(("images", "done", "kept", "failed", "left", "tiles", "network_pixels", "views"), int),
-    **dict.fromkeys(("batches", "enlarged", "map_bytes"), int),
+    **dict.fromkeys(("batches", "prepared", "to_prepare", "enlarged", "map_bytes"), int),
     **dict.fromkeys(("seconds", "images_per_second", "mean_iterations"), float),
     **{"reasons": list, "gave_up": str, "settings": dict},
 }

@@ -109,9 +109,8 @@ def test_a_session_for_every_shape(tmp_path: Path, driver: HostDriver, graphs: b
         for n, height, width in [(1, 40, 52), (2, 40, 52), (1, 64, 41)]:
             x = rng.standard_normal((n, 3, height, width), dtype=np.float32)
             np.testing.assert_allclose(network(x), plain(x), atol=1e-5)
-    found = runner.describe()
-    assert found["sessions"] == found["sessions_made"] == 3
-    assert found["shared_weights"] > 0 and found["cuda_graphs"] == graphs
+    assert len(runner.sessions) == runner.sessions.made == 3
+    assert runner.shared is not None and runner.describe()["cuda_graphs"] == graphs
     staged = sum(s.image_bytes + s.response_bytes for s in runner._staged.values())
     assert driver.held == staged and bool(staged) == graphs
     with driver.current():
@@ -126,11 +125,10 @@ def test_shapes_are_prepared_beforehand_as_long_as_there_is_room(tmp_path: Path,
         assert runner.keeps == 2
         assert runner.prepare(2, 40, 52) and runner.prepare(1, 64, 64) and runner.prepare(2, 40, 52)
         assert not runner.prepare(1, 40, 52), "it would take the place of another one"
-    made = runner.describe()["sessions_made"]
-    HostNetwork(runner, driver)(np.zeros((2, 3, 40, 52), np.float32))
-    assert runner.describe()["sessions_made"] == made == 2 and driver.held == 0
+        HostNetwork(runner, driver)(np.zeros((2, 3, 40, 52), np.float32))
+    assert runner.sessions.made == 2 and driver.held == 0
     HostNetwork(runner, driver)(np.zeros((3, 3, 40, 52), np.float32))  # a run takes the place that it needs
-    assert runner.describe()["sessions"] == 2
+    assert len(runner.sessions) == 2
     driver.budget = 100
     with driver.current():
         runner = runner_of(bundle, driver)

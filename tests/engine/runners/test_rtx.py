@@ -149,7 +149,7 @@ def test_getting_ready_compiles(plan, bundle, driver, rtx) -> None:
 def test_switches_reach_the_contexts(kernels, graphs, plan, bundle, driver, rtx) -> None:
     runner = TensorRTRunner(plan, bundle, driver, switches=PlanSwitches(graphs, kernels))
     HostNetwork(runner, driver)(inputs(1, 20, 20))
-    (slot,) = runner._slots._slots.values()
+    (slot,) = runner.slots._slots.values()
     config = slot.context._config
     assert config.dynamic_shapes_kernel_specialization_strategy.name == kernels.upper()
     assert config.cuda_graph_strategy.name == ("WHOLE_GRAPH_CAPTURE" if graphs else "DISABLED")

@@ -200,7 +200,7 @@ def test_the_least_recently_used_shape_gives_its_context_away(bundle, trt, drive
     for side in (20, 24, 20, 28, 20, 24):  # 24 gives way to 28, then 28 to 24
         network(inputs(1, side, side))
     assert trt.state.shapes_set - asked == 4 and runner.keeps == 2
-    assert trt.state.contexts == 2 + 1 and runner.describe()["contexts"] == 2  # one asks for shapes
+    assert trt.state.contexts == 2 + 1 and len(runner.slots) == 2  # one asks for shapes
     runner.close()
 
 
@@ -213,7 +213,7 @@ def test_contexts_take_no_more_than_their_share_of_the_memory(bundle, trt, drive
     for side in range(20, 30):
         network(inputs(1, side, side))
         assert runner.keeps == 5
-    assert runner.describe()["contexts"] == 5 and trt.state.contexts == 5 + 1
+    assert len(runner.slots) == 5 and trt.state.contexts == 5 + 1
     runner.close()
     assert driver.held == 0
 
@@ -228,7 +228,7 @@ def test_a_context_that_finds_no_memory_takes_anothers_place(bundle, trt, driver
     for side in (20, 30):
         x = inputs(1, side, side)
         np.testing.assert_allclose(network(x), tiny.network(bundle)(x), atol=1e-5)
-    assert runner.describe()["contexts"] == 1
+    assert len(runner.slots) == 1
     runner.close()
     runner = TensorRTRunner(runner.plan, bundle, driver, share=1)
     driver.budget = driver.held + (1 << 20) + 4096  # for the one that asks for shapes
@@ -265,7 +265,7 @@ def test_getting_ready_without_memory_leaves_nothing_behind(runner, driver, trt)
     held, driver.budget = driver.held, driver.held + 100_000
     with pytest.raises(OutOfMemory):
         runner.prepare(2, 128, 128)
-    assert driver.held <= held and not runner._slots.ready((2, 128, 128))
+    assert driver.held <= held and not runner.slots.ready((2, 128, 128))
     driver.budget = 1 << 30
     assert runner.prepare(2, 128, 128)
 
