@@ -25,7 +25,7 @@ from infercam.engine.common.errors import InfercamError, shown
 from infercam.engine.device.compile import find_nvcc, find_nvrtc
 from infercam.engine.device.probe import probe
 from infercam.engine.runners import rtx
-from infercam.engine.runners.options import CUDA_GRAPHS, RTX_KERNELS, PlanSwitches
+from infercam.engine.runners.options import CUDA_GRAPHS, RTX_KERNELS, RuntimeSwitches
 from infercam.engine.runners.plan import RUNTIMES, build_command, list_plans
 from infercam.engine.runners.tensorrt_api import installed
 
@@ -274,7 +274,7 @@ def tensorrt_rtx() -> Iterable[Finding]:
             )
             yield Finding("driver", "problem", said, "update it: 580 or later")
     try:
-        switches = PlanSwitches.of()
+        switches = RuntimeSwitches.of()
         graphs = "on" if switches.cuda_graphs else "off"
         yield Finding("switches", "ok", f"{RTX_KERNELS}={switches.kernels}, {CUDA_GRAPHS}={graphs}")
     except InfercamError as e:

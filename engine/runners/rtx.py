@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from infercam.engine.common.cache import cache_file, cache_folder, read_entry, write_entry
 from infercam.engine.common.errors import shown
 from infercam.engine.method.backend import OutOfMemory
-from infercam.engine.runners.options import PlanSwitches
+from infercam.engine.runners.options import RuntimeSwitches
 from infercam.engine.runners.plan import Environment, Plan, PlanError
 from infercam.engine.runners.tensorrt_api import IExecutionContext, Log, first_error
 
@@ -133,7 +133,7 @@ class RtxContexts:
 
     trt: TensorRTRTX
     engine: RtxEngine
-    switches: PlanSwitches
+    switches: RuntimeSwitches
     entry: Path
     """Of the cache folder."""
 

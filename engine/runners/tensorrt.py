@@ -26,7 +26,7 @@ from infercam.engine.device.runner import InputType, OutputShape, Runner
 from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.runners import rtx
 from infercam.engine.runners.contexts import ContextPool, ContextSlot
-from infercam.engine.runners.options import PlanSwitches
+from infercam.engine.runners.options import RuntimeSwitches
 from infercam.engine.runners.plan import (
     RUNTIMES,
     Environment,
@@ -124,7 +124,7 @@ def load_runner(
     info = driver.info()
     check_runtime(runtime, info.name, info.compute_capability)
     plan = find_plan(bundle, precision, environment(info), cache, runtime)
-    return TensorRTRunner(plan, bundle, driver, switches=PlanSwitches.of())
+    return TensorRTRunner(plan, bundle, driver, switches=RuntimeSwitches.of())
 
 
 class _Addresses(NamedTuple):
@@ -153,7 +153,7 @@ class TensorRTRunner(Runner):
         memory: Memory | None = None,
         contexts: int = CONTEXTS,
         share: float = SHARE,
-        switches: PlanSwitches | None = None,
+        switches: RuntimeSwitches | None = None,
         capture: Capture | None = None,
     ) -> None:
         probe()  # without a driver, TensorRT would end the process
@@ -167,7 +167,7 @@ class TensorRTRunner(Runner):
         self.plan = plan
         self.precision: str = record.precision
         self.input_type: InputType = record.input_type
-        self._switches = switches or PlanSwitches()
+        self._switches = switches or RuntimeSwitches()
         self._manifest = bundle.manifest
         self._profiles = record.profiles
         self._driver = driver

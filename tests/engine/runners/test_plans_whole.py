@@ -13,7 +13,7 @@ from infercam.engine.api import Engine
 from infercam.engine.backends.device import DeviceBackend
 from infercam.engine.bundle import Bundle
 from infercam.engine.device.driver import DeviceInfo
-from infercam.engine.runners.options import PlanSwitches
+from infercam.engine.runners.options import RuntimeSwitches
 from infercam.engine.runners.plan import Profile
 from infercam.engine.runners.tensorrt import TensorRTRunner
 from tests.cuda_emulator.driver import EmulatedDriver
@@ -58,7 +58,7 @@ def test_maps_with_cuda_graphs_are_the_cpu_engines(
     plan = write_plan(tiny_bundle, trt, tmp_path / "p", profiles=[ANY], gpu="emulated")
     capture = FakeCapture(trt)
     runner = TensorRTRunner(
-        plan, tiny_bundle, driver, switches=PlanSwitches(cuda_graphs=True), capture=capture
+        plan, tiny_bundle, driver, switches=RuntimeSwitches(cuda_graphs=True), capture=capture
     )
     assert check(tiny_bundle, driver, runner, "released")["cuda_graphs"] is True
     assert capture.log.count("launch") > len(set(trt.state.runs))

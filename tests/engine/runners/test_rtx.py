@@ -16,7 +16,7 @@ from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.runners import plan as plans
 from infercam.engine.runners import rtx as rtx_runner
 from infercam.engine.runners.host import HostNetwork
-from infercam.engine.runners.options import CUDA_GRAPHS, RTX_KERNELS, PlanSwitches
+from infercam.engine.runners.options import CUDA_GRAPHS, RTX_KERNELS, RuntimeSwitches
 from infercam.engine.runners.plan import Plan, PlanError
 from infercam.engine.runners.rtx import card_obstacle, kept_kernels
 from infercam.engine.runners.tensorrt import TensorRTRunner, load_runner
@@ -147,7 +147,7 @@ def test_getting_ready_compiles(plan, bundle, driver, rtx) -> None:
 @pytest.mark.parametrize("kernels", ["lazy", "eager", "none"])
 @pytest.mark.parametrize("graphs", [False, True])
 def test_switches_reach_the_contexts(kernels, graphs, plan, bundle, driver, rtx) -> None:
-    runner = TensorRTRunner(plan, bundle, driver, switches=PlanSwitches(graphs, kernels))
+    runner = TensorRTRunner(plan, bundle, driver, switches=RuntimeSwitches(graphs, kernels))
     HostNetwork(runner, driver)(inputs(1, 20, 20))
     (slot,) = runner.slots._slots.values()
     config = slot.context._config
@@ -161,14 +161,14 @@ def test_switches_reach_the_contexts(kernels, graphs, plan, bundle, driver, rtx)
 @pytest.mark.parametrize(
     ("environment", "switches"),
     [
-        ({}, PlanSwitches(False, "lazy")),
-        ({CUDA_GRAPHS: "1", RTX_KERNELS: "eager"}, PlanSwitches(True, "eager")),
-        ({CUDA_GRAPHS: "off", RTX_KERNELS: ""}, PlanSwitches(False, "lazy")),
-        ({CUDA_GRAPHS: "on", RTX_KERNELS: "none"}, PlanSwitches(True, "none")),
+        ({}, RuntimeSwitches(False, "lazy")),
+        ({CUDA_GRAPHS: "1", RTX_KERNELS: "eager"}, RuntimeSwitches(True, "eager")),
+        ({CUDA_GRAPHS: "off", RTX_KERNELS: ""}, RuntimeSwitches(False, "lazy")),
+        ({CUDA_GRAPHS: "on", RTX_KERNELS: "none"}, RuntimeSwitches(True, "none")),
     ],
 )
 def test_switches_come_from_the_environment(environment, switches) -> None:
-    assert PlanSwitches.of(environment) == switches
+    assert RuntimeSwitches.of(environment) == switches
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from infercam.engine.runners import rtx
-from infercam.engine.runners.options import Kernels, PlanSwitches
+from infercam.engine.runners.options import Kernels, RuntimeSwitches
 from infercam.engine.runners.plan import PlanError
 from infercam.engine.runners.tensorrt_api import make_log
 from tests import fake_tensorrt, fake_tensorrt_rtx, trt_api
@@ -49,7 +49,7 @@ def test_members_of_its_enums() -> None:
     assert "INVALID" in module.EngineValidity.__members__
     kernels = module.DynamicShapesKernelSpecializationStrategy.__members__
     assert {k.upper() for k in Kernels.__args__} == set(kernels)  # type: ignore[attr-defined]
-    assert int(kernels[PlanSwitches().kernels.upper()]) == 0, "the runtime's own default"
+    assert int(kernels[RuntimeSwitches().kernels.upper()]) == 0, "the runtime's own default"
     assert set(module.CudaGraphStrategy.__members__) == {"DISABLED", "WHOLE_GRAPH_CAPTURE"}
 
 

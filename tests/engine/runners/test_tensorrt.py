@@ -21,7 +21,7 @@ from infercam.engine.device.runner import OutputShape
 from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.runners import plan as plans
 from infercam.engine.runners.host import HostNetwork
-from infercam.engine.runners.options import PlanSwitches
+from infercam.engine.runners.options import RuntimeSwitches
 from infercam.engine.runners.plan import (
     Environment,
     Plan,
@@ -293,7 +293,7 @@ def graphs(bundle, trt, driver, tmp_path):
         bundle,
         driver,
         contexts=2,
-        switches=PlanSwitches(cuda_graphs=True),
+        switches=RuntimeSwitches(cuda_graphs=True),
         capture=capture,
     )
     yield runner, capture.log
