@@ -58,7 +58,7 @@ def kept_kernels() -> tuple[int, int]:
 # -- the API -----------------------------------------------------------------------------------------------------
 class IRuntimeCache(Protocol):
     def deserialize(self, blob: Buffer) -> bool: ...
-    def serialize(self) -> Buffer: ...
+    def serialize(self) -> Buffer | None: ...
 
 
 class IRuntimeConfig(Protocol):
@@ -156,7 +156,7 @@ class RtxContexts:
 
     def keep(self) -> None:
         """Write what was compiled since; a kill loses no more than that."""
-        data = bytes(self._cache.serialize())
+        data = bytes(self._cache.serialize() or b"")
         if data and data != self._kept and write_entry(self.entry, data):
             self._kept = data
 

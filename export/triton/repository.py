@@ -132,8 +132,8 @@ class _Job:
         self.manifest_sha256 = sha256_file(self.bundle.path / MANIFEST)
         self.kinds = list(dict.fromkeys(request.only or KINDS))
         self.left_out: dict[Kind, str] = {}
-        self.plan = self._plan()
         self.rtx = self._rtx()
+        self.plan = self._plan()
         self._check_labels()
         if "maps" in self.kinds:
             self._check_maps()
@@ -163,7 +163,8 @@ class _Job:
 
     # -- what is asked for ------------------------------------------------------------------------------------
     def _plan(self) -> Plan | None:
-        """The plan to serve, or None and why not in `left_out`; raises ExportError if it was asked for by name."""
+        """TensorRT's plan to serve, or None and why not in `left_out`; raises ExportError if it was asked for by name
+        (a GPU may be one for TensorRT-RTX's)."""
         if "tensorrt" not in self.kinds and ("maps" not in self.kinds or self.serving.device == "cpu"):
             return None
         asked = self.request.only is not None and "tensorrt" in self.kinds
@@ -172,7 +173,7 @@ class _Job:
                 raise NoPlan("TensorRT needs a GPU, and --cpu was given")
             return choose_plan(self.bundle, self.request.precision, self.request.plan_gpu, self.request.plans)
         except NoPlan as e:
-            if asked or self.request.plan_gpu is not None:
+            if asked or (self.request.plan_gpu is not None and not self.rtx):
                 raise ExportError(str(e)) from None
             if "tensorrt" in self.kinds:
                 self.kinds.remove("tensorrt")

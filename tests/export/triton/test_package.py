@@ -407,6 +407,9 @@ def test_which_rtx_plans_go(bundle: Bundle, tmp_path: Path) -> None:
         return maps_plans(root)
 
     assert shipped() == {b"new", b"turing"}
+    assert shipped(plan_gpu="7.5") == {b"turing"}
+    with pytest.raises(ExportError, match="does not take"):
+        shipped(plan_gpu="9.0")
     put_plan(plans, bundle)  # TensorRT's: a GPU may be named
     assert shipped(plan_gpu="9.0") == {b"a plan"}
     put_plan(plans, bundle, b"ada", gpu="NVIDIA L4", compute_capability=(8, 9))
