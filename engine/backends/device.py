@@ -42,7 +42,7 @@ from infercam.engine.device.ops import (
 )
 from infercam.engine.device.pool import Pool
 from infercam.engine.device.residents import ImageOnDevice, LowResMap, TileOnDevice
-from infercam.engine.device.runner import OutputShape, Runner
+from infercam.engine.device.runner import ANY_NUMBER, OutputShape, Runner
 from infercam.engine.device.staging import Downloads, Landing, Uploads
 from infercam.engine.method import host_ops
 from infercam.engine.method.backend import Limits, OutOfMemory, Preparing
@@ -145,6 +145,7 @@ class DeviceBackend:
             images=IMAGES,
             patience=PATIENCE,
             few_batches=True,
+            keeps=0 if self.runner.keeps >= ANY_NUMBER else self.runner.keeps,
         )
 
     def _affordable_pixels(self) -> int:

@@ -44,6 +44,9 @@ class Limits:
     few_batches: bool = False
     """Whether every new (views, height, width) costs preparing: then the shapes of a ladder (Recipe.ladder) are run
     in two batch sizes each, filled up with blank views."""
+    keeps: int = 0
+    """So many (views, height, width) stay ready, the least recently run goes; 0: none, or a new one costs nothing.
+    Batches of those go before others of equal right."""
 
 
 class Preparing(NamedTuple):

@@ -42,8 +42,8 @@ class _Kept:
 class Sessions:
     """Least recently used out. make: a new session; raises OutOfMemory where there is no memory for one. budget:
     bytes that all may take together. wait: waits for the device, for nothing that runs may lose its memory. free:
-    bytes that the device has left. first: a session that was made already. dropped: gets the shape of one that
-    goes."""
+    bytes that the device has left. first: a session that was made already. guess: bytes that one will take, until
+    it is measured. dropped: gets the shape of one that goes."""
 
     def __init__(
         self,
@@ -53,12 +53,13 @@ class Sessions:
         wait: Callable[[], None] = lambda: None,
         free: Callable[[], int] = lambda: 0,
         first: Any = None,
+        guess: int = 0,
         most: int = MOST,
         dropped: Callable[[Shape], None] = lambda shape: None,
     ) -> None:
         self._make, self._wait, self._free, self._dropped = make, wait, free, dropped
         self.budget, self.most = budget, most
-        self._spare = first
+        self._spare, self._guess = first, guess
         self._kept: OrderedDict[Shape, _Kept] = OrderedDict()
         self._sum = 0
         self.made = 0
@@ -73,9 +74,8 @@ class Sessions:
     @property
     def keeps(self) -> int:
         """How many there is room for, by what those at hand take."""
-        if not self._sum:
-            return self.most
-        return max(1, min(self.most, self.budget * len(self._kept) // self._sum))
+        each = self._sum // len(self._kept) if self._sum else self._guess
+        return max(1, min(self.most, self.budget // each)) if each else self.most
 
     @property
     def full(self) -> bool:

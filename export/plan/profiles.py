@@ -7,7 +7,7 @@ are split and when they stop erasing is drawn (seeded), or replayed from a run o
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -92,6 +92,8 @@ class Simulated(NamedTuple):
     stats: Stats
     changes: int
     """Batches of another (views, height, width) than the one before."""
+    prepared: int
+    """Batches of a shape that was not ready, where the backend keeps `limits.keeps` of them (0: all)."""
 
 
 def simulate(
@@ -120,7 +122,7 @@ def simulate(
     if not backend.shapes:
         raise InputError("no images to measure batches on")
     assert engine.scheduler is not None
-    return Simulated(backend.shapes, engine.scheduler.stats, backend.changes)
+    return Simulated(backend.shapes, engine.scheduler.stats, backend.changes, backend.prepared)
 
 
 def _blank(height: int, width: int) -> NDArray[np.uint8]:
@@ -143,6 +145,8 @@ class _Simulated:
     shapes: Shapes = field(default_factory=Counter)
     changes: int = 0
     last: Shape | None = None
+    prepared: int = 0
+    ready: OrderedDict[Shape, None] = field(default_factory=OrderedDict)
     queue: deque[Work] = field(default_factory=deque)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
     name: str = "simulated"
@@ -178,7 +182,16 @@ class _Simulated:
             self.shapes[shape] += 1
             self.changes += shape != self.last
             self.last = shape
+            self._run(shape)
         self.queue.append(work)
+
+    def _run(self, shape: Shape) -> None:
+        """As a runner keeps its shapes: the least recently run one goes."""
+        self.prepared += shape not in self.ready
+        self.ready[shape] = None
+        self.ready.move_to_end(shape)
+        if 0 < self.device.keeps < len(self.ready):
+            self.ready.popitem(last=False)
 
     def collect(self) -> list[Done]:
         if not self.queue:

@@ -16,7 +16,7 @@ from infercam.engine.common.errors import BackendError, BundleError, MissingExtr
 from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.runners import ort_cuda
 from infercam.engine.runners.host import HostNetwork
-from infercam.engine.runners.ort_cuda import OrtRunner, provider_options
+from infercam.engine.runners.ort_cuda import NHWC_SESSIONS, SESSION_BYTES, OrtRunner, provider_options
 from tests.engine import tiny
 from tests.host_driver import HostDriver
 
@@ -230,14 +230,14 @@ def test_the_stream_and_the_pointers_are_handed_over(gpu, tiny_bundle: Bundle, d
 
 
 def test_half_precision_is_nhwc_where_many_sessions_fit(gpu, tiny_bundle: Bundle, driver: HostDriver) -> None:
-    size = tiny_bundle.graph().stat().st_size
+    least = NHWC_SESSIONS * (tiny_bundle.graph().stat().st_size + SESSION_BYTES)
     m = tiny_bundle.manifest
     wider = m.model_copy(update={"graphs": m.graphs | {"fp16": m.graphs["fp32"]}})
     bundle = Bundle(tiny_bundle.path, wider)
     for precision, budget, nhwc in [
-        ("fp16", 64 * size, True),
-        ("fp16", 63 * size, False),
-        ("fp32", 1 << 30, False),
+        ("fp16", least, True),
+        ("fp16", least - 1, False),
+        ("fp32", 2 * least, False),
     ]:
         runner = OrtRunner(bundle, driver, precision, sessions_budget=budget)
         assert runner.nhwc == nhwc and ("prefer_nhwc" in gpu.sessions.made[-1].options[0]) == nhwc
