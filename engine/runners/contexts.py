@@ -6,12 +6,39 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from infercam.engine.device.driver import Driver
 from infercam.engine.device.graphs import Replay
 from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.runners.plan import Shape
-from infercam.engine.runners.tensorrt_api import IExecutionContext
+from infercam.engine.runners.tensorrt_api import ICudaEngine, IExecutionContext, TensorRT
+
+
+class Contexts(Protocol):
+    """How a runtime makes the contexts of an engine; their scratch memory is the runner's."""
+
+    def make(self) -> IExecutionContext | None:
+        """None where it refuses: its log says why."""
+        ...
+
+    def keep(self) -> None:
+        """Keep on disk what was compiled for them, where that is done at all."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainContexts:
+    """TensorRT's: compiled to the end when the plan was built."""
+
+    trt: TensorRT
+    engine: ICudaEngine
+
+    def make(self) -> IExecutionContext | None:
+        return self.engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+    def keep(self) -> None:
+        pass
 
 
 @dataclass

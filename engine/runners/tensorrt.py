@@ -11,21 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError
-from infercam.engine.device.driver import DeviceInfo, DeviceOutOfMemory, Driver, Pointer
+from infercam.engine.device.driver import DeviceInfo, Driver, Pointer
 from infercam.engine.device.graphs import Capture, CudaCapture, Replay
 from infercam.engine.device.probe import probe
 from infercam.engine.device.runner import InputType, OutputShape, Runner
 from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.runners import rtx
-from infercam.engine.runners.contexts import ContextPool, ContextSlot
+from infercam.engine.runners.blocks import GrowingBlock, Memory
+from infercam.engine.runners.contexts import ContextPool, Contexts, ContextSlot, PlainContexts
 from infercam.engine.runners.options import RuntimeSwitches
 from infercam.engine.runners.plan import (
     RUNTIMES,
@@ -63,39 +63,6 @@ CONTEXTS = 256
 SHARE = 0.1
 """Of the GPU's free memory that contexts may take beside their scratch memory: weights of layers in another layout,
 kernels, what a runtime keeps for a shape. It is measured as they are made."""
-
-
-class Memory(Protocol):
-    """Where scratch memory comes from: a Driver, or a pool over one."""
-
-    def allocate(self, nbytes: int) -> Pointer: ...
-    def free(self, pointer: Pointer) -> None: ...
-
-
-class Contexts(Protocol):
-    """How a runtime makes the contexts of an engine; their scratch memory is the runner's."""
-
-    def make(self) -> IExecutionContext | None:
-        """None where it refuses: its log says why."""
-        ...
-
-    def keep(self) -> None:
-        """Keep on disk what was compiled for them, where that is done at all."""
-        ...
-
-
-@dataclass(frozen=True)
-class _PlainContexts:
-    """TensorRT's: compiled to the end when the plan was built."""
-
-    trt: TensorRT
-    engine: ICudaEngine
-
-    def make(self) -> IExecutionContext | None:
-        return self.engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-
-    def keep(self) -> None:
-        pass
 
 
 def environment(info: DeviceInfo) -> Environment:
@@ -161,7 +128,7 @@ class TensorRTRunner(Runner):
         here = environment(driver.info())
         problem = misfit(record, bundle, here)
         if problem is not None:
-            build = build_command(bundle, record.precision, record.runtime)
+            build = build_command(bundle, record.precision, record.runtime, here.compute_capability)
             raise PlanError(f"{plan.folder}: {problem}; build it again: {build}")
         self.name: str = record.runtime
         self.plan = plan
@@ -186,9 +153,9 @@ class TensorRTRunner(Runner):
         self._kept_at = 1  # shapes: what was compiled is kept when there are twice as many
         self._asked: ContextSlot | None = None
         self._memory = memory or driver
-        self._scratch = _Block(driver, self._memory)
-        self._unused, self._unread = _Block(driver, self._memory), _Block(driver, self._memory)
-        self._staged = _Block(driver, self._memory), _Block(driver, self._memory)
+        self._scratch = GrowingBlock(driver, self._memory)
+        self._unused, self._unread = GrowingBlock(driver, self._memory), GrowingBlock(driver, self._memory)
+        self._staged = GrowingBlock(driver, self._memory), GrowingBlock(driver, self._memory)
         self._size = ResponseSize(bundle.manifest, self._ask)
 
     def _loaded(self) -> ICudaEngine:
@@ -200,7 +167,7 @@ class TensorRTRunner(Runner):
 
     def _context_maker(self, here: Environment) -> Contexts:
         if self.name == "tensorrt":
-            return _PlainContexts(self._trt, self._engine)
+            return PlainContexts(self._trt, self._engine)
         entry = rtx.cache_entry(self.plan.record.key, here, self._driver.info().driver_version)
         trt, engine = cast(rtx.TensorRTRTX, self._trt), cast(rtx.RtxEngine, self._engine)
         return rtx.RtxContexts(trt, engine, self._switches, entry)
@@ -257,7 +224,7 @@ class TensorRTRunner(Runner):
     @contextmanager
     def _blank(self, pixels: int, cells: int) -> Iterator[tuple[Pointer, Pointer]]:
         """Room for black views and their responses, of so many bytes."""
-        blocks = _Block(self._driver, self._memory), _Block(self._driver, self._memory)
+        blocks = GrowingBlock(self._driver, self._memory), GrowingBlock(self._driver, self._memory)
         try:
             image = blocks[0].at_least(pixels)
             self._driver.zero(image, pixels)
@@ -410,33 +377,6 @@ class TensorRTRunner(Runner):
                 raise PlanError(f"{self.plan.folder}: '{name}' is not of the recorded type; build it again")
         if engine.num_optimization_profiles != len(self._profiles):
             raise PlanError(f"{self.plan.folder}: the plan has not the recorded profiles; build it again")
-
-
-class _Block:
-    """One piece of device memory that grows; only the stream's work uses it."""
-
-    def __init__(self, driver: Driver, memory: Memory) -> None:
-        self._driver, self._memory = driver, memory
-        self._pointer: Pointer | None = None
-        self.nbytes = 0
-
-    def at_least(self, nbytes: int) -> Pointer:
-        """Its address, after it has grown where needed; raises OutOfMemory and is empty then."""
-        if self._pointer is None or nbytes > self.nbytes:
-            if self._pointer is not None:
-                self._driver.record().wait()  # work in flight may still use it; growing is rare
-                self.release()
-            try:
-                self._pointer = self._memory.allocate(max(nbytes, 256))
-            except DeviceOutOfMemory as e:
-                raise OutOfMemory(str(e)) from None
-            self.nbytes = max(nbytes, 256)
-        return self._pointer
-
-    def release(self) -> None:
-        if self._pointer is not None:
-            self._memory.free(self._pointer)
-        self._pointer, self.nbytes = None, 0
 
 
 def _deserialise(runtime: Runtime, log: Log, plan: Plan, data: bytes) -> ICudaEngine:
