@@ -22,7 +22,7 @@ from infercam.engine.bundle import Bundle, Manifest, file_entry
 from infercam.export import from_torch
 from infercam.export.make_bundle import ExportSettings, make_bundle
 from infercam.export.plan.build import BuildRequest, build_plan
-from infercam.export.plan.profiles import Reach, choose_profiles, ladder_shapes
+from infercam.export.plan.profiles import ladder_profiles
 from infercam.export.plan.rtx import rtx_maker
 from infercam.export.precision import half, quantise
 from tests.export.plan.networks import NETWORKS, network
@@ -75,10 +75,7 @@ def with_graph(bundle: Bundle, precision: str, model: onnx.ModelProto, folder: P
 
 def built(bundle: Bundle, precision: str, cache: Path, targets: str | None = None):
     """The plan of the ladder's profiles, after all has been checked that can be read of it without a driver."""
-    shapes = ladder_shapes(bundle.manifest)
-    sizes = bundle.manifest.input
-    reach = Reach(sizes.smallest, max(max(s[1:]) for s in shapes))
-    profiles = choose_profiles(shapes, bundle.manifest, 2, reach)
+    profiles = ladder_profiles(bundle.manifest, 2)
     plan = build_plan(
         BuildRequest(bundle, precision, profiles, list, cache=cache, rtx=rtx_maker(targets)), None
     ).plan
