@@ -334,6 +334,20 @@ def choose_profiles(
     return list(dict.fromkeys([*(_profile(g, sizes) for g in groups), _whole_range(shapes, sizes, reach)]))
 
 
+def ladder_profiles(
+    manifest: Manifest,
+    count: int = PROFILES,
+    largest: int | None = None,
+    limits: Limits = DEVICE_LIMITS,
+    smallest: int | None = None,
+) -> list[Profile]:
+    """At most `count` profiles of the ladder's shapes (`ladder_shapes`); the last takes every size from `smallest`
+    (default: the network's smallest) to the largest rung."""
+    shapes = ladder_shapes(manifest, largest, limits)
+    longest = max(max(shape[1:]) for shape in shapes)
+    return choose_profiles(shapes, manifest, count, Reach(smallest or manifest.input.smallest, longest))
+
+
 def coverage(profiles: Sequence[Profile], shapes: Shapes) -> list[float]:
     """Share of the batches that each profile runs; what is missing to 1 fits none."""
     total = shapes.total()

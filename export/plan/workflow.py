@@ -25,7 +25,7 @@ from infercam.engine.inputs import SourceSettings
 from infercam.engine.method.backend import Limits
 from infercam.engine.method.geometry import ViewSizes
 from infercam.engine.method.recipe import Mode, Recipe, checked_mode, recipe
-from infercam.engine.runners.plan import RUNTIMES, PlanOptions, Precision, Profile
+from infercam.engine.runners.plan import RUNTIMES, PlanOptions, Precision
 from infercam.engine.runners.tensorrt_api import require_tensorrt
 from infercam.export.compare import TOLERANCES, Sample, Tolerance, read_samples
 from infercam.export.plan.build import BuildRequest, BuildWatch, Built, build_plan
@@ -36,7 +36,7 @@ from infercam.export.plan.profiles import (
     Reach,
     Shapes,
     choose_profiles,
-    ladder_shapes,
+    ladder_profiles,
     record,
     simulate,
     smallest_view,
@@ -84,7 +84,9 @@ def build_from_settings(
     try:
         limits = replace(DEVICE_LIMITS, batch_pixels=s.batch_pixels)
         if images is None:
-            tuned, shapes = _of_ladder(loaded, chosen, s, limits), None
+            m = loaded.manifest
+            smallest = smallest_view(chosen, ViewSizes.of_network(m.input))
+            tuned, shapes = ladder_profiles(m, s.profiles, s.largest_view, limits, smallest), None
             count, samples = s.check_images, lambda: _scenes(s.check_images)
         else:
             check, masks = spread(images, s.check_images), _masks_fit(images, loaded)
@@ -122,17 +124,6 @@ def _images(source: SourceSettings, s: BuildSettings) -> Source | None:
         if given:
             raise InputError(f"{option}: needs images (--images, --voc or --list)")
     return None
-
-
-def _of_ladder(bundle: Bundle, recipe: Recipe, s: BuildSettings, limits: Limits) -> list[Profile]:
-    """Profiles of the ladder's rungs; the last takes every size up to the largest of them, from the recipe's
-    smallest tile on."""
-    m = bundle.manifest
-    shapes = ladder_shapes(m, s.largest_view, limits)
-    largest = max(max(shape[1:]) for shape in shapes)
-    return choose_profiles(
-        shapes, m, s.profiles, Reach(smallest_view(recipe, ViewSizes.of_network(m.input)), largest)
-    )
 
 
 def _scenes(count: int) -> Iterator[Sample]:
