@@ -18,8 +18,8 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[cpu,plot,export,train,crf,serve,coco,dev]'
-	@$(BIN)/python -m pip install -q -e '.[rtx]' \
-	|| echo "TensorRT-RTX cannot be installed here: tests that build plans will be skipped"
+	@$(BIN)/python -m pip install -q -e '.[rtx,graphs]' \
+	|| echo "TensorRT-RTX or cuda-python cannot be installed here: tests that need them will be skipped"
 	touch $@ $(VENV)/.demo
 
 $(VENV)/.all: $(VENV)/.dev
