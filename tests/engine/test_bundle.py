@@ -183,6 +183,12 @@ def test_no_manifest_and_no_folder(tmp_path):
         ({"classes": []}, "classes"),
         ({"classes": ["cat", "cat"]}, "class names repeat"),
         ({"per_image_bias": True}, "depends on the image"),
+        ({"decomposition": "none"}, "'cam' does not go with decomposition 'none'"),
+        ({"method": "patch-tokens"}, "does not go with decomposition 'mean'"),
+        (
+            {"decomposition": "none", "method": "patch-tokens", "per_image_bias": True, "bias": [0, 0]},
+            "needs a decomp",
+        ),
         ({"bias": [0.0]}, "1 biases for 2 classes"),
         ({"stride": 0}, "stride"),
         ({"stride": -8}, "stride"),

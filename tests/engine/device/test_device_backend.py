@@ -123,6 +123,18 @@ def test_scores_of_a_bundle_with_a_bias_of_each_image(
     np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-5)
 
 
+def test_scores_of_a_bundle_without_a_decomposition(tmp_path: Path, device_engine: MakeEngine) -> None:
+    """Neither do they here, whatever bias the manifest names: it is the linear layer's."""
+    built = tiny.build(tmp_path / "b")
+    changes = {"decomposition": "none", "method": "patch-tokens", "bias": [9.0] * len(built.manifest.classes)}
+    bundle = Bundle(built.path, built.manifest.model_copy(update=changes))
+    x = np.random.default_rng(0).standard_normal((3, 3, 33, 47), dtype=np.float32)
+    with LiveEngine(device_engine(bundle, most=2)) as live:
+        scores = live.infer(x).result().scores
+    with LiveEngine(Engine.load(built, "cpu")) as live:
+        np.testing.assert_allclose(scores, live.infer(x).result().scores, atol=1e-5)
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("recipe", "mode", "key"),
