@@ -24,10 +24,11 @@ from infercam.engine.evaluation.evaluate import (
     evaluate_store,
 )
 from infercam.engine.evaluation.evaluate_labels import evaluate_labels, holds_labels
-from infercam.engine.evaluation.explanations import ExplanationSettings, score_explanations
 from infercam.engine.evaluation.label_folder import LabelFolder
 from infercam.engine.evaluation.plots import check_plot, plot_evaluation
-from infercam.engine.evaluation.tables import print_explanations, print_labels, print_maps
+from infercam.engine.evaluation.tables import print_labels, print_maps
+from infercam.engine.explanations.evaluate import ExplanationSettings, score_explanations
+from infercam.engine.explanations.table import print_explanations
 from infercam.engine.inputs import GroundTruthSettings, SourceSettings
 from infercam.engine.store.open_maps import open_maps
 

@@ -14,10 +14,10 @@ from PIL import Image
 from infercam.engine.api import Engine
 from infercam.engine.common.errors import InputError
 from infercam.engine.data.voc_xml import read_objects
-from infercam.engine.evaluation.explanations import evaluate_explanations, pointing
-from infercam.engine.evaluation.insertion import area, insertion_deletion, network_inputs, ranks
 from infercam.engine.evaluation.label_png import write_label
-from infercam.engine.evaluation.pointing import ClassBox, pointed, region_of_boxes, region_of_mask
+from infercam.engine.explanations.evaluate import evaluate_explanations, pointing
+from infercam.engine.explanations.insertion import area, insertion_deletion, network_inputs, ranks
+from infercam.engine.explanations.pointing import ClassBox, pointed, region_of_boxes, region_of_mask
 from infercam.engine.live import LiveEngine
 from infercam.engine.method import reference
 from infercam.engine.store.mapstore import MapRecord, MapStore

@@ -20,8 +20,8 @@ from infercam.engine.data import voc
 from infercam.engine.data.images import read_image
 from infercam.engine.data.sources import voc_source
 from infercam.engine.data.voc_xml import read_objects
-from infercam.engine.evaluation.insertion import FILLS, Fill, insertion_deletion
-from infercam.engine.evaluation.pointing import ClassBox, pointed, region_of_boxes, region_of_mask
+from infercam.engine.explanations.insertion import FILLS, Fill, insertion_deletion
+from infercam.engine.explanations.pointing import ClassBox, pointed, region_of_boxes, region_of_mask
 from infercam.engine.inputs import GroundTruthSettings, SourceSettings
 from infercam.engine.live import LiveEngine
 from infercam.engine.store.mapstore import MapStore
