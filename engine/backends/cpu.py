@@ -262,6 +262,8 @@ class CpuBackend:
         if state.accumulated is None:
             state.accumulated = n
         else:
+            if recipe.compete:
+                host_ops.compete_in_place(n, state.accumulated)
             join = np.maximum if recipe.accumulate == "max" else np.add
             join(state.accumulated, n, out=state.accumulated)
             assert state.erased is not None

@@ -571,6 +571,7 @@ def _accumulate_item(tile: Tile) -> Accumulate:
         erased=state.erased if keeps else 0,
         first=first,
         mode=recipe.accumulate,
+        compete=recipe.compete,
         threshold=recipe.threshold,
         locate=tile.locates and first,
     )

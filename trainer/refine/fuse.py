@@ -19,9 +19,9 @@ def fused(maps: Float, saliency: NDArray[np.uint8], rule: SaliencyRule) -> Float
     """K×H×W float32 in 0..1 of K maps and a saliency map H×W uint8 (255: salient)."""
     salient = saliency.astype(np.float32) / np.float32(255)
     if rule == "mean":
-        return (maps + salient) / np.float32(2)
+        return np.asarray((maps + salient) / 2, np.float32)
     if rule == "product":
-        return maps * salient
+        return np.asarray(maps * salient, np.float32)
     total = maps.sum(axis=0, keepdims=True)
     shares = np.divide(maps, total, out=np.full_like(maps, 1 / max(1, len(maps))), where=total > 0)
-    return shares * salient
+    return np.asarray(shares * salient, np.float32)

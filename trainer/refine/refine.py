@@ -103,6 +103,15 @@ def _check(config: RefineConfig, photos: Photos | None, saliency: Path | None, a
         check_crf()
 
 
+def by_photo(maps: Float, image: NDArray[np.uint8], config: RefineConfig) -> Float:
+    """Maps K×H×W after what looks at the photo's colours (H×W×3 uint8 RGB): PAR, the dense CRF."""
+    if config.par is not None:
+        maps = pixel_adaptive(image, maps, config.par)
+    if config.crf is not None:
+        maps = refine(image, with_background(maps, config.crf_alpha), config.crf)[1:]
+    return maps
+
+
 @dataclass(frozen=True)
 class _Refiner:
     """What a process of the pool does for one photo; `walked` is this process's part."""
@@ -116,12 +125,7 @@ class _Refiner:
     def __call__(self, id: str, fingerprint: str, walked: MapRecord | None) -> None:
         record = walked or self._fused(id)
         if self.photos is not None and (self.config.par or self.config.crf):
-            image = self.photos.image(id)
-            if self.config.par is not None:
-                record.maps = pixel_adaptive(image, record.maps, self.config.par)
-            if self.config.crf is not None:
-                scores = with_background(record.maps, self.config.crf_alpha)
-                record.maps = refine(image, scores, self.config.crf)[1:]
+            record.maps = by_photo(record.maps, self.photos.image(id), self.config)
         self.target.write(record, fingerprint)
 
     def walked(self, id: str, network: AffinityNet) -> MapRecord:

@@ -35,6 +35,8 @@ EXOTIC = {
     "same size twice": Recipe(views=Views(scales=(1.0, 1.0, 0.75)), mask_cascade=True),
     "later views": Recipe(later_views=Views(scales=(1.0, 0.5), mirror=False), snap=8, overlap=0.2),
     "sum with whole": Recipe(accumulate="sum", iterations=3, split="paper", whole="max"),
+    "compete": Recipe(accumulate="mean", iterations=3, compete=True, split="none", threshold=0.4),
+    "compete, max": Recipe(iterations=3, compete=True, threshold=0.4),
     "mean": Recipe(accumulate="mean", iterations=3, peak_floor=0.5, whole="mean", whole_iterations=2),
 }
 
