@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from infercam.engine.api import Engine
 from infercam.engine.backends.cpu import CpuBackend
-from infercam.engine.backends.device import BATCH_PIXELS, DEPTH, IMAGES, PATIENCE
+from infercam.engine.backends.device import DEPTH
+from infercam.engine.backends.device_limits import BATCH_PIXELS, IMAGES, PATIENCE
 from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.common.errors import InputError
 from infercam.engine.data.images import read_image
