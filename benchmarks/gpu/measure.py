@@ -57,7 +57,7 @@ from infercam.benchmarks.gpu.rig import (
 )
 from infercam.benchmarks.yardsticks import pytorch_loop
 from infercam.engine.api import Engine
-from infercam.engine.backends.device import BATCH_PIXELS
+from infercam.engine.backends.device_limits import BATCH_PIXELS
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError
 from infercam.engine.device.driver import Driver

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from infercam.engine.backends.device_limits import device_limits
 from infercam.engine.backends.shape_memory import ShapeMemory
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import InfercamError
@@ -47,7 +48,7 @@ from infercam.engine.device.staging import Downloads, Landing, Uploads
 from infercam.engine.method import host_ops
 from infercam.engine.method.backend import Limits, OutOfMemory, Preparing
 from infercam.engine.method.geometry import Box, ViewSizes
-from infercam.engine.method.recipe import Mode, Recipe
+from infercam.engine.method.recipe import RECIPES, Mode, Recipe
 from infercam.engine.method.task import (
     Advance,
     Done,
@@ -68,13 +69,8 @@ Float = NDArray[np.float32]
 
 DEPTH = 3
 """Batches enqueued and not finished: one runs, the others are there when it ends, whatever the host does."""
-BATCH_PIXELS = 6_000_000
-"""Network pixels that fill a large GPU; more only takes memory, and fewer make more distinct batches of a ladder."""
-IMAGES, PATIENCE = 256, 64
-"""Images in flight, as far as the budget has room for them, and turns that a view waits for a fuller batch: with 64
-and 8, 300 VOC photos by `released` on a ladder make twice as many batches (benchmarks/gpu/model.py)."""
-ACTIVATIONS = 1024
-"""Bytes that a network is taken to need per input pixel. A wrong guess costs a halving, nothing else."""
+TYPICAL = (375, 500)
+"""Height and width of an image by which the number in flight is chosen."""
 
 
 class _Awaited(NamedTuple):
@@ -91,7 +87,7 @@ class DeviceBackend:
     """See method/backend.py: Backend. Takes over `driver` and `runner`: closes them when it is closed.
 
     budget: bytes of device memory for images and batches, beside the network's own (default: a share of what is
-    free now). batch_pixels: network pixels of a batch (default: what the budget allows, at most BATCH_PIXELS).
+    free now). batch_pixels: network pixels of a batch (default: see device_limits).
     """
 
     def __init__(
@@ -130,7 +126,8 @@ class DeviceBackend:
             self.uploads = Uploads(driver)
             self.downloads = Downloads(driver)
             self._ops = Ops(driver, spec, self.pool, self.uploads)
-        self._batch_pixels = batch_pixels or self._affordable_pixels()
+        self._asked_pixels = batch_pixels
+        self._batch_pixels = self.limits.batch_pixels
 
     @property
     def precision(self) -> str:
@@ -138,35 +135,32 @@ class DeviceBackend:
 
     @property
     def limits(self) -> Limits:
-        return Limits(
-            batch_pixels=self._batch_pixels,
-            batch_views=64 if self.manifest.input.dynamic_batch else 1,
-            memory=self.pool.budget // 2,
-            images=IMAGES,
-            patience=PATIENCE,
-            few_batches=True,
-            keeps=0 if self.runner.keeps >= ANY_NUMBER else self.runner.keeps,
-        )
-
-    def _affordable_pixels(self) -> int:
-        """A quarter of the budget in one batch: input, responses, and what the network may need itself."""
         classes, cell = len(self.manifest.classes), self.manifest.stride**2
-        per_pixel = 3 * self._input_itemsize + 4 * classes / cell + ACTIVATIONS
-        return max(1, min(BATCH_PIXELS, int(self.pool.budget / 4 / per_pixel)))
+        keeps = self.runner.keeps
+        return device_limits(
+            self.pool.budget,
+            3 * self._input_itemsize + 4 * classes / cell,
+            self._device_bytes(*TYPICAL, RECIPES["released"], 2),
+            dynamic_batch=self.manifest.input.dynamic_batch,
+            batch_pixels=self._asked_pixels,
+            keeps=0 if keeps >= ANY_NUMBER else keeps,
+        )
 
     @property
     def _input_itemsize(self) -> int:
         return np.dtype(self.runner.input_type).itemsize
 
     def estimate(self, image: ImageTask) -> int:
-        """Device bytes. Tiles overlap: together they have up to about 2.5 times the image's pixels."""
-        area, recipe, classes = image.height * image.width, image.recipe, max(1, len(image.classes))
+        return self._device_bytes(image.height, image.width, image.recipe, max(1, len(image.classes)))
+
+    def _device_bytes(self, height: int, width: int, recipe: Recipe, classes: int) -> int:
+        """Of an image in flight. Tiles overlap: together they have up to about 2.5 times the image's pixels."""
         scales = {*recipe.views.scales, *recipe.first_of_tile().scales, *recipe.later().scales}
         seen = sum(s * s for s in scales)
         pictures = 3 * seen
         lows = 4 * classes * seen / self.manifest.stride**2
         accumulated = 4 * classes + 1
-        return round(area * (3 + 2.5 * (pictures + lows + accumulated) + 4 * classes))
+        return round(height * width * (3 + 2.5 * (pictures + lows + accumulated) + 4 * classes))
 
     @contextmanager
     def _using(self) -> Iterator[None]:
@@ -317,8 +311,8 @@ class DeviceBackend:
             "batch_pixels": self._batch_pixels,
         }
 
-    def scores(self, pixels: NDArray[np.uint8]) -> Float:
-        size = self.sizes.of(*pixels.shape[:2])
+    def scores(self, pixels: NDArray[np.uint8], ladder: bool = False) -> Float:
+        size = self.sizes.of(pixels.shape[0], pixels.shape[1], ladder=ladder)
         height, width = size
         classes = len(self.manifest.classes)
         sizes = (pixels.size, picture_nbytes(size), 3 * height * width * self._input_itemsize, 4 * classes)

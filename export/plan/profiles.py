@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from infercam.engine.api import Engine
 from infercam.engine.backends.cpu import CpuBackend
-from infercam.engine.backends.device import BATCH_PIXELS, DEPTH, IMAGES, PATIENCE
+from infercam.engine.backends.device import DEPTH
+from infercam.engine.backends.device_limits import BATCH_PIXELS, IMAGES, PATIENCE
 from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.common.errors import InputError
 from infercam.engine.data.images import read_image
@@ -224,7 +225,7 @@ class _Simulated:
     def release(self, image: ImageTask) -> None:
         pass
 
-    def scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def scores(self, pixels: NDArray[np.uint8], ladder: bool = False) -> NDArray[np.float32]:
         raise NotImplementedError("nothing is inferred")
 
     def describe(self) -> dict[str, object]:

@@ -6,11 +6,14 @@ import json
 import subprocess
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from infercam.benchmarks.gpu import model
 from infercam.benchmarks.gpu.model import predicted, read_rates, read_sizes, report, simulated
+from infercam.engine.backends.device_limits import device_limits
 from infercam.engine.common.errors import InputError
 from infercam.engine.method.recipe import recipe
 from infercam.export.plan import profiles
@@ -82,6 +85,20 @@ def test_what_is_ready_goes_first_where_not_all_is_kept(sizes, ladder, keeps, pl
     assert prepared > plain and found.prepared < most
     assert found.stats.pixels == pytest.approx(by_age.stats.pixels, rel=0.02)
     assert found.stats.views / found.stats.batches > 0.85 * by_age.stats.views / by_age.stats.batches
+
+
+@pytest.mark.parametrize("gigabytes", [2, 4, 8, 24, 80])
+def test_small_devices_have_full_batches_too(sizes, gigabytes: int) -> None:
+    """Images in flight and batches by the memory, `released` at stride 8 with 20 classes; memory itself is
+    simulated by the number of images."""
+    budget, typical = int(0.56 * gigabytes * (1 << 30)), 17 << 20
+    limits = device_limits(budget, 7.25, typical, host_memory=64 << 30)
+    limits = replace(limits, images=min(limits.images, limits.memory // typical), memory=1 << 40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "DEVICE_LIMITS", limits)
+        found = report(sizes, recipe("released", ladder=True), "both", read_rates())
+    assert found["waste"] <= 0.1 and found["distinct_batches"] <= 150
+    assert found["mpx_per_batch"] > (1.8 if gigabytes >= 24 else 0.2)
 
 
 def test_the_command(tmp_path: Path) -> None:
