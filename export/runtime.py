@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import onnx
@@ -13,6 +14,15 @@ from infercam.engine.common.errors import MissingExtra
 from infercam.engine.runners.ort_errors import problem
 
 _IN_MEMORY = 1 << 30  # protobuf cannot serialise 2 GB; half of that leaves room for a copy
+
+
+WEIGHTS_FOLDER = "infercam.weights"
+"""In the metadata of a model whose large weights are in a file (graph/shelf.py): the file's folder."""
+
+
+def weights_folder(model: onnx.ModelProto) -> str | None:
+    """Where the weights of such a model are; None for a model that has its own."""
+    return next((p.value for p in model.metadata_props if p.key == WEIGHTS_FOLDER), None)
 
 
 class RunError(Exception):
@@ -55,12 +65,16 @@ class GraphSession:
         providers = ["CPUExecutionProvider"]
         if isinstance(model, Path):
             return make(str(model), options, providers=providers)
-        if _weights(model) < _IN_MEMORY:
+        folder = weights_folder(model)
+        if folder is None and _weights(model) < _IN_MEMORY:
             return make(model.SerializeToString(), options, providers=providers)
-        with tempfile.TemporaryDirectory(prefix="infercam-") as folder:
-            file = Path(folder) / "model.onnx"
+        with tempfile.TemporaryDirectory(prefix="infercam-") as other:
+            file = Path(folder or other) / f"{uuid4().hex}.onnx"
             save(model, file)
-            return make(str(file), options, providers=providers)
+            try:
+                return make(str(file), options, providers=providers)
+            finally:
+                file.unlink()
 
     def run(self, x: np.ndarray, outputs: list[str] | None = None) -> list[np.ndarray]:
         """The outputs of those names (all by default) for one input array; raises RunError."""
@@ -106,7 +120,7 @@ def save(model: onnx.ModelProto, file: Path, *, limit: int = _IN_MEMORY, inline:
     traced from, folders of that machine included) does not go with it.
     """
     model = _without_notes(model)
-    if _weights(model) < limit:
+    if _weights(model) < limit or weights_folder(model):
         file.write_bytes(model.SerializeToString())
         return [file]
     data = file.with_name(f"{file.name}.data")

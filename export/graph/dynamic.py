@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.index import Graph, Shape, label
@@ -27,7 +26,7 @@ Size = tuple[int, int]
 
 _BASES = (64, 128, 224, 256, 192, 299, 320, 384, 448, 512)
 """Sides tried where the model declares none."""
-_USUAL = (224, 256, 192, 299, 320, 384, 448, 512, 64, 128)
+USUAL = (224, 256, 192, 299, 320, 384, 448, 512, 64, 128)
 """Sides tried, in this order, where a size must be chosen for good."""
 _MULTIPLES = (16, 32, 64, 96, 128, 192, 224, 256, 384)
 _BATCH = 3
@@ -70,12 +69,17 @@ class _Prevented(Exception):
     """Why a dimension cannot be free."""
 
 
-class _Grid(NamedTuple):
-    """Sizes that run: `base` and what is larger by multiples of `multiple`."""
+@dataclass(frozen=True)
+class _Found:
+    """A graph whose height and width (and batch, unless `no_batch` says why not) are free, and where it runs: sides
+    from `smallest` up, multiples of `multiple`; `base` is a cheap one of them."""
 
+    model: ModelProto
     base: Size
     multiple: int
+    smallest: int
     stride: int
+    no_batch: str | None = None
 
     def __str__(self) -> str:
         return f"are multiples of {self.multiple}"
@@ -88,80 +92,84 @@ def find_sizes(model: ModelProto, picture: str, *, classes: int, wishes: SizeWis
     the size wished for, or where its response is a single cell.
     """
     n = _declared(model, picture)[0] or 1
-    notes: list[str] = []
     free = wishes.free and not wishes.size
-    grid, problem = _free_sizes(model, picture, classes) if free else (None, "")
-    base = grid.base if grid else _chosen_size(model, picture, wishes)
-    if problem:
-        notes.append(f"height and width {grid or 'fixed at {}x{}'.format(*base)}: {problem}")
-    free_batch = _free_batch(model, picture, Dims(n, *base), classes, notes)
-    if free_batch and grid:
-        try:
-            _try(model, picture, Dims(n, *base), classes, batch=True, multiple=grid.multiple)
-        except _Prevented as e:
-            notes.append(f"height and width fixed at {base[0]}x{base[1]} (batch is free instead): {e}")
-            grid = None
-    stride = grid.stride if grid else _fixed_stride(model, n, base, classes, notes)
-    final = _freed(model, picture, Dims(n, *base), batch=free_batch, size=bool(grid))
-    return Sizes(
-        model=final,
-        stride=stride,
-        dynamic_batch=free_batch,
-        height=None if grid else base[0],
-        width=None if grid else base[1],
-        base=base,
-        smallest=_smallest(final, 1 if free_batch else n, grid) if grid else 1,
-        multiple=grid.multiple if grid else 1,
-        notes=notes,
-    )
+    found, problem = _free_sizes(model, picture, classes) if free else (None, "")
+    all_free = found is not None and found.no_batch is None
+    size = found.base if found is not None and all_free else _chosen_size(model, picture, wishes)
+    notes = [f"height and width {found or 'fixed at {}x{}'.format(*size)}: {problem}"] if problem else []
+    freed = None if all_free else _free_batch(model, picture, Dims(n, *size), classes, notes)
+    if found is not None and freed is not None:
+        notes.append(
+            f"height and width fixed at {size[0]}x{size[1]} (batch is free instead): {found.no_batch}"
+        )
+        found = None
+    if found is not None:
+        return Sizes(
+            model=found.model,
+            stride=found.stride,
+            dynamic_batch=found.no_batch is None,
+            height=None,
+            width=None,
+            base=found.base,
+            smallest=found.smallest,
+            multiple=found.multiple,
+            notes=notes,
+        )
+    if declared_size(model, picture) is None:
+        _refuse_or_note_one_size(model, size, notes)
+    stride = _fixed_stride(model, n, size, classes, notes)
+    final = freed or _freed(model, picture, Dims(n, *size), batch=False, size=False)
+    return Sizes(final, stride, freed is not None, *size, base=size, notes=notes)
 
 
-def _smallest(final: ModelProto, n: int, grid: _Grid) -> int:
-    with Trials(final, n) as trials:
-        return smallest_side(trials, min(grid.base), grid.multiple)
-
-
-def _free_sizes(model: ModelProto, picture: str, classes: int) -> tuple[_Grid | None, str]:
+def _free_sizes(model: ModelProto, picture: str, classes: int) -> tuple[_Found | None, str]:
     """Any size, or any multiple of one, or None; and what prevents that any size runs, if something does."""
     n, h, w = _declared(model, picture)
     if h and w:
         base = (h, w)
-        _session(model)
     else:
         with Trials(model, n or 1) as trials:
             base = _first_that_runs(trials, [(h or side, w or side) for side in _BASES])
     try:
-        return _Grid(base, 1, _try(model, picture, Dims(n or 1, *base), classes, multiple=1)), ""
+        return _try_sizes(model, picture, Dims(n or 1, *base), classes, 1), ""
     except _Prevented as e:
         return _multiples(model, picture, n or 1, classes) if h is None and w is None else None, str(e)
 
 
-def _multiples(model: ModelProto, picture: str, n: int, classes: int) -> _Grid | None:
+def _try_sizes(model: ModelProto, picture: str, dims: Dims, classes: int, multiple: int) -> _Found:
+    """Free batch, height and width, or the latter two alone."""
+    try:
+        return _try(model, picture, dims, classes, batch=True, multiple=multiple)
+    except _Prevented as e:
+        return replace(_try(model, picture, dims, classes, multiple=multiple), no_batch=str(e))
+
+
+def _multiples(model: ModelProto, picture: str, n: int, classes: int) -> _Found | None:
     """The least side whose multiples all run, of a model that declares no size."""
     with Trials(model, n) as trials:
-        for multiple in _MULTIPLES:
-            side = multiple * -(-_BASES[0] // multiple)
-            if not (trials.runs(side, side) and trials.runs(side + multiple, side + 2 * multiple)):
-                continue
-            try:
-                dims = Dims(n, side, side)
-                return _Grid((side, side), multiple, _try(model, picture, dims, classes, multiple=multiple))
-            except _Prevented:
-                continue
+        sides = {m: m * -(-_BASES[0] // m) for m in _MULTIPLES}
+        runs = [m for m, s in sides.items() if trials.runs(s, s) and trials.runs(s + m, s + 2 * m)]
+    for multiple in runs:
+        try:
+            return _try_sizes(model, picture, Dims(n, sides[multiple], sides[multiple]), classes, multiple)
+        except _Prevented:
+            continue
     return None
 
 
-def _free_batch(model: ModelProto, picture: str, dims: Dims, classes: int, notes: list[str]) -> bool:
+def _free_batch(
+    model: ModelProto, picture: str, dims: Dims, classes: int, notes: list[str]
+) -> ModelProto | None:
+    """The graph with a free batch; None, with a note, where it is 1 for good."""
     try:
-        _try(model, picture, dims, classes, batch=True)
+        return _try(model, picture, dims, classes, batch=True).model
     except _Prevented as e:
         if dims.n != 1:
             raise ExportError(
                 f"the batch of {dims.n} cannot be made free ({e}); export the model with a batch of 1"
             ) from None
         notes.append(f"batch fixed at 1: {e}")
-        return False
-    return True
+        return None
 
 
 def _chosen_size(model: ModelProto, picture: str, wishes: SizeWishes) -> Size:
@@ -177,25 +185,52 @@ def _chosen_size(model: ModelProto, picture: str, wishes: SizeWishes) -> Size:
         return h, w
     own = wishes.own or _own_size(model)
     with Trials(model, n or 1) as trials:
-        sizes = [(h or side, w or side) for side in _USUAL]
+        sizes = [(h or side, w or side) for side in USUAL]
         return _first_that_runs(trials, [own, *sizes] if own else sizes)
 
 
 def _own_size(model: ModelProto) -> Size | None:
-    """What the model says of its size although its input is free: in its metadata, or by resizing its picture."""
+    """What a model of free input says of its size: in its metadata, or by what it does to the picture."""
     for entry in model.metadata_props:
         if entry.key in ("imgsz", "image_size", "input_size", "img_size"):
             sides = [int(v) for v in re.findall(r"\d+", entry.value)][-2:]
             if sides and min(sides) >= 1:
                 return sides[0], sides[-1]
+    found = _brought_to_one_size(model)
+    return found[1] if found else None
+
+
+def _brought_to_one_size(model: ModelProto) -> tuple[NodeProto, Size] | None:
+    """A node that resizes or crops every picture to one size, and that size."""
     graph = Graph(model)
-    for node in model.graph.node:
-        shape = graph.shape(node.output[0]) if node.op_type == "Resize" else None
-        if shape and len(shape) == 4 and shape[1] == 3:
-            h, w = shape[2:]
-            if isinstance(h, int) and isinstance(w, int):
-                return h, w
+    nodes = [n for n in model.graph.node if n.op_type in ("Resize", "Slice") and graph.rank(n.output[0]) == 4]
+    for node in nodes:
+        shape = graph.shape(node.output[0]) or ()
+        if 3 not in (shape[1], shape[3]):
+            continue
+        if None in shape or any(isinstance(d, str) for d in shape[1:]):
+            runs = graph.observed([node.output[0]]).runs
+            seen = {r.shapes[node.output[0]][1:]: r.side for r in runs}
+            if len(seen) != 1 or len({r.side for r in runs}) < 2:
+                continue
+            shape = (0, *next(iter(seen)))
+        h, w = shape[2:] if shape[1] == 3 else shape[1:3]
+        if isinstance(h, int) and isinstance(w, int):
+            return node, (h, w)
     return None
+
+
+def _refuse_or_note_one_size(model: ModelProto, size: Size, notes: list[str]) -> None:
+    """Of a graph of fixed size that brings its pictures to one size by itself: what to cut off."""
+    found = _brought_to_one_size(model)
+    if found is None:
+        return
+    node, own = found
+    text = f"{label(node)} brings every picture to {own[0]}x{own[1]}"
+    cure = "export the model without it, and any size may run"
+    if node.op_type == "Slice" and own != size:
+        raise ExportError(f"{text} by cutting, which a map of {size[0]}x{size[1]} pixels cannot show: {cure}")
+    notes.append(f"{text}: {cure}")
 
 
 def _first_that_runs(trials: Trials, sizes: list[Size]) -> Size:
@@ -215,6 +250,12 @@ def _declared(model: ModelProto, picture: str) -> tuple[int | None, int | None, 
     shape: Shape = Graph(model).shape(picture) or (None,) * 4
     n, h, w = (d if isinstance(d, int) and d > 0 else None for d in (shape[0], shape[2], shape[3]))
     return n, h, w
+
+
+def declared_size(model: ModelProto, picture: str) -> Size | None:
+    """Height and width of the picture, where both are numbers."""
+    _, h, w = _declared(model, picture)
+    return (h, w) if h and w else None
 
 
 def _session(model: ModelProto) -> GraphSession:
@@ -238,18 +279,18 @@ def _freed(model: ModelProto, picture: str, dims: Dims, *, batch: bool, size: bo
 
 def _try(
     model: ModelProto, picture: str, dims: Dims, classes: int, *, batch: bool = False, multiple: int = 0
-) -> int:
-    """Free the batch, or height and width (in multiples of `multiple`), or both, and run; returns the measured
-    stride (0 if only the batch is free)."""
+) -> _Found:
+    """Free the batch, or height and width (in multiples of `multiple`), or both, and run; raises _Prevented."""
     size = bool(multiple)
     freed = _freed(model, picture, dims, batch=batch, size=size)
+    found = _Found(freed, (dims.h, dims.w), max(multiple, 1), 1, 0)
     try:
         session = GraphSession(freed)
-        batches = (1, _BATCH) if batch else (dims.n,)
-        stride = _measured_stride(session, dims, classes, multiple) if size else 0
-        for n, h, w in _shapes(dims, batches, stride, multiple):
-            _probe(session, n, h, w, classes, compare=batch, stride=stride)
-        return stride
+        if size:
+            found = _measured(session, found, dims, classes)
+        for n, h, w in _shapes(dims.n, found, batch=batch):
+            _probe(session, n, h, w, classes, compare=batch, stride=found.stride)
+        return found
     except RunError as e:
         raise _Prevented(str(e)) from None
     except _Prevented as e:
@@ -259,22 +300,30 @@ def _try(
         raise _Prevented(f"{e}, because of {label(node)}" if node is not None else str(e)) from None
 
 
-def _shapes(
-    dims: Dims, batches: tuple[int, ...], stride: int, multiple: int
-) -> Iterator[tuple[int, int, int]]:
+def _measured(session: GraphSession, found: _Found, dims: Dims, classes: int) -> _Found:
+    """With the least side that runs, a base near it, for that is cheap, and the stride."""
+    _probe(session, dims.n, dims.h, dims.w, classes, compare=False, stride=0)
+    with Trials(found.model, dims.n) as trials:
+        smallest = smallest_side(trials, min(found.base), found.multiple)
+    side = max(smallest, found.multiple * -(-_BASES[0] // found.multiple))
+    base = (side, side) if side < min(found.base) else found.base
+    stride = _measured_stride(session, Dims(dims.n, *base), classes, found.multiple)
+    return replace(found, smallest=smallest, base=base, stride=stride)
+
+
+def _shapes(n: int, found: _Found, *, batch: bool) -> Iterator[tuple[int, int, int]]:
     """Shapes to probe; with a free size (a stride), maps 1, 2 and 3 cells larger, so that windows show, and sizes
     that are one pixel more than a multiple of nearly anything, so that pads do."""
-    h, w, s, m = dims.h, dims.w, stride, multiple
-    for n in batches:
-        yield n, h, w
-        if m > 1:
-            yield n, h + m, w + 2 * m
-            yield n, h + 2 * m, w + m
-        elif s:
-            yield n, h + s, w + 2 * s
-            yield n, h + 2 * s + 1, w + 3 * s + s // 2
-            yield n, h + 3 * s + s // 2 + 1, w + s
-            yield n, h + 1, w + 1
+    (h, w), s, m = found.base, found.stride, found.multiple
+    sizes = [(h, w)]
+    if m > 1:
+        sizes += [(h + m, w + 2 * m), (h + 2 * m, w + m)]
+    elif s:
+        sizes += [(h + s, w + 2 * s), (h + 2 * s + 1, w + 3 * s + s // 2)]
+        sizes += [(h + 3 * s + s // 2 + 1, w + s), (h + 1, w + 1)]
+    yield from ((n if not batch else 1, *size) for size in sizes)
+    if batch:
+        yield from ((_BATCH, *size) for size in sizes[:2])
 
 
 def _probe(
@@ -291,7 +340,7 @@ def _probe(
     if stride and not all(-_SHORT <= m - side / stride <= _BEYOND for m, side in ((mh, h), (mw, w))):
         raise _Prevented(f"the response is {mh}x{mw} for a picture of {h}x{w} (stride {stride})")
     if compare and n > 1:
-        for i in range(n):
+        for i in (0, n - 1):
             single, _ = _run(session, x[i : i + 1])
             if not np.allclose(single[0], scores[i], rtol=1e-3, atol=1e-3 * float(np.abs(scores).max())):
                 raise _Prevented("a picture's scores depend on the others in its batch")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.external_data_helper import uses_external_data
 from onnx.reference import ReferenceEvaluator
 
 from infercam.export.graph.observe import Observed, observe
@@ -82,7 +83,8 @@ class Graph:
 
     def _evaluate(self, name: str, needed: list[str]) -> np.ndarray | None:
         if name in self.initializers:
-            return numpy_helper.to_array(self.initializers[name])
+            weight = self.initializers[name]
+            return None if uses_external_data(weight) else numpy_helper.to_array(weight)  # on a shelf: large
         node = self.producer.get(name)
         if node is None or is_no_function(node):
             return None

@@ -13,9 +13,9 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from infercam.export.graph.index import Graph, attributes, fresh_name, infer
+from infercam.export.graph.index import Graph, attributes, fresh_name, infer, used_by
 
 _BATCH_FACTOR = 7  # a prime that no channel count or size is scaled by
 Concrete = tuple[int, ...]
@@ -74,16 +74,79 @@ def relax(model: ModelProto, picture: str, dims: Dims, *, baked: Free, free: Fre
         narrow = probed
         if free != baked:
             narrow = _concrete_shapes(model, picture, _other(dims, baked.batch, baked.size))
-        for node in model.graph.node:
-            if not node.output or node.output[0] in done:
-                continue
-            if all(narrow.get(i) == nominal.get(i) for i in node.input):
-                continue  # reads nothing that was baked
-            if _relax_node(model, node, nominal, probed):
-                done.add(node.output[0])
-                break  # what follows is inferred anew
-        else:
+        if not _Sweep(model, nominal, probed, narrow).run(done):
             return
+
+
+class _Sweep:
+    """One pass over the nodes in order, rewriting those that bake something. What follows a rewritten node is
+    inferred anew piece by piece on the way, so that a pass takes time in proportion to the nodes."""
+
+    _PIECE = 64
+
+    def __init__(
+        self,
+        model: ModelProto,
+        nominal: dict[str, Concrete],
+        probed: dict[str, Concrete],
+        narrow: dict[str, Concrete],
+    ) -> None:
+        self._model = model
+        self._graph = Graph(model)
+        self._nominal, self._probed, self._narrow = nominal, probed, narrow
+        self._types = {name: kind for name, (kind, _) in infer(model).items()}
+
+    def run(self, done: set[str]) -> bool:
+        """Whether a node was rewritten; `done` are the outputs of those that were, and are left alone."""
+        nodes = self._model.graph.node
+        start, upto = len(done), len(nodes)
+        at = 0
+        while at < len(nodes):
+            if at >= upto:
+                upto = self._infer_again(at)
+            node = nodes[at]
+            before = len(nodes)
+            if self._bakes(node, done) and self._rewritten(node):
+                done.add(node.output[0])
+                upto = self._infer_again(at)
+                at += len(nodes) - before
+            at += 1
+        return len(done) > start
+
+    def _bakes(self, node: NodeProto, done: set[str]) -> bool:
+        """Whether a node may be rewritten: it reads what was baked."""
+        if node.op_type not in ("Reshape", "Concat") or node.output[0] in done:
+            return False
+        return any(self._narrow.get(i) != self._nominal.get(i) for i in node.input)
+
+    def _rewritten(self, node: NodeProto) -> bool:
+        relaxed = _relax_reshape if node.op_type == "Reshape" else _relax_concat
+        return relaxed(self._graph, node, self._nominal, self._probed)
+
+    def _infer_again(self, start: int) -> int:
+        """Infer the shapes of the nodes from `start` on anew, up to the number returned."""
+        stop = start + self._PIECE
+        nodes = self._model.graph.node[start:stop]
+        made = {o for n in nodes for o in n.output}
+        needed = {i for n in nodes for i in used_by(n)} - made
+        given = [t for t in self._model.graph.initializer if t.name in needed]
+        for shapes in [self._probed] if self._narrow is self._probed else [self._probed, self._narrow]:
+            piece = ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import)
+            piece.graph.node.extend(nodes)
+            piece.graph.initializer.extend(given)
+            outside = needed - {t.name for t in given}
+            piece.graph.input.extend(
+                helper.make_tensor_value_info(i, self._types.get(i, TensorProto.INT64), shapes.get(i))
+                for i in sorted(outside)
+            )
+            found = infer(piece)
+            for name in made:
+                kind, shape = found.get(name, (0, None))
+                self._types[name] = kind or self._types.get(name, TensorProto.INT64)
+                shapes.pop(name, None)
+                if shape is not None and all(isinstance(d, int) for d in shape):
+                    shapes[name] = tuple(int(d) for d in shape if isinstance(d, int))
+        return stop
 
 
 def _other(dims: Dims, batch: bool, size: bool) -> Dims:
@@ -132,16 +195,6 @@ def _concrete_shapes(model: ModelProto, picture: str, dims: Dims) -> dict[str, C
     return known
 
 
-def _relax_node(
-    model: ModelProto, node: NodeProto, nominal: dict[str, Concrete], probed: dict[str, Concrete]
-) -> bool:
-    if node.op_type == "Reshape":
-        return _relax_reshape(model, node, nominal, probed)
-    if node.op_type == "Concat":
-        return _relax_concat(model, node, nominal, probed)
-    return False
-
-
 def _fix_numbers(model: ModelProto, nominal: dict[str, Concrete], probed: dict[str, Concrete]) -> bool:
     """Make constants of bounds that follow from channels alone; True if there were any.
 
@@ -178,18 +231,18 @@ def _fix_numbers(model: ModelProto, nominal: dict[str, Concrete], probed: dict[s
 
 
 def _relax_reshape(
-    model: ModelProto, node: NodeProto, nominal: dict[str, Concrete], probed: dict[str, Concrete]
+    graph: Graph, node: NodeProto, nominal: dict[str, Concrete], probed: dict[str, Concrete]
 ) -> bool:
     """Write a constant target in terms of the input's dimensions; True if the node was changed."""
     source, out = node.input[0], node.output[0]
     before, free, after = nominal.get(source), probed.get(source), nominal.get(out)
     if before is None or free is None or after is None or before == free:
         return False
-    merged = _merged_sequence(Graph(model), source, nominal, probed)
+    merged = _merged_sequence(graph, source, nominal, probed)
     if merged is not None and after == (*nominal[merged][:2], *before[1:]):
-        node.input[1] = _like_first_two(model, out, merged, after[2:])
+        node.input[1] = _like_first_two(graph.model, out, merged, after[2:])
         return True
-    target = Graph(model).constant(node.input[1])
+    target = graph.constant(node.input[1])
     if target is None:
         return False
     wanted = free_target(before, free, after, [int(t) for t in target])
@@ -198,7 +251,7 @@ def _relax_reshape(
     sizes = [_size(piece, free) for piece in wanted]
     if _resolved(target, free) == sizes:
         return False  # its own 0 and -1 say the same already
-    node.input[1] = _target_tensor(model, source, out, wanted)
+    node.input[1] = _target_tensor(graph.model, source, out, wanted)
     kept = [a for a in node.attribute if a.name != "allowzero"]  # our zeros mean: copy the dimension
     del node.attribute[:]
     node.attribute.extend(kept)
@@ -383,7 +436,7 @@ def _constant(model: ModelProto, value: np.ndarray, base: str) -> str:
 
 
 def _relax_concat(
-    model: ModelProto, node: NodeProto, nominal: dict[str, Concrete], probed: dict[str, Concrete]
+    graph: Graph, node: NodeProto, nominal: dict[str, Concrete], probed: dict[str, Concrete]
 ) -> bool:
     """A class token of batch 1, put before patches of any batch, is repeated for each picture."""
     axis = int(attributes(node).get("axis", 0))
@@ -395,7 +448,7 @@ def _relax_concat(
     ]
     if axis == 0 or not free:
         return False
-    graph = Graph(model)
+    model = graph.model
     values = [graph.constant(i) for i in node.input]
     baked = [k for k, v in enumerate(values) if v is not None and v.ndim > 1 and v.shape[0] == 1]
     if not baked:

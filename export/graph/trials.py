@@ -7,15 +7,21 @@ import atexit
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from onnx import ModelProto
 
 from infercam.engine.common.child import Child, ChildDied
-from infercam.export.runtime import GraphSession, RunError, save
+from infercam.export.runtime import GraphSession, RunError, save, weights_folder
 
 _child = Child("infercam.export.graph.trials:attempt")  # starting it takes half a second: one for all graphs
-atexit.register(_child.close)
+
+
+@atexit.register
+def close() -> None:
+    """End the process of the trials; the next one starts another."""
+    _child.close()
 
 
 @lru_cache(maxsize=1)
@@ -44,7 +50,7 @@ class Trials:
         self._n = n
         self._found: dict[tuple[int, int], str | None] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="infercam-")
-        self._file = Path(self._folder.name) / "graph.onnx"
+        self._file = Path(weights_folder(model) or self._folder.name) / f"{uuid4().hex}.onnx"
         save(model, self._file)
 
     def run(self, pictures: np.ndarray) -> list[np.ndarray]:
@@ -79,6 +85,7 @@ class Trials:
 
     def __exit__(self, *exception: object) -> None:
         _child.ask(None)
+        self._file.unlink()
         self._folder.cleanup()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,11 @@ from infercam.export.graph.index import Graph
 from infercam.export.graph.surgery import ResponseGraph
 from infercam.export.runtime import GraphSession, RunError
 
-MAX_BYTES = 1 << 30  # onnxslim serialises the model several times
+MAX_BYTES = 1 << 28  # onnxslim copies and serialises the model several times
 _TOLERANCE = 1e-5
+_ROUNDS = "2"
+"""Of onnxslim, which else goes on until nothing changes: of a Swin's 6179 nodes 2919 are left after one (4.9 CPU
+seconds), 2230 after two (6.8), 2136 in the end (11.8)."""
 _BATCH_NORM = ("FusionConvBN", "FusionConvTransposeBN")  # onnxslim's names
 
 
@@ -25,9 +29,10 @@ def simplify(graph: ResponseGraph, *, fold_batch_norm: bool = True) -> ResponseG
     except ImportError:
         return _kept(graph, "onnxslim is not installed")
     if graph.model.ByteSize() > MAX_BYTES:
-        return _kept(graph, "the model is over 1 GB")
+        return _kept(graph, f"the model is over {MAX_BYTES >> 20} MB")
     copy = ModelProto()
     copy.CopyFrom(graph.model)
+    os.environ.setdefault("ONNXSLIM_MAX_ITER", _ROUNDS)
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from infercam.engine.common.errors import ExportError
+from infercam.export.graph import dynamic
 from infercam.export.graph.relax import _BATCH_FACTOR, _size, free_target
 from infercam.export.graph.surgery import response_graph
 from infercam.export.runtime import weight_bytes
@@ -304,3 +305,22 @@ def test_bytes_of_a_weight_by_its_dimensions(dtype, shape) -> None:
 
 def test_bytes_of_what_has_no_fixed_size() -> None:
     assert weight_bytes(helper.make_tensor("s", TensorProto.STRING, [1], ["abc"])) > 0
+
+
+@pytest.mark.parametrize("declared", [(1, 3, 96, 128), ("N", 3, "H", "W")])
+def test_where_batch_and_size_are_not_free_together_the_batch_is(toys, monkeypatch, declared):
+    real = dynamic._try
+
+    def not_both(*args, batch=False, multiple=0):
+        if batch and multiple:
+            raise dynamic._Prevented("the two together fail")
+        return real(*args, batch=batch, multiple=multiple)
+
+    monkeypatch.setattr(dynamic, "_try", not_both)
+    t = toys.Toy(shape=declared)
+    _, out = head(t, toys, t.features())
+    graph = response_graph(t.model(out))
+    size = (96, 128) if declared[0] == 1 else (224, 224)
+    assert (graph.height, graph.width, graph.dynamic_batch) == (*size, True)
+    assert any("batch is free instead" in n and "together fail" in n for n in graph.notes)
+    runs_at(toys, graph, (1, *size), (3, *size))
