@@ -24,6 +24,20 @@ _MOVES = {
     "Concat",
 }
 _ASKS = {"Shape", "Size"}
+_KEEP_AXES = {
+    "Identity",
+    "Cast",
+    "Sub",
+    "Add",
+    "Mul",
+    "Div",
+    "Pad",
+    "Clip",
+    "Slice",
+    "Resize",
+    "BatchNormalization",
+}
+_REACH = 100  # nodes looked at for the first convolution
 _BGR = np.array([103.94, 116.78, 123.68])  # ImageNet's mean colour as Caffe's models have it
 
 
@@ -64,6 +78,47 @@ def make_float(graph: Graph, picture: str) -> None:
 
 def _readers(graph: Graph, tensor: str) -> Iterator[NodeProto]:
     return (n for n in graph.proto.node if tensor in n.input)
+
+
+def declare_channels(graph: Graph) -> bool:
+    """Declare, in place, which axis of a picture input of rank 4 has the three channels, where it says of none how
+    large it is; whether anything was declared. `graph` must be indexed anew then.
+
+    Raises ExportError where the graph does not tell.
+    """
+    changed = False
+    for info in graph.image_inputs():
+        dims = info.type.tensor_type.shape.dim
+        if len(dims) != 4 or any(dims[axis].dim_value > 0 for axis in (1, 3)):
+            continue
+        axis = _channels_by_use(graph, info.name)
+        if axis is None:
+            raise ExportError(
+                f"input '{info.name}' does not say which of its axes has the 3 channels: export the model with the "
+                "shape N,3,H,W or N,H,W,3"
+            )
+        dims[axis].dim_value = 3
+        changed = True
+    return changed
+
+
+def _channels_by_use(graph: Graph, picture: str) -> int | None:
+    """The axis of the picture that the first convolution takes for channels, or constants of three values lie on."""
+    waiting: list[tuple[str, tuple[int, ...]]] = [(picture, (0, 1, 2, 3))]
+    for tensor, axes in waiting:  # grows while it is walked along
+        for node in _readers(graph, tensor):
+            if node.op_type == "Conv":
+                return axes[1]
+            if node.op_type == "Transpose":
+                perm = attributes(node).get("perm", (3, 2, 1, 0))
+                waiting.append((node.output[0], tuple(axes[p] for p in perm)))
+            elif node.op_type in _KEEP_AXES and len(waiting) < _REACH:
+                constants = [v for i in node.input if i != tensor and (v := graph.constant(i)) is not None]
+                along = {a for v in constants for a in range(-v.ndim, 0) if v.shape[a] == 3 and v.size == 3}
+                if len(along) == 1 and node.op_type in ("Sub", "Add", "Mul", "Div"):
+                    return axes[along.pop()]
+                waiting.append((node.output[0], axes))
+    return None
 
 
 def own_normalisation(graph: Graph, picture: str, *, channels_last: bool) -> Normalisation | None:

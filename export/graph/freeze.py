@@ -63,8 +63,7 @@ class Freezer:
         return found[::-1]
 
     def applied(self, node: NodeProto, call: Call, opaque: Sequence[Opaque]) -> list[Linear | Opaque]:
-        """The outputs of a node; its `opaque` inputs are None in `call`. Raises ValueError for constants that do not
-        fit."""
+        """The outputs of a node; its `opaque` inputs are None in `call`. Raises Unfit."""
         why = "is not linear"
         if self._centring and not opaque and self._centres(node, call):
             return [self._added(node, "centre", call.inputs[0], 0)]

@@ -20,7 +20,7 @@ from infercam.export.graph.class_token import class_token
 from infercam.export.graph.explain import LINEAR_OPS, explain, flattens_a_map, no_pooling
 from infercam.export.graph.freeze import Freezer, Opaque
 from infercam.export.graph.index import Graph, attributes, is_no_function, label
-from infercam.export.graph.linear import Linear, pooled
+from infercam.export.graph.linear import Linear, Unfit, pooled
 from infercam.export.graph.observe import Observed, Seen
 from infercam.export.graph.pooling import POOLS, Layout, Pooling, channel_axis, pooling
 from infercam.export.graph.rules import JOINING, RULES, Call
@@ -336,7 +336,8 @@ def _values(graph: Graph, tail: _Tail, run: Seen | None, freezer: Freezer) -> di
         try:
             made = freezer.applied(node, call, [x for x in given if isinstance(x, Opaque)])
         except ValueError as e:
-            raise ExportError(_misfit(graph, tail, node, str(e))) from None
+            why = str(e) if isinstance(e, Unfit) else "its shapes do not go with what it reads"
+            raise ExportError(_misfit(graph, tail, node, why)) from None
         values.update(zip(node.output, made, strict=False))
     return values
 

@@ -19,6 +19,10 @@ class NotAffine(Exception):
     """Why a node is not affine in the pooled vector: the rest of a sentence that begins with the node."""
 
 
+class Unfit(ValueError):
+    """Why a node's constants do not fit what they meet, in words for the user."""
+
+
 class Mixed(NotAffine):
     """Of tensors that are affine in different vectors: one before, one after an activation or a norm."""
 
@@ -102,7 +106,7 @@ class Linear:
     def mapped(self, matrix: np.ndarray, shape: Sequence[int]) -> Linear:
         """`matrix` (out, size) applied to the elements in order; the result has the given shape."""
         if matrix.shape[1] != self.size:
-            raise ValueError(f"takes {matrix.shape[1]} values where {self.size} come")
+            raise Unfit(f"takes {matrix.shape[1]} values where {self.size} come")
         shift = matrix @ self.shift.ravel()
         scale = self.scale.ravel()
         matrix = matrix if np.all(scale == 1) else matrix * scale

@@ -2,7 +2,7 @@
 
 `RULES` says which operators may lie between the pooling and the logits. A rule takes the node's inputs, each either
 `Linear` or a constant, for one picture, and returns its outputs; it raises NotAffine with the reason why not, or
-ValueError for constants that do not fit.
+Unfit for constants that do not fit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from infercam.export.graph.linear import Linear, NotAffine, joined
+from infercam.export.graph.linear import Linear, NotAffine, Unfit, joined
 
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 JOINING = {"Add", "Sub", "Sum", "Mean", "Concat"}
@@ -389,12 +389,14 @@ RULES: dict[str, _Rule] = {
 
 
 def applied(call: Call) -> list[Linear]:
-    """The outputs of a node; raises NotAffine with the reason, or ValueError where its constants do not fit."""
+    """The outputs of a node; raises NotAffine with the reason, or Unfit where its constants do not fit."""
     try:
         found = RULES[call.op](call)
-    except (IndexError, KeyError, TypeError) as e:
-        raise ValueError(f"{type(e).__name__}: {e}") from None
+    except Unfit:
+        raise
+    except (IndexError, KeyError, TypeError, ValueError):  # NumPy's words say nothing to the user
+        raise Unfit("its axes or shapes do not go with what it reads") from None
     outputs = found if isinstance(found, list) else [found]
     if not all(x.size for x in outputs):
-        raise ValueError("nothing is left of the picture's values")
+        raise Unfit("nothing is left of the picture's values")
     return outputs

@@ -28,10 +28,11 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from infercam.engine.bundle import BIAS_OUTPUT, Decomposition, Method
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.batch_norms import fold_batch_norms
-from infercam.export.graph.begins import Normalisation, make_float, own_normalisation
+from infercam.export.graph.begins import Normalisation, declare_channels, make_float, own_normalisation
 from infercam.export.graph.building import NodeBuilder, joined_maps, maps_of, to_map
 from infercam.export.graph.customary import own_scores, write_customary
-from infercam.export.graph.dynamic import Sizes, SizeWishes, find_sizes
+from infercam.export.graph.dynamic import Sizes, SizeWishes, declared_size, find_sizes
+from infercam.export.graph.floats import as_float32
 from infercam.export.graph.frozen import write_frozen
 from infercam.export.graph.head import Head, find_head
 from infercam.export.graph.index import Graph, attributes, float_type, fresh_name, label, opset, rename
@@ -39,6 +40,7 @@ from infercam.export.graph.observe import observe
 from infercam.export.graph.passes import tidy
 from infercam.export.graph.pooling import Pooling, channel_axis
 from infercam.export.graph.position import interpolate_positions
+from infercam.export.graph.shelf import Shelf
 
 MIN_OPSET = 7
 RESPONSE, SCORES, BIAS = "response", "scores", BIAS_OUTPUT
@@ -98,12 +100,21 @@ class ResponseGraph:
     normalisation: Normalisation | None = None
     """What the graph does to the pixels by itself, if it does."""
     source_size: tuple[int, int] | None = None
-    """The only size at which the source pools its whole map, where it pools a fixed window."""
+    """The only size at which the source can be compared: that which it declares, or at which the window that it pools
+    is the whole map."""
     per_image_bias: bool = False
     """Whether the bias depends on the image: its values are an output."""
+    types: tuple[str, ...] = ()
+    """The floating types but float32 that the source computes in."""
     decomposition: Decomposition = "mean"
     """`none` where mean(response) + bias is not the scores; these are then the classifier's own."""
     method: Method = "cam"
+
+    def takes(self, height: int, width: int) -> bool:
+        """Whether pictures of that size run, as far as was tried."""
+        if self.height is not None:
+            return (height, width) == (self.height, self.width)
+        return min(height, width) >= self.smallest and not (height % self.multiple or width % self.multiple)
 
     @property
     def classes(self) -> int:
@@ -133,7 +144,10 @@ def response_graph(
     Raises ExportError, naming the node, if the model does not end in a global average pooling and a linear layer.
     """
     work = prepare(model)
+    types = as_float32(work)
     graph = Graph(work)
+    if declare_channels(graph):
+        graph = Graph(work)
     head = pick_head(graph, output)
     picture, channels_last = _picture(graph, head, input_name)
     whole_numbers = graph.elem_type(picture) == TensorProto.UINT8
@@ -145,6 +159,10 @@ def response_graph(
     notes, logits = list(head.notes), head.logits
     if attention and head.is_exact:
         raise ExportError("the head reads no class token: --attention has nothing to multiply")
+    if types:
+        notes.append(
+            f"the source computes in {', '.join(types)}; the response graph does the same in float32"
+        )
     windows = [(p.node.input[0], p.window) for p in head.poolings if p.window and len(p.window) == 2]
     picture = _free_names(graph, head, picture)
     bias = _rewrite(graph, head, keep, notes, attention=attention)
@@ -155,7 +173,10 @@ def response_graph(
     if channels_last:
         notes.append(f"input '{picture}' is channels-last; a transpose was put before it")
         _transpose_input(work, picture)
-    found = find_sizes(work, picture, classes=len(bias), wishes=sizes)
+    declared = declared_size(work, picture)
+    with Shelf(work) as shelf:
+        found = find_sizes(work, picture, classes=len(bias), wishes=sizes)
+        shelf.put_back(found.model)
     if found.height is None:
         notes += positions
         if positions or not head.is_exact:
@@ -178,10 +199,11 @@ def response_graph(
         multiple=found.multiple,
         whole_numbers=whole_numbers,
         normalisation=normalisation,
-        source_size=_source_size(model, windows, found.stride),
+        source_size=declared or _source_size(model, windows, found.stride),
         per_image_bias=any(o.name == BIAS for o in found.model.graph.output),
         decomposition="mean" if head.is_exact else "none",
         method="cam" if head.is_exact else "patch-tokens-attention" if attention else "patch-tokens",
+        types=tuple(types),
     )
 
 

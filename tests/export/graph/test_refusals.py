@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from infercam.engine.common.errors import ExportError
+from infercam.export.graph.dynamic import SizeWishes
 from infercam.export.graph.surgery import response_graph
 
 
@@ -143,17 +144,9 @@ def test_quantised_graph(toys):
     assert "'quantise' (QuantizeLinear)" in text and "float32" in text
 
 
-def test_half_precision_features(toys):
-    t = toys.Toy()
-    y = t.node("Cast", t.features(), to=TensorProto.FLOAT16, name="half")
-    y = t.node("Cast", pooled(t, y), to=TensorProto.FLOAT)
-    assert "float16" in refusal(t.model(fc(t, toys, y)))
-
-
 @pytest.mark.parametrize(
     ("shape", "elem", "words"),
     [
-        (("N", 3, "H", "W"), TensorProto.FLOAT16, "float16"),
         (("N", 3, "H", "W"), TensorProto.INT32, "int32"),
         (("N", 1, 32, 32), TensorProto.FLOAT, "3 channels"),
         (("N", 12), TensorProto.FLOAT, "rank 2"),
@@ -178,7 +171,7 @@ def test_whole_numbers_that_are_computed_with(toys, op):
     if op == "Div":
         y = t.node("Div", "image", t.const(np.uint8(2)), name="halve")
     else:
-        y = t.node("Cast", "image", to=TensorProto.FLOAT16, name="halve")
+        y = t.node("Cast", "image", to=TensorProto.INT32, name="halve")
     out = fc(t, toys, pooled(t, t.features(t.node("Cast", y, to=TensorProto.FLOAT))))
     infos = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 3, "H", "W"])]
     text = refusal(t.model(out, inputs=infos))
@@ -358,3 +351,21 @@ def test_two_weights_of_one_name(toys):
         response_graph(model)
     model.graph.initializer[-1].CopyFrom(next(w for w in model.graph.initializer if w.name == "w"))
     assert response_graph(model).classes == toys.C, "the same twice does no harm"
+
+
+def test_a_layout_that_nothing_tells(toys):
+    t = toys.Toy()
+    y = t.node("Reshape", "image", t.const(np.array([0, 3, 32, 32])))
+    model = t.model(fc(t, toys, pooled(t, t.features(y))), inputs=[
+        helper.make_tensor_value_info("image", TensorProto.FLOAT, ["a", "b", "c", "d"])
+    ])  # fmt: skip
+    text = refusal(model)
+    assert "which of its axes has the 3 channels" in text and "N,H,W,3" in text
+
+
+def test_a_piece_cut_out_of_the_picture_at_another_size(toys):
+    t = toys.Toy()
+    ends = [t.const(np.array(v)) for v in ([0, 0], [64, 64], [2, 3])]
+    out = fc(t, toys, pooled(t, t.features(t.node("Slice", "image", *ends, name="cut"))))
+    text = refusal(t.model(out), sizes=SizeWishes(size=(96, 96)))
+    assert "'cut'" in text and "64x64" in text and "without it" in text
