@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -96,22 +96,34 @@ def write_bundle(
 
 
 def write_as_it_agrees(
-    graph_of: Callable[[SizeWishes], ResponseGraph],
+    sources: Iterable[Callable[[SizeWishes], ResponseGraph]],
     write: Callable[[ResponseGraph], Bundle],
     wishes: SizeWishes,
 ) -> Bundle:
-    """Write the response graph for any size; where that does not agree with its source, for the source's own size.
+    """Write the response graph of the first source that has one and agrees with it, for any size where that runs;
+    where none agrees, that of the first for its own size.
 
     Sizes are free if a graph runs at those tried; whether it then computes what the source does, only the source
-    can say. Raises what both raise.
+    can say. Raises what both raise: of several sources, about the first.
     """
-    graph = graph_of(wishes)
-    try:
-        return write(graph)
-    except Disagreement as e:
-        if graph.height is not None:
-            raise
-        reason = str(e).removeprefix("verification: ")
+    refusal: ExportError | None = None
+    rejected: tuple[Callable[[SizeWishes], ResponseGraph], str] | None = None
+    for graph_of in sources:
+        try:
+            graph = graph_of(wishes)
+        except ExportError as e:
+            refusal = refusal or e
+            continue
+        try:
+            return write(graph)
+        except Disagreement as e:
+            refusal = refusal or e
+            if graph.height is None and rejected is None:
+                rejected = graph_of, str(e).removeprefix("verification: ")
+    if rejected is None:
+        assert refusal is not None
+        raise refusal
+    graph_of, reason = rejected
     fixed = graph_of(replace(wishes, free=False))
     note = f"height and width fixed at {fixed.height}x{fixed.width}: at other sizes {reason}"
     return write(replace(fixed, notes=[note, *fixed.notes]))

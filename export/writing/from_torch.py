@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     import onnx
     import torch
     from torch import nn
+
+    from infercam.export.graph.dynamic import SizeWishes
+    from infercam.export.graph.surgery import ResponseGraph
 
 INPUT, OUTPUT = "image", "scores"
 OPSET = 18  # what PyTorch's exporter writes natively
@@ -72,26 +76,19 @@ def from_torch(
 
     require_onnx()
     from infercam.export.graph.dynamic import SizeWishes
-    from infercam.export.graph.surgery import ResponseGraph, response_graph
     from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bundle
 
     user = Pixels(mean, std, scale)
     _spec_of(user.filled(), colour)  # what is wrong in it is said before the work
     with evaluation_mode(module):
         check_outputs(module, classes, example_size, keep_classes)
-        model = to_onnx(module, example_size)
-
-        def graph_of(sizes: SizeWishes) -> ResponseGraph:
-            return response_graph(
-                model,
-                keep_classes=keep_classes,
-                sizes=sizes,
-                fold_batch_norm=fold_batch_norm,
-                attention=attention,
-            )
+        options = {"keep_classes": keep_classes, "fold_batch_norm": fold_batch_norm, "attention": attention}
+        sources = (partial(_surgery, model, options) for model in to_onnx(module, example_size))
 
         def write(graph: ResponseGraph) -> Bundle:
             pixels, notes = input_pixels(graph, user)
+            if graph.takes(*example_size):  # it ran there, and perhaps only there
+                graph = replace(graph, source_size=graph.source_size or example_size)
             return write_bundle(
                 Path(out),
                 replace(graph, notes=[*graph.notes, *notes]),
@@ -106,7 +103,13 @@ def from_torch(
                 overwrite=overwrite,
             )
 
-        return write_as_it_agrees(graph_of, write, SizeWishes(own=example_size))
+        return write_as_it_agrees(sources, write, SizeWishes(own=example_size))
+
+
+def _surgery(model: onnx.ModelProto, options: dict[str, Any], sizes: SizeWishes) -> ResponseGraph:
+    from infercam.export.graph.surgery import response_graph
+
+    return response_graph(model, sizes=sizes, **options)
 
 
 def _spec_of(pixels: tuple[Sequence[float], Sequence[float], float], colour: str) -> InputSpec:
@@ -168,17 +171,15 @@ def check_outputs(
         raise ExportError(f"the module scores {outputs} classes but {len(classes)} names are given")
 
 
-def to_onnx(module: nn.Module, example_size: tuple[int, int]) -> onnx.ModelProto:
-    """Trace a module (in evaluation mode) to ONNX with free batch, height and width.
+def to_onnx(module: nn.Module, example_size: tuple[int, int]) -> Iterator[onnx.ModelProto]:
+    """ONNX graphs of a module in evaluation mode, the best first: free in batch, height and width, then fixed ones.
 
-    PyTorch's torch.export-based exporter is tried first, its older tracing exporter second. A graph whose
-    sizes are fixed is better than none: it is returned if neither gives free ones.
-
-    Raises ExportError with both exporters' reasons where neither can do it.
+    Of PyTorch's two exporters the torch.export-based one is tried first, the older tracing one second, each when it
+    is its turn. Raises ExportError with both exporters' reasons where neither can do it.
     """
     example = example_input(module, example_size)
     traced = _with_global_pooling(module)
-    fixed: onnx.ModelProto | None = None
+    fixed: list[onnx.ModelProto] = []
     reasons: list[str] = []
     for title, export in (("torch.export", _export_dynamo), ("tracing", _export_traced)):
         try:
@@ -190,11 +191,12 @@ def to_onnx(module: nn.Module, example_size: tuple[int, int]) -> onnx.ModelProto
             reasons.append(f"{title}: {type(e).__name__}: {first_line(e)}")
             continue
         if _has_free_sizes(model):
-            return model
-        fixed = fixed or model
-    if fixed is not None:
-        return fixed
-    raise ExportError(f"PyTorch cannot export this module to ONNX ({'; '.join(reasons)})")
+            yield model
+        else:
+            fixed.append(model)
+    yield from fixed
+    if len(reasons) == 2:
+        raise ExportError(f"PyTorch cannot export this module to ONNX ({'; '.join(reasons)})")
 
 
 def scorer(

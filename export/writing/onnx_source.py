@@ -19,7 +19,7 @@ from infercam.engine.common.errors import BundleError, ExportError, shown
 from infercam.engine.common.validation import first_problem
 from infercam.engine.data.class_names import default_classes
 from infercam.engine.onnx_files import external_locations
-from infercam.export.graph.dynamic import SizeWishes
+from infercam.export.graph.dynamic import USUAL, SizeWishes
 from infercam.export.graph.index import Graph
 from infercam.export.graph.passes import tidy
 from infercam.export.graph.surgery import ResponseGraph, prepare, response_graph
@@ -91,6 +91,9 @@ def export_onnx(
             pixels, notes = input_pixels(graph, user)
         except ExportError as e:
             raise ExportError(f"{file}: {e}") from None
+        scores = onnx_scores(model, graph, keep_classes)
+        if graph.source_size is None:
+            graph = replace(graph, source_size=_where_it_runs(graph, scores))
         return write_bundle(
             Path(out),
             replace(graph, notes=[*graph.notes, *notes]),
@@ -98,7 +101,7 @@ def export_onnx(
             input_spec=_spec(*pixels, colour),
             multi_label=graph.multi_label if multi_label is None else multi_label,
             source=_origin(file, model) | {"logits": graph.logits, "classes_from": origin},
-            source_scores=onnx_scores(model, graph, keep_classes),
+            source_scores=scores,
             images=images,
             tolerance=tolerance,
             name=name or file.stem,
@@ -106,7 +109,7 @@ def export_onnx(
         )
 
     metadata = {p.key: p.value for p in model.metadata_props}
-    return write_as_it_agrees(graph_of, write, SizeWishes(size=size))
+    return write_as_it_agrees([graph_of], write, SizeWishes(size=size))
 
 
 def _origin(file: Path, model: ModelProto) -> dict[str, Any]:
@@ -199,7 +202,9 @@ def onnx_scores(
     tidy(original)  # what the logits do not depend on needs not be fed
     index = Graph(original)
     whole = graph.whole_numbers
-    shape = index.shape(index.image_inputs()[0].name) or (None,) * 4
+    picture = index.image_inputs()[0]
+    dtype = helper.tensor_dtype_to_np_dtype(picture.type.tensor_type.elem_type)
+    shape = index.shape(picture.name) or (None,) * 4
     if graph.channels_last:
         shape = (shape[0], shape[3], shape[1], shape[2])
     fixed = [d if isinstance(d, int) and d > 0 else None for d in shape]
@@ -215,15 +220,29 @@ def onnx_scores(
             raise SourceLimit(f"the source takes {fixed[2]}x{fixed[3]} only")
         if whole and not np.array_equal(x, x.clip(0, 255).round()):
             raise SourceLimit("the source takes whole numbers from 0 to 255 only")
-        x = x.astype(np.uint8) if whole else x
+        x = x.astype(dtype)
         step = fixed[0] or len(x)
         rows = [
             _run_batch(session, x[i : i + step], step, graph.channels_last) for i in range(0, len(x), step)
         ]
-        found = np.concatenate(rows)
+        found = np.concatenate(rows).astype(np.float32)
         return found if keep_classes is None else found[:, list(keep_classes)]
 
     return scores
+
+
+def _where_it_runs(
+    graph: ResponseGraph, scores: Callable[[np.ndarray], np.ndarray]
+) -> tuple[int, int] | None:
+    """A size at which the source can be compared: that where the graph was seen to run, or a usual one, where the
+    source declares none but has baked it (a table of positions). None where there is no such size."""
+    for size in (graph.base, *((side, side) for side in USUAL if graph.takes(side, side))):
+        try:
+            scores(np.zeros((1, 3, *size), np.float32))
+        except SourceLimit:
+            continue
+        return size
+    return None
 
 
 def _run_batch(session: GraphSession, x: np.ndarray, size: int, channels_last: bool) -> np.ndarray:

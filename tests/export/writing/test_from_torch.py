@@ -286,7 +286,7 @@ def test_untraceable_module_gives_both_reasons(monkeypatch):
 
     monkeypatch.setattr(torch.onnx, "export", fail)
     with pytest.raises(ExportError, match=r"torch\.export: RuntimeError: no; tracing: RuntimeError: no\)"):
-        to_onnx(module, (64, 64))
+        list(to_onnx(module, (64, 64)))
 
 
 def test_second_exporter_is_used_when_the_first_fails(monkeypatch):
@@ -299,8 +299,28 @@ def test_second_exporter_is_used_when_the_first_fails(monkeypatch):
 
     monkeypatch.setattr(torch.onnx, "export", only_tracing)
     with torch.no_grad():
-        model = to_onnx(module, (64, 64))
+        model = next(to_onnx(module, (64, 64)))
         s = session(model.SerializeToString())
         for n, h, w in SIZES:  # evenness decided in the graph here too
             x = torch.randn(n, 3, h, w)
             np.testing.assert_allclose(s.run(None, {"image": x.numpy()})[0], module(x).numpy(), atol=1e-5)
+
+
+def test_the_other_exporters_graph_is_taken_where_the_first_has_no_head(tmp_path, monkeypatch):
+    module, real, asked = Body().eval(), torch.onnx.export, []
+
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = module
+
+        def forward(self, x):
+            return self.module(x) * self.module(x)
+
+    def spoilt(given, *args, **kwargs):
+        asked.append(kwargs["dynamo"])
+        return real(Other() if kwargs["dynamo"] else given, *args, **kwargs)
+
+    monkeypatch.setattr(torch.onnx, "export", spoilt)
+    bundle = from_torch(module, tmp_path / "a", classes=CLASSES, example_size=(64, 64))
+    assert bundle.manifest.input.height is None and asked == [True, False]
