@@ -56,6 +56,10 @@ def _load(name: str, bundle: Bundle, threads: int | None, precision: str | None)
         from infercam.engine.backends.cpu import CpuBackend
 
         return CpuBackend(bundle, threads, precision or "fp32")
+    if name == "openvino":
+        from infercam.engine.backends.openvino import OpenvinoBackend
+
+        return OpenvinoBackend(bundle, threads, precision or "fp32")
     from infercam.engine.backends.device import DeviceBackend
     from infercam.engine.device.cuda import CudaDriver
 

@@ -6,19 +6,21 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from infercam.engine.backends.cpu import GPU_ONLY
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError, InfercamError, MissingExtra
 from infercam.engine.device.driver import DeviceInfo
 from infercam.engine.device.probe import probe
+from infercam.engine.runners.openvino import check_precision
+from infercam.engine.runners.ort_cpu import GPU_ONLY
 from infercam.engine.runners.ort_cuda import Provider, import_onnxruntime
 from infercam.engine.runners.plan import Environment, find_plan, graph_of
 from infercam.engine.runners.tensorrt import environment
 from infercam.engine.runners.tensorrt_api import find_lean, require_tensorrt
 
-BACKENDS = ("tensorrt", "ort-cuda", "ort-tensorrt", "cpu")
+BACKENDS = ("tensorrt", "ort-cuda", "ort-tensorrt", "openvino", "cpu")
 PREFERENCE = ("tensorrt", "ort-cuda", "cpu")
-"""What `auto` tries, best first. ort-tensorrt builds a plan at every start: only where it is asked for."""
+"""What `auto` tries, best first. Only where they are asked for: ort-tensorrt, which builds a plan at every start, and
+openvino, quicker only in bf16, which moves the maps a little."""
 
 
 Check = Callable[[Bundle | None, str | None], None]
@@ -94,6 +96,12 @@ def _check_cpu(bundle: Bundle | None, precision: str | None) -> None:
         bundle.graph(precision or "fp32")
 
 
+def _check_openvino(bundle: Bundle | None, precision: str | None) -> None:
+    check_precision(precision or "fp32")
+    if bundle is not None:
+        bundle.graph("fp32")
+
+
 def _check_device() -> None:
     """What every GPU backend needs."""
     probe()
@@ -127,6 +135,7 @@ def _check_ort(provider: Provider) -> Check:
 
 _CHECKS: dict[str, Check] = {
     "cpu": _check_cpu,
+    "openvino": _check_openvino,
     "tensorrt": _check_tensorrt,
     "ort-cuda": _check_ort("cuda"),
     "ort-tensorrt": _check_ort("tensorrt"),

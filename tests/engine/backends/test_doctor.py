@@ -159,4 +159,10 @@ def test_obstacles_are_told_per_backend(no_gpu, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(doctor, "obstacle", lambda name, bundle: None if name == "ort-cuda" else why)
     report = examine()
     assert report.backend == "ort-cuda"
-    assert [f.state for f in report.sections["backends"]] == ["missing", "ok", "missing", "missing"]
+    assert [f.state for f in report.sections["backends"]] == [
+        "missing",
+        "ok",
+        "missing",
+        "missing",
+        "missing",
+    ]
