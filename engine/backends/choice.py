@@ -10,7 +10,8 @@ from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError, InfercamError, MissingExtra
 from infercam.engine.device.driver import DeviceInfo
 from infercam.engine.device.probe import probe
-from infercam.engine.runners.openvino import check_precision
+from infercam.engine.runners.openvino import accepted, check_precision
+from infercam.engine.runners.openvino import graph_of as openvino_graph
 from infercam.engine.runners.ort_cpu import GPU_ONLY
 from infercam.engine.runners.ort_cuda import Provider, import_onnxruntime
 from infercam.engine.runners.plan import Environment, find_plan, graph_of
@@ -18,9 +19,9 @@ from infercam.engine.runners.tensorrt import environment
 from infercam.engine.runners.tensorrt_api import find_lean, require_tensorrt
 
 BACKENDS = ("tensorrt", "ort-cuda", "ort-tensorrt", "openvino", "cpu")
-PREFERENCE = ("tensorrt", "ort-cuda", "cpu")
-"""What `auto` tries, best first. Only where they are asked for: ort-tensorrt, which builds a plan at every start, and
-openvino, quicker only in bf16, which moves the maps a little."""
+PREFERENCE = ("tensorrt", "ort-cuda", "openvino", "cpu")
+"""What `auto` tries, best first: openvino only as `infercam precision --runtime` accepted it. ort-tensorrt, which
+builds a plan at every start, only where it is asked for."""
 
 
 Check = Callable[[Bundle | None, str | None], None]
@@ -44,7 +45,7 @@ def choose_backend(bundle: Bundle, precision: str | None = None) -> Choice:
 
     Nothing is loaded or allocated. Raises BackendError where none has, with every reason.
     """
-    found = {name: why for name in BACKENDS if (why := obstacle(name, bundle, precision)) is not None}
+    found = {name: why for name in BACKENDS if (why := objection(name, bundle, precision)) is not None}
     for name in PREFERENCE:
         if name not in found:
             return Choice(name, {k: str(v) for k, v in found.items()})
@@ -70,6 +71,15 @@ def said(reasons: dict[str, str]) -> str:
 def obstacle(name: str, bundle: Bundle | None, precision: str | None = None) -> InfercamError | None:
     """Why that backend cannot run the bundle (None: any) here; None if nothing speaks against it."""
     return _raised(lambda: _CHECKS[name](bundle, precision))
+
+
+def objection(name: str, bundle: Bundle | None, precision: str | None = None) -> InfercamError | None:
+    """Why `auto` leaves that backend aside: an obstacle, or a runtime that was not accepted for the bundle."""
+    if name != "openvino":
+        return obstacle(name, bundle, precision)
+    if bundle is None:
+        return BackendError("`auto` takes it for bundles that record it")
+    return _raised(lambda: accepted(bundle, precision))
 
 
 def device_obstacle() -> InfercamError | None:
@@ -99,7 +109,7 @@ def _check_cpu(bundle: Bundle | None, precision: str | None) -> None:
 def _check_openvino(bundle: Bundle | None, precision: str | None) -> None:
     check_precision(precision or "fp32")
     if bundle is not None:
-        bundle.graph("fp32")
+        bundle.graph(openvino_graph(precision or "fp32"))
 
 
 def _check_device() -> None:

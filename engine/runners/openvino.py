@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -13,31 +14,36 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from infercam.engine.bundle import Bundle
+from infercam.engine.bundle import Bundle, RuntimeReport
 from infercam.engine.common.errors import BackendError, MissingExtra
 from infercam.engine.method.backend import ViewRefused
 from infercam.engine.runners.cpu_network import Float, check_names
+from infercam.engine.runners.openvino_layers import first_in_fp32
 
-PRECISIONS = ("fp32", "bf16")
-_HINT = {"fp32": "f32", "bf16": "bf16"}
+PRECISIONS = ("fp32", "bf16", "int8")
+_HINT = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 _SHAPES = "1000"
 """Shapes whose kernels are kept: a ladder has under a hundred, exact sizes come and go."""
 _importing = threading.Lock()
 
 
 class OpenvinoNetwork:
-    """See cpu_network.CpuNetwork. precision: fp32; or bf16, the fp32 graph computed in bf16.
+    """See cpu_network.CpuNetwork. precision: see graph_of; runs may be beside each other on `threads` threads.
+    kept: how many layers stay in fp32 (RuntimeReport.kept; None: as accepted for the bundle).
 
     Raises MissingExtra without OpenVINO, BackendError for another precision, bf16 on a CPU without its arithmetic, or
     a graph that it cannot compile; BundleError.
     """
 
-    def __init__(self, bundle: Bundle, threads: int, precision: str = "fp32") -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int, precision: str = "fp32", kept: int | None = None
+    ) -> None:
         check_precision(precision)
-        graph = bundle.graph("fp32")
+        graph = bundle.graph(graph_of(precision))
         core = import_openvino().Core()
         self.precision = precision
-        self._compiled = _compiled(core, graph, threads, precision)
+        self._kept = kept_of(bundle, precision) if kept is None else kept
+        self._compiled = _compiled(core, graph, threads, precision, self._kept)
         self._version = core.get_versions("CPU")["CPU"].build_number
         names = [
             {n for port in ports for n in port.names}
@@ -64,22 +70,57 @@ class OpenvinoNetwork:
         return found
 
     def describe(self) -> dict[str, object]:
-        return {"openvino": self._version}
+        return {"openvino": self._version, **({"layers in fp32": self._kept} if self._kept else {})}
 
 
 def _refused(x: Float, why: str) -> ViewRefused:
     return ViewRefused(f"the network does not run on {x.shape[2]}×{x.shape[3]} pixels: {why}")
 
 
+def graph_of(precision: str) -> str:
+    """Which of the bundle's graphs: bf16 is the fp32 graph, computed so."""
+    return "fp32" if precision == "bf16" else precision
+
+
+def kept_of(bundle: Bundle, precision: str) -> int:
+    """How many of the first layers stay in fp32, as it was found best when that precision was tried on the bundle."""
+    return next((r.kept for r in bundle.manifest.runtimes if r.precision == precision), 0)
+
+
+def accepted(bundle: Bundle, precision: str | None = None) -> RuntimeReport:
+    """The quickest of what `infercam precision --runtime openvino` accepted for the bundle (in that precision, if one
+    is given) that holds here: the same OpenVINO, a CPU with that arithmetic.
+
+    Raises MissingExtra, BundleError; BackendError where there is nothing.
+    """
+    if find_spec("openvino") is None:
+        raise MissingExtra("openvino", "openvino", "the openvino backend")
+    tried = [r for r in bundle.manifest.runtimes if precision in (None, r.precision)]
+    command = f"infercam precision {bundle.path} --to {precision or 'bf16'} --runtime openvino"
+    if not tried:
+        raise BackendError(f"{precision or 'it'} was not tried on this bundle: {command}")
+    here = version("openvino")
+    fit = [r for r in tried if r.version == here]
+    if not fit:
+        raise BackendError(f"tried with OpenVINO {tried[0].version}, and here is {here}: {command}")
+    best = max(fit, key=lambda r: r.speed)
+    check_precision(best.precision)
+    bundle.graph(graph_of(best.precision))
+    return best
+
+
 def check_precision(precision: str) -> None:
     """Raises BackendError where OpenVINO has no such precision on this CPU, MissingExtra without OpenVINO."""
     if precision not in PRECISIONS:
-        raise BackendError(
-            f"the openvino backend has no {precision}; it computes in {' and '.join(PRECISIONS)}"
-        )
+        raise BackendError(f"the openvino backend has no {precision}; it computes in {', '.join(PRECISIONS)}")
     openvino = import_openvino()
     if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise BackendError("this CPU has no bf16 arithmetic (avx512_bf16, AMX): take --precision fp32")
+
+
+def cpu_name() -> str:
+    """What OpenVINO calls this CPU."""
+    return str(import_openvino().Core().get_property("CPU", "FULL_DEVICE_NAME")).strip()
 
 
 def import_openvino() -> Any:
@@ -104,7 +145,7 @@ def import_openvino() -> Any:
         return openvino
 
 
-def _compiled(core: Any, graph: Path, threads: int, precision: str) -> Any:
+def _compiled(core: Any, graph: Path, threads: int, precision: str, kept: int) -> Any:
     settings = {
         "INFERENCE_PRECISION_HINT": _HINT[precision],
         "INFERENCE_NUM_THREADS": threads,
@@ -113,7 +154,10 @@ def _compiled(core: Any, graph: Path, threads: int, precision: str) -> Any:
         "CPU_RUNTIME_CACHE_CAPACITY": _SHAPES,
     }
     try:
-        return core.compile_model(core.read_model(str(graph)), "CPU", settings)
+        model = core.read_model(str(graph))
+        if kept:
+            model = first_in_fp32(import_openvino(), core, model, kept)
+        return core.compile_model(model, "CPU", settings)
     except Exception as e:
         text = " ".join(str(e).split())
         raise BackendError(f"{graph}: OpenVINO cannot compile it: {text[-300:]}") from None

@@ -40,6 +40,7 @@ def machine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(choice, "environment", lambda info: Environment(info.name, (9, 0), "10.16"))
     monkeypatch.setattr(choice, "find_plan", nothing)
     monkeypatch.setattr(choice, "import_onnxruntime", nothing)
+    monkeypatch.setattr(choice, "accepted", nothing)
     return SimpleNamespace(lack=lack, patch=monkeypatch)
 
 
@@ -57,14 +58,17 @@ def test_without_a_plan_onnxruntime(machine, tiny_bundle: Bundle) -> None:
 
 def test_without_a_driver_the_cpu_and_one_reason(machine, tiny_bundle: Bundle) -> None:
     machine.lack("probe", DeviceError("no NVIDIA driver"))
+    assert choose_backend(tiny_bundle).name == "openvino"
+    machine.lack("accepted", BackendError("no record"))
     found = choose_backend(tiny_bundle)
-    assert found.name == "cpu" and set(found.reasons) == {"tensorrt", "ort-cuda", "ort-tensorrt"}
-    assert str(found) == "cpu (not tensorrt, ort-cuda: no NVIDIA driver)"
+    assert found.name == "cpu" and set(found.reasons) == {"tensorrt", "ort-cuda", "ort-tensorrt", "openvino"}
+    assert str(found) == "cpu (not tensorrt, ort-cuda: no NVIDIA driver; not openvino: no record)"
 
 
 def test_each_missing_library_is_named(machine, tiny_bundle: Bundle) -> None:
     machine.lack("import_onnxruntime", BackendError("needs onnxruntime-gpu"))
     machine.lack("require_tensorrt", MissingExtra("tensorrt", "gpu", "the tensorrt backend"))
+    machine.lack("accepted", BackendError("no record"))
     found = choose_backend(tiny_bundle)
     assert found.name == "cpu" and "infercam[gpu]" in found.reasons["tensorrt"]
     assert found.reasons["ort-cuda"] == "needs onnxruntime-gpu"
@@ -74,6 +78,7 @@ def test_each_missing_library_is_named(machine, tiny_bundle: Bundle) -> None:
 
 def test_a_precision_that_nothing_has(machine, tiny_bundle: Bundle) -> None:
     machine.lack("find_plan", PlanError("no fp8 plan"))
+    machine.lack("accepted", BackendError("no fp8"))
     with pytest.raises(
         BackendError, match="no backend can run this: not tensorrt: no fp8 plan; not ort-cuda"
     ):
@@ -92,8 +97,8 @@ def test_what_has_all_it_needs_and_does_not_start(machine, tiny_bundle: Bundle) 
     machine.patch.setattr(backends, "_load", broken)
     backend, found = load_chosen("auto", tiny_bundle, 1)
     backend.close()
-    assert tried == ["tensorrt", "ort-cuda", "cpu"] and backend.name == "cpu"
-    assert found.reasons == {"tensorrt": "tensorrt broke", "ort-cuda": "ort-cuda broke"}
+    assert tried == ["tensorrt", "ort-cuda", "openvino", "cpu"] and backend.name == "cpu"
+    assert found.reasons == {name: f"{name} broke" for name in tried[:3]}
     with pytest.raises(BackendError, match="ort-cuda broke"):  # asked for by name: no other is taken
         load_backend("ort-cuda", tiny_bundle)
 

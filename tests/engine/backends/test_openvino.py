@@ -60,7 +60,9 @@ def test_bf16_is_near(tiny_bundle: Bundle, tiny_engine: Engine) -> None:
 def test_what_openvino_cannot_do(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(BackendError, match="no int8; it computes in fp32 and bf16"):
+    with pytest.raises(BackendError, match="no fp16; it computes in fp32, bf16, int8"):
+        Engine.load(tiny_bundle, "openvino", precision="fp16")
+    with pytest.raises(BundleError, match="no int8 graph"):
         Engine.load(tiny_bundle, "openvino", precision="int8")
     broken = tiny.build(tmp_path / "b")
     broken.graph().write_bytes(b"nonsense")
