@@ -124,13 +124,17 @@ class Engine:
             raise result.error
         return result.maps
 
-    def scores(self, image: Picture) -> NDArray[np.float32]:
-        """The classifier's logits (C,) for one picture at its own size."""
-        return self.backend.scores(_pixels(image))
+    def scores(self, image: Picture, ladder: bool = False) -> NDArray[np.float32]:
+        """The classifier's logits (C,) for one picture at its own size; ladder: at the nearest of few sizes, as
+        runs of recipes with a ladder have it (a GPU prepares for every size)."""
+        return self.backend.scores(_pixels(image), ladder)
 
-    def predict(self, image: Picture, threshold: float = 0.5) -> list[int]:
-        """Classes whose probability (sigmoid, or softmax for a single-label classifier) passes `threshold`."""
-        return [int(i) for i in np.flatnonzero(self.probabilities(self.scores(image)) > threshold)]
+    def predict(self, image: Picture, threshold: float = 0.5, ladder: bool = False) -> list[int]:
+        """Classes whose probability (sigmoid, or softmax for a single-label classifier) passes `threshold`.
+
+        ladder: see `scores`.
+        """
+        return [int(i) for i in np.flatnonzero(self.probabilities(self.scores(image, ladder)) > threshold)]
 
     def probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
         """Logits (C,) as probabilities: sigmoid, or softmax for a single-label classifier.

@@ -154,8 +154,8 @@ class CpuBackend:
             "providers": self._session.get_providers(),
         }
 
-    def scores(self, pixels: NDArray[np.uint8]) -> Float:
-        height, width = self.sizes.of(*pixels.shape[:2])
+    def scores(self, pixels: NDArray[np.uint8], ladder: bool = False) -> Float:
+        height, width = self.sizes.of(pixels.shape[0], pixels.shape[1], ladder=ladder)
         x = np.empty((1, 3, height, width), np.float32)
         self._resize(pixels, (height, width)).write(x[0], mirrored=False, erased=None)
         return np.asarray(self._infer(self.manifest.scores, x)[0], np.float32)

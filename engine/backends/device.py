@@ -317,8 +317,8 @@ class DeviceBackend:
             "batch_pixels": self._batch_pixels,
         }
 
-    def scores(self, pixels: NDArray[np.uint8]) -> Float:
-        size = self.sizes.of(*pixels.shape[:2])
+    def scores(self, pixels: NDArray[np.uint8], ladder: bool = False) -> Float:
+        size = self.sizes.of(pixels.shape[0], pixels.shape[1], ladder=ladder)
         height, width = size
         classes = len(self.manifest.classes)
         sizes = (pixels.size, picture_nbytes(size), 3 * height * width * self._input_itemsize, 4 * classes)

@@ -118,8 +118,8 @@ class Backend(Protocol):
         """Drop all that is held for the image."""
         ...
 
-    def scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits (C,) of one H×W×3 picture at its own size."""
+    def scores(self, pixels: NDArray[np.uint8], ladder: bool = False) -> NDArray[np.float32]:
+        """Logits (C,) of one H×W×3 picture, at its own size or at the ladder's nearest; from any thread."""
         ...
 
     def describe(self) -> dict[str, object]:

@@ -214,6 +214,7 @@ class Run:
 
     def _read(self, item: Item) -> _Read:
         """On a reader thread."""
+        made = self.map_settings.recipe
         try:
             given, fingerprint = self.map_settings.of_image(self.labels, item.id)
             if self.store.done(item.id, fingerprint):
@@ -221,7 +222,7 @@ class Run:
             self.in_flight.begin(item.id)
             pixels = read_pixels(self.source.place, item.path, self.max_pixels)
             if isinstance(self.labels, Predicted):
-                classes = self.engine.predict(pixels, self.labels.threshold)
+                classes = self.engine.predict(pixels, self.labels.threshold, made.ladder)
             else:
                 classes = given or []
             return _Read(item.id, fingerprint, (pixels, classes))

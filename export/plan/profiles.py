@@ -224,7 +224,7 @@ class _Simulated:
     def release(self, image: ImageTask) -> None:
         pass
 
-    def scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def scores(self, pixels: NDArray[np.uint8], ladder: bool = False) -> NDArray[np.float32]:
         raise NotImplementedError("nothing is inferred")
 
     def describe(self) -> dict[str, object]:

@@ -174,6 +174,8 @@ def test_scores_are_the_engine_s(live: LiveEngine) -> None:
         pixels = tiny.picture(*size)
         want = live.engine.scores(pixels)
         np.testing.assert_allclose(live.scores(pixels).result(), want, atol=1e-6)
+        on_ladder = live.engine.scores(pixels, ladder=True)
+        np.testing.assert_allclose(live.scores(pixels, ladder=True).result(), on_ladder, atol=1e-6)
 
 
 def test_equal_shapes_of_waiting_requests_are_batched(gated: tuple[LiveEngine, Gate]) -> None:

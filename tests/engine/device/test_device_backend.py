@@ -100,8 +100,12 @@ def test_half_precision_input(tiny_bundle: Bundle, tiny_engine: Engine, device_e
 
 def test_scores(tiny_bundle: Bundle, tiny_engine: Engine, device_engine: MakeEngine) -> None:
     pixels = tiny.picture(37, 41)
-    got = device_engine(tiny_bundle).scores(pixels)
-    np.testing.assert_allclose(got, tiny_engine.scores(pixels), atol=1e-6)
+    engine = device_engine(tiny_bundle)
+    for ladder in (False, True):
+        np.testing.assert_allclose(
+            engine.scores(pixels, ladder), tiny_engine.scores(pixels, ladder), atol=1e-6
+        )
+    assert np.abs(engine.scores(pixels, True) - engine.scores(pixels)).max() > 1e-4, "another size"
 
 
 @pytest.mark.parametrize("n", [1, 5])

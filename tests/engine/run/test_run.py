@@ -239,6 +239,12 @@ def test_predicted_labels(
         infercam, tiny_bundle, data, tmp_path / "0.5", "--labels", "predict", "--score-threshold", 0.4
     )
     assert again["done"] == 7, "another threshold may give other classes"
+    out = tmp_path / "ladder"
+    options = ["--labels", "predict", "--recipe", "fast", "--mode", "baseline"]
+    summary(infercam, tiny_bundle, data, out, *options)
+    for record in MapStore.open(out):
+        pixels = data / "images" / f"{record.id}.png"
+        assert record.classes == tiny_engine.predict(pixels, ladder=True)
 
 
 # -- resuming --------------------------------------------------------------------------------------------------
