@@ -381,7 +381,8 @@ def _whole_range(shapes: Shapes, sizes: ViewSizes, reach: Reach | None) -> Profi
     seen = _profile(shapes, sizes)
     low, high = min(seen.smallest[1:]), max(seen.largest[1:])
     if reach is not None:
-        low, high = min(low, reach.smallest), max(high, reach.largest)
+        low = min(low, reach.smallest)
+        high = max(high, ceil(reach.largest / sizes.multiple) * sizes.multiple)
     most = max(map(pixels, shapes))
     batch = max(1, min(seen.largest[0], most // (high * high)))
     best = (min(seen.best[0], batch), seen.best[1], seen.best[2])
