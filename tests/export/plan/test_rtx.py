@@ -263,13 +263,22 @@ def bfloat_graph(bundle: Bundle) -> Bundle:
         (["--strip-weights"], "--strip-weights is not for --runtime tensorrt-rtx"),
         (["--targets", "sm90"], "--targets sm90: TensorRT-RTX"),
         (["--runtime", "x"], "no runtime 'x'"),
-        (["--precision", "int8"], "no int8 graph; make it with: infercam precision"),
+        (
+            ["--precision", "int8"],
+            r"no int8 graph; make it with: infercam precision .* \(there are: fp32; --precision",
+        ),
     ],
 )
 def test_bad_options_are_one_line(build, bundle, args, words):
     with pytest.raises(InfercamError, match=words):
         build(*args)
     assert not list(bundle.path.glob("plans/*"))
+
+
+def test_without_onnx_one_line_names_the_extra(build, monkeypatch):
+    monkeypatch.setattr("infercam.export.requirements.find_spec", lambda package: None)
+    with pytest.raises(MissingExtra, match=r"infercam build needs onnx: pip install 'infercam\[export\]'"):
+        build()
 
 
 def test_images_tune_the_profiles_of_an_exact_recipe(build, bundle, tmp_path):
