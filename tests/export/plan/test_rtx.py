@@ -33,7 +33,7 @@ from infercam.export.plan import runtimes
 from infercam.export.plan.build import BuildRequest, BuildWatch, build_plan
 from infercam.export.plan.builder import BuildCancelled
 from infercam.export.plan.rtx import rtx_maker
-from infercam.export.plan.runtimes import check_options, choose_runtime
+from infercam.export.plan.runtimes import caution, check_options, choose_runtime
 from infercam.export.precision import half
 from tests.engine import tiny
 from tests.export.plan.plan_file import read_plan
@@ -149,6 +149,11 @@ def test_options_of_tensorrt_are_refused_with_rtx_and_the_other_way_round(option
     check_options("tensorrt-rtx", PlanOptions(), "sm86")
     with pytest.raises(InputError, match="--targets is for --runtime tensorrt-rtx"):
         check_options("tensorrt", PlanOptions(), "sm86")
+
+
+def test_a_precision_that_gains_nothing_is_cautioned_of():
+    assert "an fp16 plan is smaller" in str(caution("tensorrt-rtx", "int8"))
+    assert caution("tensorrt-rtx", "fp16") is caution("tensorrt", "int8") is None
 
 
 # -- built by the real one -------------------------------------------------------------------------------------
