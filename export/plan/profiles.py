@@ -265,7 +265,7 @@ def _predicted(engine: Engine, pixels: NDArray[np.uint8]) -> list[int]:
 # -- which shapes a ladder has ---------------------------------------------------------------------------------
 def ladder_shapes(manifest: Manifest, largest: int | None = None, limits: Limits = DEVICE_LIMITS) -> Shapes:
     """Both batches, the full and the small one (scheduler.py: SMALL), of every pair of the ladder's rungs up to
-    `largest` pixels and an aspect of LADDER_ASPECT; once each, so that every size counts by the pixels of its batches.
+    `largest` pixels and an aspect of LADDER_ASPECT, once each: every size counts by the pixels of its batches.
 
     largest: default the largest square view of no more than limits.batch_pixels.
     """
