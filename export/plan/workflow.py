@@ -42,7 +42,7 @@ from infercam.export.plan.profiles import (
     smallest_view,
 )
 from infercam.export.plan.rtx import rtx_maker
-from infercam.export.plan.runtimes import check_options, choose_runtime
+from infercam.export.plan.runtimes import caution, check_options, choose_runtime
 from infercam.export.plan.settings import BuildSettings
 from infercam.export.precision.pictures import shrunk
 
@@ -81,6 +81,8 @@ def build_from_settings(
     trt = require_tensorrt("infercam build", kind)  # before anything that takes time
     maker = rtx_maker(s.targets) if kind == "tensorrt-rtx" else None
     stderr.print(f"runtime: {RUNTIMES[kind]} {trt.__version__} ({why})", markup=False, soft_wrap=True)
+    if (said := caution(kind, checked)) is not None:
+        stderr.print(f"note: {said}", soft_wrap=True)
     gpu = open_driver() if maker is None else None
     try:
         limits = replace(DEVICE_LIMITS, batch_pixels=s.batch_pixels)
