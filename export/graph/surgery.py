@@ -38,6 +38,8 @@ from infercam.export.graph.observe import observe
 from infercam.export.graph.passes import tidy
 from infercam.export.graph.pooling import Pooling, channel_axis
 from infercam.export.graph.position import interpolate_positions
+from infercam.export.graph.wishes import MapWishes
+from infercam.export.graph.zero_shot import embedding, write_zero_shot
 
 MIN_OPSET = 7
 RESPONSE, SCORES, BIAS = "response", "scores", BIAS_OUTPUT
@@ -45,6 +47,10 @@ _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QL
 _CUSTOMARY = (
     "the map is customary, not exact: the scores are made of the class token, which has no position; the response is "
     "what the same head makes of the patch tokens, and its mean is not the scores"
+)
+ZERO_SHOT_NOTE = (
+    "the map is customary, not exact: at each position a softmax over the classes' and the background's texts, the "
+    "background dropped; its mean is not the scores"
 )
 _LINEAR = {"Conv", "Gemm", "MatMul"}
 _POINTWISE = {
@@ -117,21 +123,24 @@ def response_graph(
     output: str | None = None,
     input_name: str | None = None,
     sizes: SizeWishes = SizeWishes(),
-    attention: bool = False,
+    maps: MapWishes = MapWishes(),
 ) -> ResponseGraph:
     """Turn a classifier into its response graph; `model` itself is not changed.
 
     `keep_classes` keeps these rows of the linear layer, in this order (a 21-way classifier with background first:
     `range(1, 21)`). `output` picks the logits where the model has several outputs, `input_name` the picture
     where it has several inputs. Batch, height and width are made free where the graph allows (and `sizes` wants it),
-    by running it; what prevents it is in `notes`, with the node's name. `attention`: a class-token head's map times
-    the last block's attention to the patches.
+    by running it; what prevents it is in `notes`, with the node's name. `maps`: what else is wished for.
 
     Raises ExportError, naming the node, if the model does not end in a global average pooling and a linear layer.
     """
     work = prepare(model)
     graph = Graph(work)
-    head = pick_head(graph, output)
+    if maps.zero_shot is not None:
+        output = output or graph.proto.output[0].name
+        head = find_head(graph, embedding(graph, _known_output(graph, output)))
+    else:
+        head = pick_head(graph, output)
     picture, channels_last = _picture(graph, head, input_name)
     whole_numbers = graph.elem_type(picture) == TensorProto.UINT8
     if whole_numbers:
@@ -140,21 +149,63 @@ def response_graph(
     normalisation = own_normalisation(graph, picture, channels_last=channels_last)
     keep = _checked_rows(keep_classes, head)
     notes, logits = list(head.notes), head.logits
-    if attention and head.is_exact:
+    if maps.attention and head.is_exact:
         raise ExportError("the head reads no class token: --attention has nothing to multiply")
     windows = [(p.node.input[0], p.window) for p in head.poolings if p.window and len(p.window) == 2]
     picture = _free_names(graph, head, picture)
-    bias = _rewrite(graph, head, keep, notes, attention=attention)
+    bias = _rewrite(graph, head, keep, notes, maps)
     tidy(work)
     positions = interpolate_positions(work)
     if channels_last:
         notes.append(f"input '{picture}' is channels-last; a transpose was put before it")
         _transpose_input(work, picture)
+    found = finished(
+        work,
+        picture,
+        bias,
+        sizes=sizes,
+        method=_method(head, maps),
+        positions=positions,
+        in_patches=bool(positions) or not head.is_exact,
+    )
+    return replace(
+        found,
+        multi_label=head.activation != "softmax" and maps.zero_shot is None,
+        notes=[*notes, *found.notes],
+        logits=logits,
+        channels_last=channels_last,
+        whole_numbers=whole_numbers,
+        normalisation=normalisation,
+        source_size=_source_size(model, windows, found.stride),
+    )
+
+
+def _method(head: Head, maps: MapWishes) -> Method:
+    if maps.zero_shot is not None:
+        return "maskclip"
+    if head.is_exact:
+        return "cam"
+    return "patch-tokens-attention" if maps.attention else "patch-tokens"
+
+
+def finished(
+    work: ModelProto,
+    picture: str,
+    bias: np.ndarray,
+    *,
+    sizes: SizeWishes,
+    method: Method,
+    positions: Sequence[str] = (),
+    in_patches: bool = False,
+) -> ResponseGraph:
+    """A graph that has its outputs `scores` and `response`: its sizes found, checked, with what can be said of it.
+
+    `positions`: notes about what makes other sizes possible; `in_patches`: sides are then multiples of the stride.
+    """
     found = find_sizes(work, picture, classes=len(bias), wishes=sizes)
-    if found.height is None:
-        notes += positions
-        if positions or not head.is_exact:
-            found = _in_whole_patches(found)
+    notes = list(positions) if found.height is None else []
+    if found.height is None and in_patches:
+        found = _in_whole_patches(found)
     _check(found.model)
     return ResponseGraph(
         model=found.model,
@@ -164,19 +215,14 @@ def response_graph(
         height=found.height,
         width=found.width,
         dynamic_batch=found.dynamic_batch,
-        multi_label=head.activation != "softmax",
+        multi_label=False,
         notes=[*notes, *found.notes],
-        logits=logits,
-        channels_last=channels_last,
         base=found.base,
         smallest=found.smallest,
         multiple=found.multiple,
-        whole_numbers=whole_numbers,
-        normalisation=normalisation,
-        source_size=_source_size(model, windows, found.stride),
         per_image_bias=any(o.name == BIAS for o in found.model.graph.output),
-        decomposition="mean" if head.is_exact else "none",
-        method="cam" if head.is_exact else "patch-tokens-attention" if attention else "patch-tokens",
+        decomposition="mean" if method == "cam" else "none",
+        method=method,
     )
 
 
@@ -238,13 +284,18 @@ def _check_arity(node: NodeProto, version: int) -> None:
         raise ExportError(f"{label(node)}: lacks an input or an output; the model is not valid ONNX")
 
 
+def _known_output(graph: Graph, name: str) -> str:
+    names = [o.name for o in graph.proto.output]
+    if name not in names:
+        raise ExportError(f"no output '{name}'; the model has: {', '.join(names)}")
+    return name
+
+
 def pick_head(graph: Graph, output: str | None) -> Head:
     """The head of the named output, or of the only output that has one."""
     names = [o.name for o in graph.proto.output]
     if output is not None:
-        if output not in names:
-            raise ExportError(f"no output '{output}'; the model has: {', '.join(names)}")
-        return find_head(graph, output)
+        return find_head(graph, _known_output(graph, output))
     if len(names) == 1:
         return find_head(graph, names[0])
     heads: dict[str, Head] = {}
@@ -318,15 +369,20 @@ def _checked_rows(keep: Sequence[int] | None, head: Head) -> list[int] | None:
 
 
 def _rewrite(
-    graph: Graph, head: Head, keep: list[int] | None, notes: list[str], *, attention: bool
+    graph: Graph, head: Head, keep: list[int] | None, notes: list[str], maps: MapWishes
 ) -> np.ndarray:
     """Replace the head in `graph.model`, which must be tidied afterwards; returns the bias, float32 (C,): zeros
     where it depends on the image."""
     model = graph.model
     build = NodeBuilder(model)
+    if maps.zero_shot is not None:
+        write_zero_shot(build, head, maps.zero_shot, RESPONSE, SCORES)
+        _declare_outputs(model, maps.zero_shot.wanted, per_image_bias=False)
+        notes.append(ZERO_SHOT_NOTE)
+        return np.zeros(maps.zero_shot.wanted, np.float32)
     bias: np.ndarray | None
     if not head.is_exact:
-        bias = write_customary(build, head, keep, RESPONSE, attention=attention)
+        bias = write_customary(build, head, keep, RESPONSE, attention=maps.attention)
         notes.append(_CUSTOMARY)
     elif head.stages:
         bias = write_frozen(build, head, keep, RESPONSE, BIAS)

@@ -70,16 +70,20 @@ def from_torch(
     require_onnx()
     from infercam.export.graph.dynamic import SizeWishes
     from infercam.export.graph.surgery import ResponseGraph, response_graph
+    from infercam.export.graph.wishes import MapWishes
     from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bundle
+    from infercam.export.writing.pinned import pinned
 
     user = Pixels(mean, std, scale)
     _spec_of(user.filled(), colour)  # what is wrong in it is said before the work
     with evaluation_mode(module):
         check_outputs(module, classes, example_size, keep_classes)
-        model = to_onnx(module, example_size)
+        model = pinned(to_onnx(module, example_size), example_size)
 
         def graph_of(sizes: SizeWishes) -> ResponseGraph:
-            return response_graph(model, keep_classes=keep_classes, sizes=sizes, attention=attention)
+            return response_graph(
+                model, keep_classes=keep_classes, sizes=sizes, maps=MapWishes(attention=attention)
+            )
 
         def write(graph: ResponseGraph) -> Bundle:
             pixels, notes = input_pixels(graph, user)

@@ -23,6 +23,7 @@ from infercam.export.graph.dynamic import SizeWishes
 from infercam.export.graph.index import Graph
 from infercam.export.graph.passes import tidy
 from infercam.export.graph.surgery import ResponseGraph, prepare, response_graph
+from infercam.export.graph.wishes import MapWishes
 from infercam.export.runtime import GraphSession, RunError
 from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bundle
 from infercam.export.writing.pixels import Pixels, input_pixels
@@ -76,14 +77,14 @@ def export_onnx(
                 output=output,
                 input_name=input_name,
                 sizes=sizes,
-                attention=attention,
+                maps=MapWishes(attention=attention),
             )
         except ExportError as e:
             raise ExportError(f"{file}: {e}") from None
         return simplify(graph) if slim else graph
 
     def write(graph: ResponseGraph) -> Bundle:
-        names, origin = (list(classes), "given") if classes else default_classes(graph.classes, metadata)
+        names, named_by = (list(classes), "given") if classes else default_classes(graph.classes, metadata)
         try:
             pixels, notes = input_pixels(graph, user)
         except ExportError as e:
@@ -94,7 +95,7 @@ def export_onnx(
             classes=names,
             input_spec=_spec(*pixels, colour),
             multi_label=graph.multi_label if multi_label is None else multi_label,
-            source=_origin(file, model) | {"logits": graph.logits, "classes_from": origin},
+            source=origin(file, model) | {"logits": graph.logits, "classes_from": named_by},
             source_scores=onnx_scores(model, graph, keep_classes),
             images=images,
             tolerance=tolerance,
@@ -106,7 +107,7 @@ def export_onnx(
     return write_as_it_agrees(graph_of, write, SizeWishes(size=size))
 
 
-def _origin(file: Path, model: ModelProto) -> dict[str, Any]:
+def origin(file: Path, model: ModelProto) -> dict[str, Any]:
     """What the manifest says of the file."""
     source: dict[str, Any] = {"kind": "onnx", "file": file.name, "sha256": sha256_file(file)}
     if model.producer_name:
