@@ -38,7 +38,7 @@ MANIFEST_BYTES = 64 << 20  # far more than any; a manifest is read whole
 
 Triple = tuple[float, float, float]
 Decomposition = Literal["mean", "none"]
-Method = Literal["cam", "patch-tokens", "patch-tokens-attention", "maskclip", "attention-pool"]
+Method = Literal["cam", "patch-tokens", "patch-tokens-attention", "maskclip", "attention-pool", "recipro"]
 """How the response was made (export/README.md); all but `cam` are customary, not exact."""
 
 

@@ -69,6 +69,10 @@ class ExportSettings(BaseModel):
     size: str | None = option(
         None, "Height and width of the input, HxW; default: any size, else the model's own."
     )
+    method: str | None = option(
+        None,
+        "recipro: of any head, what it answers to one position of its features at a time; default: by the head.",
+    )
     attention: bool = option(
         False, "Of a class-token head: the map times the last block's attention from class token to patches."
     )
@@ -107,6 +111,7 @@ def make_bundle(model: Path | None, out: Path, s: ExportSettings) -> Bundle:
         "slim": s.slim,
         "size": s.size,
         "attention": s.attention or None,
+        "method": s.method,
     }
     if s.clip is not None:
         unfit: dict[str, Any] = {
@@ -122,7 +127,10 @@ def make_bundle(model: Path | None, out: Path, s: ExportSettings) -> Bundle:
             "slim": s.slim,
             "multi-label": s.multi_label,
         }
-        _refuse(unfit | {"attention": s.attention or None}, "goes with a classifier, not with --clip")
+        _refuse(
+            unfit | {"attention": s.attention or None, "method": s.method},
+            "goes with a classifier, not with --clip",
+        )
         return _from_clip(s.clip, out, s, common)
     _refuse(
         {"names": s.names, "prompts": s.prompts, "background": s.background, "text": s.text},
@@ -132,7 +140,9 @@ def make_bundle(model: Path | None, out: Path, s: ExportSettings) -> Bundle:
     if model is not None:
         _refuse(theirs, "goes with --arch, not with an ONNX file")
         options = _onnx_options(s.mean, s.std, s.scale, s.colour) | {"slim": s.slim is not False}
-        options["attention"] = s.attention
+        if s.method not in (None, "recipro"):
+            raise ExportError(f"--method is recipro, or left out, not '{s.method}'")
+        options |= {"attention": s.attention, "recipro": s.method == "recipro"}
         options["size"] = None if s.size is None else parse_size(s.size)
         return _from_onnx(model, out, input_name=s.input_name, output=s.output, **options, **common)
     _refuse(own, "goes with an ONNX file; an architecture has its own")

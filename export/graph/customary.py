@@ -69,7 +69,7 @@ def _through_the_head(build: NodeBuilder, head: Head, rows: Sequence[int] | None
         other = next(p for p in head.poolings if p.token is None)
         raise ExportError(
             f"{label(head.stages[0].node)}: is not linear, and both a class token and {label(other.node)} go through "
-            "it: there is no customary response map"
+            "it: there is no customary response map; --method recipro takes any head, at one size"
         )
     p = head.poolings[0]
     logits = head_over(build, head, patch_tokens(build, p))
@@ -87,7 +87,7 @@ def head_over(build: NodeBuilder, head: Head, tokens: str) -> str:
     graph = Graph(build.model)
     names = {leaf.tensor: _as_leaf(build, tokens, leaf.shape) for leaf in head.leaves}
     for node in head.nodes:
-        _copy(build, graph, node, names)
+        copied_for_rows(build, graph, node, names)
     shape = build.constant(np.array([-1, len(head.bias)], np.int64), "customary.shape")
     return build.node("Reshape", [names[head.logits], shape], build.tensor("customary.logits"))
 
@@ -97,8 +97,8 @@ def _as_leaf(build: NodeBuilder, flat: str, shape: tuple[int, ...]) -> str:
     return build.node("Reshape", [flat, target], build.tensor("customary.token"))
 
 
-def _copy(build: NodeBuilder, graph: Graph, node: NodeProto, names: dict[str, str]) -> None:
-    """A copy of a node for another batch, of which reshapes may know nothing."""
+def copied_for_rows(build: NodeBuilder, graph: Graph, node: NodeProto, names: dict[str, str]) -> None:
+    """A copy of a node for another batch, of which reshapes may know nothing; `names`: tensors and their copies'."""
     copy = NodeProto()
     copy.CopyFrom(node)
     for i, name in enumerate(node.input):

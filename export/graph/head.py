@@ -75,7 +75,7 @@ class _Tail:
 
 def find_head(graph: Graph, output: str) -> Head:
     """The head that makes `output`; raises ExportError naming the node that prevents it."""
-    logits, activation = _strip_activation(graph, output)
+    logits, activation = strip_activation(graph, output)
     tail = _tail(graph, logits)
     found, stages, run = _composed(graph, tail, logits)
     poolings = list({(p.features, p.layout): p for p in tail.poolings.values()}.values())
@@ -92,7 +92,7 @@ def find_head(graph: Graph, output: str) -> Head:
     )
 
 
-def _strip_activation(graph: Graph, output: str) -> tuple[str, str | None]:
+def strip_activation(graph: Graph, output: str) -> tuple[str, str | None]:
     """Tensor before a closing sigmoid or softmax (seen through reshapes), and which of them it was."""
     tensor: str = output
     while (node := graph.producer.get(tensor)) is not None:

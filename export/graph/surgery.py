@@ -30,7 +30,7 @@ from infercam.engine.common.errors import ExportError
 from infercam.export.graph.begins import Normalisation, make_float, own_normalisation
 from infercam.export.graph.building import NodeBuilder, joined_maps, maps_of, to_map
 from infercam.export.graph.customary import own_scores, write_customary
-from infercam.export.graph.dynamic import Sizes, SizeWishes, find_sizes
+from infercam.export.graph.dynamic import Sizes, SizeWishes, chosen_size, find_sizes
 from infercam.export.graph.frozen import write_frozen
 from infercam.export.graph.head import Head, find_head
 from infercam.export.graph.index import Graph, attributes, float_type, fresh_name, label, opset, rename
@@ -38,6 +38,7 @@ from infercam.export.graph.observe import observe
 from infercam.export.graph.passes import tidy
 from infercam.export.graph.pooling import Pooling, channel_axis
 from infercam.export.graph.position import interpolate_positions
+from infercam.export.graph.recipro import recipro_head, write_recipro
 from infercam.export.graph.wishes import MapWishes
 from infercam.export.graph.zero_shot import embedding, write_zero_shot
 
@@ -47,6 +48,10 @@ _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QL
 _CUSTOMARY = (
     "the map is customary, not exact: the scores are made of the class token, which has no position; the response is "
     "what the same head makes of the patch tokens, and its mean is not the scores"
+)
+RECIPRO_NOTE = (
+    "the map is customary, not exact: what the head answers to one position of its features alone; its mean is not "
+    "the scores, and the head runs once a position"
 )
 ZERO_SHOT_NOTE = (
     "the map is customary, not exact: at each position a softmax over the classes' and the background's texts, the "
@@ -136,11 +141,7 @@ def response_graph(
     """
     work = prepare(model)
     graph = Graph(work)
-    if maps.zero_shot is not None:
-        output = output or graph.proto.output[0].name
-        head = find_head(graph, embedding(graph, _known_output(graph, output)))
-    else:
-        head = pick_head(graph, output)
+    head = _head(graph, output, maps)
     picture, channels_last = _picture(graph, head, input_name)
     whole_numbers = graph.elem_type(picture) == TensorProto.UINT8
     if whole_numbers:
@@ -149,9 +150,13 @@ def response_graph(
     normalisation = own_normalisation(graph, picture, channels_last=channels_last)
     keep = _checked_rows(keep_classes, head)
     notes, logits = list(head.notes), head.logits
-    if maps.attention and head.is_exact:
+    if maps.attention and (head.is_exact or maps.recipro):
         raise ExportError("the head reads no class token: --attention has nothing to multiply")
     windows = [(p.node.input[0], p.window) for p in head.poolings if p.window and len(p.window) == 2]
+    if maps.recipro:
+        size = chosen_size(work, picture, sizes)
+        sizes = SizeWishes(size=size, batch=False)
+        _fix_input(work, picture, size)
     picture = _free_names(graph, head, picture)
     bias = _rewrite(graph, head, keep, notes, maps)
     tidy(work)
@@ -180,7 +185,23 @@ def response_graph(
     )
 
 
+def _head(graph: Graph, output: str | None, maps: MapWishes) -> Head:
+    if maps.zero_shot is None and not maps.recipro:
+        return pick_head(graph, output)
+    name = _known_output(graph, output or graph.proto.output[0].name)
+    return recipro_head(graph, name) if maps.recipro else find_head(graph, embedding(graph, name))
+
+
+def _fix_input(model: ModelProto, picture: str, size: tuple[int, int]) -> None:
+    """Declare the picture's only size, and a batch of 1; in place."""
+    info = next(i for i in model.graph.input if i.name == picture)
+    info.CopyFrom(helper.make_tensor_value_info(picture, info.type.tensor_type.elem_type, [1, 3, *size]))
+    del model.graph.value_info[:]
+
+
 def _method(head: Head, maps: MapWishes) -> Method:
+    if maps.recipro:
+        return "recipro"
     if maps.zero_shot is not None:
         return "maskclip"
     if head.is_exact:
@@ -381,7 +402,11 @@ def _rewrite(
         notes.append(ZERO_SHOT_NOTE)
         return np.zeros(maps.zero_shot.wanted, np.float32)
     bias: np.ndarray | None
-    if not head.is_exact:
+    if maps.recipro:
+        write_recipro(build, head, keep, RESPONSE)
+        notes.append(RECIPRO_NOTE)
+        bias = head.bias if keep is None else head.bias[keep]
+    elif not head.is_exact:
         bias = write_customary(build, head, keep, RESPONSE, attention=maps.attention)
         notes.append(_CUSTOMARY)
     elif head.stages:
@@ -398,7 +423,7 @@ def _rewrite(
     bias32 = None if bias is None else bias.astype(np.float32)
     if bias32 is not None and not np.isfinite(bias32).all():
         raise ExportError("the linear layer's bias is not finite")
-    if head.is_exact:
+    if head.is_exact and not maps.recipro:
         _add_scores(build, bias32)
     else:
         own_scores(build, head.logits, len(head.bias), keep, SCORES)

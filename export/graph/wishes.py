@@ -28,7 +28,9 @@ class ZeroShot:
 @dataclass(frozen=True)
 class MapWishes:
     """attention: of a class-token head: the map times the last block's attention from class token to patches.
-    zero_shot: the source is an image encoder, and this is its classifier (zero_shot.py)."""
+    zero_shot: the source is an image encoder, and this is its classifier (zero_shot.py).
+    recipro: any head, one position at a time (recipro.py)."""
 
     attention: bool = False
     zero_shot: ZeroShot | None = None
+    recipro: bool = False

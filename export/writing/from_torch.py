@@ -45,6 +45,7 @@ def from_torch(
     images: Sequence[np.ndarray] = (),
     tolerance: float = 1e-4,
     attention: bool = False,
+    recipro: bool = False,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle from any module that ends in global average pooling and linear layers (export/README.md).
@@ -60,6 +61,7 @@ def from_torch(
     multi_label: scores are read through a sigmoid (else a softmax); default: unless the module ends in softmax.
     images: (H, W, 3) uint8 RGB pictures to verify on, besides the built-in ones.
     attention: of a class-token head: the map times the last block's attention from the class token to the patches.
+    recipro: of any head, and of one size: what it answers to one position of the last feature map at a time.
     source: where the weights come from, recorded in the manifest as it is.
 
     Raises ExportError where the module cannot be traced, has no such head, or does not agree with its
@@ -82,7 +84,10 @@ def from_torch(
 
         def graph_of(sizes: SizeWishes) -> ResponseGraph:
             return response_graph(
-                model, keep_classes=keep_classes, sizes=sizes, maps=MapWishes(attention=attention)
+                model,
+                keep_classes=keep_classes,
+                sizes=sizes,
+                maps=MapWishes(attention=attention, recipro=recipro),
             )
 
         def write(graph: ResponseGraph) -> Bundle:
