@@ -29,11 +29,13 @@ from infercam.engine.common.validation import first_problem
 from infercam.engine.onnx_files import check_external
 
 SCHEMA_VERSION = 3
-"""2: the input's smallest size and multiple, per_image_bias. 3: decomposition, method. What older ones lack has
-defaults."""
+"""2: the input's smallest size and multiple, per_image_bias. 3: decomposition, method, affinity. What older ones lack
+has defaults."""
 MANIFEST = "manifest.json"
 BIAS_OUTPUT = "bias"
 """The graph's output with the bias of each image, where `per_image_bias` says that there is one."""
+AFFINITY_OUTPUT = "affinity"
+"""The graph's output (N,P,P) of how much the P = h·w patches attend to each other, where `affinity` counts blocks."""
 MANIFEST_BYTES = 64 << 20  # far more than any; a manifest is read whole
 
 Triple = tuple[float, float, float]
@@ -128,6 +130,11 @@ class Manifest(_Strict):
         description="'none': mean(response) + bias is not the scores, which are the graph's alone",
     )
     method: Method = Field(default="cam", description="how the response was made")
+    affinity: int | None = Field(
+        default=None,
+        gt=0,
+        description="blocks whose self-attention is averaged in the graph's output `affinity`",
+    )
     graphs: dict[str, str] = Field(description="precision -> file, always with 'fp32'")
     precisions: dict[str, PrecisionReport] = Field(default={}, description="of the graphs but fp32")
     plans: list[dict[str, Any]] = []

@@ -76,6 +76,11 @@ class ExportSettings(BaseModel):
     attention: bool = option(
         False, "Of a class-token head: the map times the last block's attention from class token to patches."
     )
+    affinity: int = option(
+        0,
+        "Blocks, from the last, whose self-attention among patches becomes an output, for `refine: affinity`.",
+        ge=0,
+    )
     multi_label: bool | None = option(
         None, "How scores become probabilities; default: as the model does.", "--multi-label/--softmax"
     )
@@ -112,6 +117,7 @@ def make_bundle(model: Path | None, out: Path, s: ExportSettings) -> Bundle:
         "size": s.size,
         "attention": s.attention or None,
         "method": s.method,
+        "affinity": s.affinity or None,
     }
     if s.clip is not None:
         unfit: dict[str, Any] = {
@@ -142,7 +148,7 @@ def make_bundle(model: Path | None, out: Path, s: ExportSettings) -> Bundle:
         options = _onnx_options(s.mean, s.std, s.scale, s.colour) | {"slim": s.slim is not False}
         if s.method not in (None, "recipro"):
             raise ExportError(f"--method is recipro, or left out, not '{s.method}'")
-        options |= {"attention": s.attention, "recipro": s.method == "recipro"}
+        options |= {"attention": s.attention, "recipro": s.method == "recipro", "affinity": s.affinity}
         options["size"] = None if s.size is None else parse_size(s.size)
         return _from_onnx(model, out, input_name=s.input_name, output=s.output, **options, **common)
     _refuse(own, "goes with an ONNX file; an architecture has its own")
@@ -228,7 +234,7 @@ def _from_clip(clip: str, out: Path, s: ExportSettings, common: dict[str, Any]) 
 
     if s.names is None:
         raise ExportError("--clip needs the classes to look for: --names FILE")
-    given: dict[str, Any] = {k: common[k] for k in ("images", "tolerance", "name", "overwrite")}
+    given: dict[str, Any] = {k: common[k] for k in ("images", "tolerance", "name", "overwrite", "affinity")}
     given["names"] = read_lines(s.names, "names")
     given["background"] = [] if s.background is None else read_lines(s.background, "names")
     if clip.endswith(".onnx"):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infercam.engine.bundle import Bundle, Manifest
+from infercam.engine.bundle import AFFINITY_OUTPUT, Bundle, Manifest
 from infercam.engine.common.cores import available_cores
 from infercam.engine.common.errors import BackendError, BundleError, MissingExtra
 from infercam.engine.method import host_ops
@@ -176,6 +176,15 @@ class CpuBackend:
         x = np.empty((len(views), 3, *views[0].shape), np.float32)
         for view, slot in zip(views, x, strict=True):
             self._write_input(view, slot)
+        recipe = views[0].tile.image.recipe
+        if recipe.refine == "affinity":
+            found = self._run_network([self.manifest.response, AFFINITY_OUTPUT], x)
+            for view, response, affinity in zip(views, *found, strict=True):
+                kept = response[view.tile.image.classes]
+                view.tile.state.responses[view.scale, view.mirrored] = host_ops.refined(
+                    kept, affinity, recipe.refine_steps
+                )
+            return
         for view, response in zip(views, self._infer(self.manifest.response, x), strict=True):
             # a copy of the present classes only, or the whole batch's output would stay alive
             view.tile.state.responses[view.scale, view.mirrored] = response[view.tile.image.classes]
@@ -352,9 +361,10 @@ def _session(bundle: Bundle, precision: str) -> Any:
 
 def _check_names(session: Any, manifest: Manifest, graph: Path) -> None:
     """What the manifest calls input and outputs must be the graph's: the manifest itself has no hash."""
+    affinity = [] if manifest.affinity is None else [AFFINITY_OUTPUT]
     pairs = (
         ("input", [manifest.input.name], session.get_inputs()),
-        ("output", [manifest.response, manifest.scores], session.get_outputs()),
+        ("output", [manifest.response, manifest.scores, *affinity], session.get_outputs()),
     )
     for what, wanted, found in pairs:
         for name in wanted:

@@ -62,6 +62,7 @@ def export_clip_onnx(
     output: str | None = None,
     input_name: str | None = None,
     size: tuple[int, int] | None = None,
+    affinity: int = 0,
     **options: Any,
 ) -> Bundle:
     """Of an ONNX image encoder (a ViT: image -> embeddings N×E) and a matrix of text vectors, names first.
@@ -75,7 +76,11 @@ def export_clip_onnx(
     def graph_of(sizes: SizeWishes) -> ResponseGraph:
         try:
             return response_graph(
-                model, output=output, input_name=input_name, sizes=sizes, maps=MapWishes(zero_shot=wish)
+                model,
+                output=output,
+                input_name=input_name,
+                sizes=sizes,
+                maps=MapWishes(zero_shot=wish, affinity=affinity),
             )
         except ExportError as e:
             raise ExportError(f"{file}: {e}") from None
@@ -94,6 +99,7 @@ def export_clip(
     names: Sequence[str],
     prompts: Sequence[str],
     background: Sequence[str] = (),
+    affinity: int = 0,
     **options: Any,
 ) -> Bundle:
     """Of a CLIP in PyTorch; raises ExportError as `from_torch` does."""
@@ -102,6 +108,8 @@ def export_clip(
     source = clip.source | {"prompts": list(prompts)} | _about(background, wish)
     with evaluation_mode(clip.image):
         pool = has_attention_pool(clip.image)
+        if pool and affinity:
+            raise ExportError("--affinity: a ResNet has no self-attention among patches")
         if pool:
             model = _traced(response_module(clip.image, wish), clip.size)
         else:
@@ -114,7 +122,7 @@ def export_clip(
                 found = finished(model, INPUT, none, sizes=sizes, method="attention-pool", in_patches=True)
                 found = replace(found, notes=[ZERO_SHOT_NOTE, *found.notes])
             else:
-                found = response_graph(model, sizes=sizes, maps=MapWishes(zero_shot=wish))
+                found = response_graph(model, sizes=sizes, maps=MapWishes(zero_shot=wish, affinity=affinity))
             return replace(found, source_size=clip.size)
 
         def write(graph: ResponseGraph) -> Bundle:

@@ -25,8 +25,9 @@ import onnx
 import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from infercam.engine.bundle import BIAS_OUTPUT, Decomposition, Method
+from infercam.engine.bundle import AFFINITY_OUTPUT, BIAS_OUTPUT, Decomposition, Method
 from infercam.engine.common.errors import ExportError
+from infercam.export.graph.attention import write_affinity
 from infercam.export.graph.begins import Normalisation, make_float, own_normalisation
 from infercam.export.graph.building import NodeBuilder, joined_maps, maps_of, to_map
 from infercam.export.graph.customary import own_scores, write_customary
@@ -43,7 +44,7 @@ from infercam.export.graph.wishes import MapWishes
 from infercam.export.graph.zero_shot import embedding, write_zero_shot
 
 MIN_OPSET = 7
-RESPONSE, SCORES, BIAS = "response", "scores", BIAS_OUTPUT
+RESPONSE, SCORES, BIAS, AFFINITY = "response", "scores", BIAS_OUTPUT, AFFINITY_OUTPUT
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
 _CUSTOMARY = (
     "the map is customary, not exact: the scores are made of the class token, which has no position; the response is "
@@ -114,6 +115,8 @@ class ResponseGraph:
     decomposition: Decomposition = "mean"
     """`none` where mean(response) + bias is not the scores; these are then the classifier's own."""
     method: Method = "cam"
+    affinity: int | None = None
+    """How many blocks' attention the output `affinity` (N, P, P) averages; None where there is none."""
 
     @property
     def classes(self) -> int:
@@ -159,6 +162,9 @@ def response_graph(
         _fix_input(work, picture, size)
     picture = _free_names(graph, head, picture)
     bias = _rewrite(graph, head, keep, notes, maps)
+    if maps.affinity:
+        write_affinity(NodeBuilder(work), head.poolings[0], maps.affinity, AFFINITY)
+        work.graph.output.append(helper.make_tensor_value_info(AFFINITY, TensorProto.FLOAT, ["N", "P", "P"]))
     tidy(work)
     positions = interpolate_positions(work)
     if channels_last:
@@ -182,6 +188,7 @@ def response_graph(
         whole_numbers=whole_numbers,
         normalisation=normalisation,
         source_size=_source_size(model, windows, found.stride),
+        affinity=maps.affinity or None,
     )
 
 
@@ -364,7 +371,7 @@ def _picture(graph: Graph, head: Head, wanted: str | None) -> tuple[str, bool]:
 
 def _free_names(graph: Graph, head: Head, picture: str) -> str:
     """Rename what is called like our outputs (an old output often is, an input may be); the picture's new name."""
-    for name in (RESPONSE, SCORES, *([BIAS] if head.stages else [])):
+    for name in (RESPONSE, SCORES, AFFINITY, *([BIAS] if head.stages else [])):
         other = fresh_name(graph.model, name)
         head.poolings = [p.renamed(name, other) for p in head.poolings]
         head.logits = other if head.logits == name else head.logits

@@ -29,8 +29,10 @@ class ZeroShot:
 class MapWishes:
     """attention: of a class-token head: the map times the last block's attention from class token to patches.
     zero_shot: the source is an image encoder, and this is its classifier (zero_shot.py).
-    recipro: any head, one position at a time (recipro.py)."""
+    recipro: any head, one position at a time (recipro.py). affinity: the self-attention of so many last blocks as a
+    further output (attention.py); 0: none."""
 
     attention: bool = False
     zero_shot: ZeroShot | None = None
     recipro: bool = False
+    affinity: int = 0

@@ -46,6 +46,7 @@ def from_torch(
     tolerance: float = 1e-4,
     attention: bool = False,
     recipro: bool = False,
+    affinity: int = 0,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle from any module that ends in global average pooling and linear layers (export/README.md).
@@ -62,6 +63,7 @@ def from_torch(
     images: (H, W, 3) uint8 RGB pictures to verify on, besides the built-in ones.
     attention: of a class-token head: the map times the last block's attention from the class token to the patches.
     recipro: of any head, and of one size: what it answers to one position of the last feature map at a time.
+    affinity: the self-attention among patches, averaged over so many last blocks, as a further output.
     source: where the weights come from, recorded in the manifest as it is.
 
     Raises ExportError where the module cannot be traced, has no such head, or does not agree with its
@@ -87,7 +89,7 @@ def from_torch(
                 model,
                 keep_classes=keep_classes,
                 sizes=sizes,
-                maps=MapWishes(attention=attention, recipro=recipro),
+                maps=MapWishes(attention=attention, recipro=recipro, affinity=affinity),
             )
 
         def write(graph: ResponseGraph) -> Bundle:

@@ -50,6 +50,7 @@ def export_onnx(
     size: tuple[int, int] | None = None,
     attention: bool = False,
     recipro: bool = False,
+    affinity: int = 0,
     name: str | None = None,
     overwrite: bool = False,
 ) -> Bundle:
@@ -60,9 +61,9 @@ def export_onnx(
     normalises by itself; and scale 1 for one that takes uint8. `classes` defaults to names in the
     model's metadata, else the 20 of VOC if it has 20 outputs, else class_0, …; `multi_label` to False only if the
     model closes with a softmax. `size` (height, width) fixes the input's size, which else is free where the model
-    allows, or the model's own. `recipro`: of any head, one position at a
-    time. `attention`: a class token's map times the last block's attention. `images` are (H, W,
-    3) uint8 RGB arrays to verify on besides generated ones.
+    allows, or the model's own. `recipro`: of any head, one position at a time.
+    `attention`: a class token's map times the last block's attention. `affinity`: the attention of so many last
+    blocks as an output. `images` are (H, W, 3) uint8 RGB arrays to verify on besides generated ones.
 
     Raises ExportError: one line saying what is wrong with the file and which node prevents the surgery.
     """
@@ -79,7 +80,7 @@ def export_onnx(
                 output=output,
                 input_name=input_name,
                 sizes=sizes,
-                maps=MapWishes(attention=attention, recipro=recipro),
+                maps=MapWishes(attention=attention, recipro=recipro, affinity=affinity),
             )
         except ExportError as e:
             raise ExportError(f"{file}: {e}") from None
