@@ -29,16 +29,18 @@ from infercam.engine.common.validation import first_problem
 from infercam.engine.onnx_files import check_external
 
 SCHEMA_VERSION = 3
-"""2: the input's smallest size and multiple, per_image_bias. 3: cells, decomposition, method, runtimes. What an
-earlier one lacks has defaults."""
+"""2: the input's smallest size and multiple, per_image_bias. 3: cells, decomposition, method, affinity, runtimes.
+What an earlier one lacks has defaults."""
 MANIFEST = "manifest.json"
 BIAS_OUTPUT = "bias"
 """The graph's output with the bias of each image, where `per_image_bias` says that there is one."""
+AFFINITY_OUTPUT = "affinity"
+"""The graph's output (N,P,P) of how much the P = h·w patches attend to each other, where `affinity` counts blocks."""
 MANIFEST_BYTES = 64 << 20  # far more than any; a manifest is read whole
 
 Triple = tuple[float, float, float]
 Decomposition = Literal["mean", "none"]
-Method = Literal["cam", "patch-tokens", "patch-tokens-attention"]
+Method = Literal["cam", "patch-tokens", "patch-tokens-attention", "maskclip", "attention-pool", "recipro"]
 """How the response was made (export/README.md); all but `cam` are customary, not exact."""
 
 
@@ -166,6 +168,11 @@ class Manifest(_Strict):
         description="'none': mean(response) + bias is not the scores, which are the graph's alone",
     )
     method: Method = Field(default="cam", description="how the response was made")
+    affinity: int | None = Field(
+        default=None,
+        gt=0,
+        description="blocks whose self-attention is averaged in the graph's output `affinity`",
+    )
     graphs: dict[str, str] = Field(description="precision -> file, always with 'fp32'")
     precisions: dict[str, PrecisionReport] = Field(default={}, description="of the graphs but fp32")
     runtimes: list[RuntimeReport] = []

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infercam.engine.bundle import Bundle
+from infercam.engine.bundle import AFFINITY_OUTPUT, Bundle
 from infercam.engine.common.cores import available_cores
 from infercam.engine.method import host_ops
 from infercam.engine.method.backend import Limits, OutOfMemory, Preparing
@@ -174,6 +174,15 @@ class CpuBackend:
         x = np.empty((len(views), 3, *views[0].shape), np.float32)
         for view, slot in zip(views, x, strict=True):
             self._write_input(view, slot)
+        recipe = views[0].tile.image.recipe
+        if recipe.refine == "affinity":
+            found = self._run_network([self.manifest.response, AFFINITY_OUTPUT], x)
+            for view, response, affinity in zip(views, *found, strict=True):
+                kept = response[view.tile.image.classes]
+                view.tile.state.responses[view.scale, view.mirrored] = host_ops.refined(
+                    kept, affinity, recipe.refine_steps
+                )
+            return
         for view, response in zip(views, self._infer(self.manifest.response, x), strict=True):
             # a copy of the present classes only, or the whole batch's output would stay alive
             view.tile.state.responses[view.scale, view.mirrored] = response[view.tile.image.classes]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from infercam.engine.bundle import Manifest
+from infercam.engine.bundle import AFFINITY_OUTPUT, Manifest
 from infercam.engine.common.errors import BundleError
 
 Float = NDArray[np.float32]
@@ -35,9 +35,10 @@ def check_names(manifest: Manifest, graph: Path, inputs: Iterable[str], outputs:
 
     Raises BundleError.
     """
+    affinity = [] if manifest.affinity is None else [AFFINITY_OUTPUT]
     pairs = (
         ("input", [manifest.input.name], set(inputs)),
-        ("output", [manifest.response, manifest.scores], set(outputs)),
+        ("output", [manifest.response, manifest.scores, *affinity], set(outputs)),
     )
     for what, wanted, found in pairs:
         for name in wanted:

@@ -64,6 +64,8 @@ class SizeWishes:
     """The source's own, where its input does not declare one."""
     free: bool = True
     """Whether other sizes are tried at all."""
+    batch: bool = True
+    """Whether other batches are."""
 
 
 class _Prevented(Exception):
@@ -91,10 +93,10 @@ def find_sizes(model: ModelProto, picture: str, *, classes: int, wishes: SizeWis
     notes: list[str] = []
     free = wishes.free and not wishes.size
     grid, problem = _free_sizes(model, picture, classes) if free else (None, "")
-    base = grid.base if grid else _chosen_size(model, picture, wishes)
+    base = grid.base if grid else chosen_size(model, picture, wishes)
     if problem:
         notes.append(f"height and width {grid or 'fixed at {}x{}'.format(*base)}: {problem}")
-    free_batch = _free_batch(model, picture, Dims(n, *base), classes, notes)
+    free_batch = wishes.batch and _free_batch(model, picture, Dims(n, *base), classes, notes)
     if free_batch and grid:
         try:
             _try(model, picture, Dims(n, *base), classes, batch=True, multiple=grid.multiple)
@@ -164,7 +166,7 @@ def _free_batch(model: ModelProto, picture: str, dims: Dims, classes: int, notes
     return True
 
 
-def _chosen_size(model: ModelProto, picture: str, wishes: SizeWishes) -> Size:
+def chosen_size(model: ModelProto, picture: str, wishes: SizeWishes) -> Size:
     """The one size of a graph: that wished for, the declared one, its own, or a usual one that runs."""
     n, h, w = _declared(model, picture)
     if wishes.size and any(d not in (None, s) for d, s in zip((h, w), wishes.size, strict=True)):

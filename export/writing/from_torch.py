@@ -46,6 +46,8 @@ def from_torch(
     tolerance: float = 1e-4,
     fold_batch_norm: bool = True,
     attention: bool = False,
+    recipro: bool = False,
+    affinity: int = 0,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle from any module that ends in global average pooling and linear layers (export/README.md).
@@ -61,6 +63,8 @@ def from_torch(
     multi_label: scores are read through a sigmoid (else a softmax); default: unless the module ends in softmax.
     images: (H, W, 3) uint8 RGB pictures to verify on, besides the built-in ones.
     attention: of a class-token head: the map times the last block's attention from the class token to the patches.
+    recipro: of any head, and of one size: what it answers to one position of the last feature map at a time.
+    affinity: the self-attention among patches, averaged over so many last blocks, as a further output.
     source: where the weights come from, recorded in the manifest as it is.
     fold_batch_norm: batch norms that PyTorch's exporter left go into the layer before them, or become a scale and a
     shift.
@@ -73,13 +77,15 @@ def from_torch(
     require_onnx()
     from infercam.export.graph.dynamic import SizeWishes
     from infercam.export.graph.surgery import ResponseGraph, response_graph
+    from infercam.export.graph.wishes import MapWishes
     from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bundle
+    from infercam.export.writing.pinned import pinned
 
     user = Pixels(mean, std, scale)
     _spec_of(user.filled(), colour)  # what is wrong in it is said before the work
     with evaluation_mode(module):
         check_outputs(module, classes, example_size, keep_classes)
-        model = to_onnx(module, example_size)
+        model = pinned(to_onnx(module, example_size), example_size)
 
         def graph_of(sizes: SizeWishes) -> ResponseGraph:
             return response_graph(
@@ -87,7 +93,7 @@ def from_torch(
                 keep_classes=keep_classes,
                 sizes=sizes,
                 fold_batch_norm=fold_batch_norm,
-                attention=attention,
+                maps=MapWishes(attention=attention, recipro=recipro, affinity=affinity),
             )
 
         def write(graph: ResponseGraph) -> Bundle:
