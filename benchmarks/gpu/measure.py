@@ -68,6 +68,11 @@ from infercam.engine.method.recipe import Mode
 console = Console(stderr=True, highlight=False)
 FLOP_PER_PIXEL = 753e9 / (500 * 375)
 """Of ResNet-38 (engine/method/README.md §8)."""
+WITH_A_GOAL = (
+    *("erase_half", "erase_words_half", "accumulate", "upsample", "unite"),
+    *("resize_first", "resize_second"),
+)
+"""Kernels that should reach 0.7 of a copy's rate."""
 
 
 # -- the parts -----------------------------------------------------------------------------------------------------
@@ -241,7 +246,7 @@ def goals(parts: dict[str, Any]) -> dict[str, Any]:
     if "busy_share" in parts.get("busy", {}):
         out["GPU busy (goal 0.9)"] = parts["busy"]["busy_share"]
     for row in parts.get("kernels", {}).get("rows", []):
-        if row["share_of_copy"] is not None and row["kernel"] in ("erase_half", "accumulate"):
+        if row["share_of_copy"] is not None and row["kernel"] in WITH_A_GOAL:
             out[f"{row['call']}: {row['kernel']} over a copy's rate (goal 0.7)"] = row["share_of_copy"]
     return out
 

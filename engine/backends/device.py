@@ -332,10 +332,10 @@ class DeviceBackend:
     # -- Infer ---------------------------------------------------------------------------------------------
     def _outputs(self, work: Infer) -> None:
         """The response of every input; the scores follow from it on the host (see bundle.py), but where the bias
-        depends on the image: then the network runs once more for them."""
+        depends on the image, or they are no means of it: then the network runs once more for them."""
         n, _, height, width = work.x.shape
         shape = self.runner.response_shape(height, width)
-        own = self.manifest.per_image_bias
+        own = not self.manifest.scores_are_means
         each_scores = 4 * len(self.manifest.classes) if own else 0
         most = self.runner.max_batch(height, width)
         x = work.x.astype(self.runner.input_type, copy=False)
@@ -565,6 +565,7 @@ def _accumulate_item(tile: Tile) -> Accumulate:
         erased=state.erased if keeps else 0,
         first=first,
         mode=recipe.accumulate,
+        compete=recipe.compete,
         threshold=recipe.threshold,
         locate=tile.locates and first,
     )

@@ -34,7 +34,11 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
     recipe: Annotated[str, typer.Option(help="Where a request names none.")] = "fast",
     backend: Annotated[
-        str, typer.Option(help="auto (the best that works here), tensorrt, ort-cuda, ort-tensorrt or cpu.")
+        str,
+        typer.Option(
+            help="auto (the best that works here), tensorrt, tensorrt-rtx, ort-cuda, ort-tensorrt, openvino "
+            "or cpu."
+        ),
     ] = "auto",
     precision: Annotated[
         str | None, typer.Option(help="Which graph or plan of the bundle: fp32, tf32, fp16, bf16, int8, fp8.")

@@ -6,7 +6,6 @@ runs the same code on host pointers, for tests.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from infercam.engine.common.errors import BackendError, MissingExtra
 from infercam.engine.device.driver import DeviceOutOfMemory, Driver, Pointer
 from infercam.engine.device.runner import ANY_NUMBER, InputType, OutputShape, Runner
 from infercam.engine.method.backend import OutOfMemory, ViewRefused
+from infercam.engine.runners.options import RuntimeSwitches
 from infercam.engine.runners.ort_errors import problem
 from infercam.engine.runners.ort_sessions import (
     MOST,
@@ -32,8 +32,6 @@ from infercam.engine.runners.response_size import ResponseSize
 
 Provider = Literal["cuda", "tensorrt", "cpu"]
 
-GRAPHS_VARIABLE = "INFERCAM_CUDA_GRAPHS"
-"""1: sessions replay a captured CUDA graph. Not measured, and so off where nothing is said."""
 SESSIONS_SHARE = 0.2
 """Of the device's free memory that sessions may take for themselves where no budget is given."""
 SESSION_BYTES = 64 << 20
@@ -68,7 +66,7 @@ class OrtRunner(Runner):
     precision: a graph of the bundle, or `tf32`: the fp32 graph with TF32 matrix products. memory_limit: bytes that
     the sessions' arena may take. sessions_budget: bytes that the sessions may take beside it (default:
     SESSIONS_SHARE of what is free). graphs: replay CUDA graphs, over buffers that stay where they are (default:
-    GRAPHS_VARIABLE). nhwc: convolutions in NHWC (default: in half precision, where the budget has room for it).
+    RuntimeSwitches). nhwc: convolutions in NHWC (default: in half precision, where the budget has room for it).
     Raises MissingExtra without onnxruntime; BackendError where only the CPU build is installed, where the session
     falls back to the CPU, or where the graph cannot be loaded.
     """
@@ -92,7 +90,7 @@ class OrtRunner(Runner):
         self.provider = provider
         self.device = device
         self.graphs = provider != "tensorrt" and (
-            os.environ.get(GRAPHS_VARIABLE) == "1" if graphs is None else graphs
+            RuntimeSwitches.of().cuda_graphs if graphs is None else graphs
         )
         self._driver = driver
         self._manifest = bundle.manifest

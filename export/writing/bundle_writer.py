@@ -183,6 +183,8 @@ def _write(
                 input=spec,
                 bias=[float(b) for b in graph.bias],
                 per_image_bias=graph.per_image_bias,
+                decomposition=graph.decomposition,
+                method=graph.method,
                 graphs={"fp32": GRAPH_FILE},
                 files={f.name: file_entry(f) for f in files},
                 source={**source, "notes": [*source.get("notes", []), *graph.notes]},
