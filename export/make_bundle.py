@@ -52,6 +52,9 @@ class ExportSettings(BaseModel):
     size: str | None = option(
         None, "Height and width of the input, HxW; default: any size, else the model's own."
     )
+    attention: bool = option(
+        False, "Of a class-token head: the map times the last block's attention from class token to patches."
+    )
     multi_label: bool | None = option(
         None, "How scores become probabilities; default: as the model does.", "--multi-label/--softmax"
     )
@@ -88,11 +91,18 @@ def make_bundle(model: Path | None, out: Path, s: ExportSettings) -> Bundle:
         "overwrite": s.overwrite,
     }
     own: dict[str, Any] = {"mean": s.mean, "std": s.std, "scale": s.scale, "colour": s.colour}
-    own |= {"input-name": s.input_name, "output": s.output, "slim": s.slim, "size": s.size}
+    own |= {
+        "input-name": s.input_name,
+        "output": s.output,
+        "slim": s.slim,
+        "size": s.size,
+        "attention": s.attention or None,
+    }
     theirs = {"weights": s.weights, "output-stride": s.output_stride, "head": s.head}
     if model is not None:
         _refuse(theirs, "goes with --arch, not with an ONNX file")
         options = _onnx_options(s.mean, s.std, s.scale, s.colour) | {"slim": s.slim is not False}
+        options["attention"] = s.attention
         options["size"] = None if s.size is None else parse_size(s.size)
         return _from_onnx(model, out, input_name=s.input_name, output=s.output, **options, **common)
     _refuse(own, "goes with an ONNX file; an architecture has its own")

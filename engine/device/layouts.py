@@ -50,7 +50,7 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "LowMap": _struct(data=P, height=I, width=I),
     "TileItem": _struct(
         total=P, accumulated=P, erased=P, result=P, ranks=P, height=I, width=I, stride=I, classes=I,
-        lows_at=I, lows=I, floor_at=I, rank=I, first=I, add=I, locate=I, threshold=F,
+        lows_at=I, lows=I, floor_at=I, rank=I, first=I, join=I, locate=I, threshold=F,
     ),
     "RankState": _struct(prefix=np.uint32, below=np.uint32, histogram=(np.uint32, RANK_BINS)),
     "PartItem": _struct(

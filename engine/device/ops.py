@@ -221,7 +221,7 @@ class Ops:
                     *arrays,
                     quantile_index(math.prod(item.tile), item.quantile),
                     item.first,
-                    item.mode != "max",
+                    _join(item),
                     item.locate,
                     item.threshold,
                 )
@@ -397,6 +397,11 @@ def _plan(box: Box, size: Size, tables: _Spans, middles: _Spans) -> _Plan:
 def _axis(source: int, target: int, tables: _Spans) -> _Axis:
     taps = math.ceil(2.0 * max(1.0, source / target)) * 2 + 1  # Pillow's ksize
     return _Axis(tables.take(4 * target * (2 + taps)), source, target, taps)
+
+
+def _join(item: Accumulate) -> int:
+    """ADDS and COMPETES of layouts.cuh; a single class has none to compete with."""
+    return (item.mode != "max") + 2 * (item.compete and item.classes > 1 and not item.first)
 
 
 def _tile_arrays(packet: Packet, item: Accumulate) -> tuple[int, int, int]:

@@ -52,7 +52,10 @@ def accumulate(items: Sequence[Accumulate]) -> Traffic:
         out["rank_histogram"] += 3 * plane * (item.quantile < 1)
         out["centre_of_mass"] += plane * item.locate
         if item.accumulated:
-            out["accumulate"] += (2 if item.first else 3) * plane + (1 if item.first else 2) * pixels
+            competes = item.compete and item.classes > 1 and not item.first
+            out["accumulate"] += ((2 if item.first else 3) + competes) * plane + (
+                1 if item.first else 2
+            ) * pixels
     return {kernel: nbytes for kernel, nbytes in out.items() if nbytes}
 
 

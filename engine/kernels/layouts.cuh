@@ -87,6 +87,7 @@ struct LowMap {
 };
 
 // One tile's iteration. Maps are planes of `stride` floats (the pixels, rounded up to 4).
+constexpr int ADDS = 1, COMPETES = 2;
 struct TileItem {
     float* total;        // summed views; `accumulated` itself in the first iteration
     float* accumulated;  // 0: only the peak is wanted (and the centres)
@@ -102,7 +103,7 @@ struct TileItem {
     int floor_at;  // float[classes]; -1: none
     int rank;      // the quantile's place among the sorted pixels
     int first;
-    int add;
+    int join;  // ADDS: to the maps before, else their maximum; COMPETES: only where no class was higher before
     int locate;
     float threshold;
 };

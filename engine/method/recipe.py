@@ -79,6 +79,11 @@ class Recipe(BaseModel):
     accumulate: Literal["max", "sum", "mean"] = Field(
         default="max", description="over iterations; a sum is divided by its own maximum at the end"
     )
+    compete: bool = Field(
+        default=False,
+        description="after the first iteration a class's map counts only where, so far, no class of the image was "
+        "higher: what an erased image still answers often lies on its other objects",
+    )
     mask_mirrored: bool = Field(
         default=True,
         description="the mirrored copy is masked with the mirrored mask (the released code forgets to)",
@@ -145,8 +150,9 @@ class Recipe(BaseModel):
     def fingerprint(self, mode: Mode) -> str:
         """Hash of everything here that can change a map; the recipe's name is not part of it."""
         key = {"mode": mode, **self.model_dump(exclude={"name"})}
-        if not self.ladder:  # as it was before there was one: what stores hold stays valid
-            del key["ladder"]
+        for name in ("ladder", "compete"):  # as it was before there was one: what stores hold stays valid
+            if not key[name]:
+                del key[name]
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -48,6 +48,7 @@ def export_onnx(
     slim: bool = True,
     fold_batch_norm: bool = True,
     size: tuple[int, int] | None = None,
+    attention: bool = False,
     name: str | None = None,
     overwrite: bool = False,
 ) -> Bundle:
@@ -59,7 +60,8 @@ def export_onnx(
     model's metadata, else the 20 of VOC if it has 20 outputs, else class_0, …; `multi_label` to False only if the
     model closes with a softmax. `size` (height, width) fixes the input's size, which else is free where the model
     allows, or the model's own. `fold_batch_norm`: batch norms go into the layer before them, or become a scale and
-    a shift. `images` are (H, W, 3) uint8 RGB arrays to verify on besides generated ones.
+    a shift. `attention`: a class token's map times the last block's attention. `images` are (H, W, 3) uint8 RGB
+    arrays to verify on besides generated ones.
 
     Raises ExportError: one line saying what is wrong with the file and which node prevents the surgery.
     """
@@ -77,6 +79,7 @@ def export_onnx(
                 input_name=input_name,
                 sizes=sizes,
                 fold_batch_norm=fold_batch_norm,
+                attention=attention,
             )
         except ExportError as e:
             raise ExportError(f"{file}: {e}") from None

@@ -73,6 +73,7 @@ class Job:
     threshold: float = 0.7
     accumulates: bool = True
     locate: bool = False
+    compete: bool = False
 
     @property
     def classes(self) -> int:
@@ -123,7 +124,7 @@ def run(jobs: list[Job], seed: int) -> list[Outcome]:
             items.append(
                 Accumulate(
                     job.tile, job.classes, lows, job.quantile, job.floor, accumulated, erased,
-                    job.before is None, job.mode, job.threshold, job.locate,
+                    job.before is None, job.mode, job.threshold, job.locate, job.compete,
                 )
             )  # fmt: skip
         results = rig.driver.allocate(results_nbytes(items))
@@ -163,7 +164,8 @@ def check(job: Job, got: Outcome) -> None:
         assert got.result.erased == 0
         return
     before = np.zeros_like(n) if job.before is None else job.before
-    want = np.maximum(before, n) if job.mode == "max" else before + n
+    counted = reference.where_highest(n, before) if job.compete and job.before is not None else n
+    want = np.maximum(before, counted) if job.mode == "max" else before + counted
     np.testing.assert_allclose(got.accumulated, want, rtol=0, atol=atol)
     was = np.zeros(job.tile, bool) if job.erased is None else job.erased
     reached = n.max(axis=0) >= np.float32(job.threshold)
@@ -182,12 +184,12 @@ def random_job(rng: np.random.Generator, tile: tuple[int, int]) -> Job:
             low[-1] = 0  # a class that nothing responds to
     job = Job(lows, tile, mode=str(rng.choice(["max", "sum", "mean"])), accumulates=bool(rng.integers(5)))
     job.quantile = float(rng.choice([1.0, 1.0, 0.99, 0.5, 1e-9]))
-    job.locate = bool(rng.integers(2))
+    job.locate, job.compete = bool(rng.integers(2)), bool(rng.integers(2))
     job.threshold = float(rng.choice([0.7, 0.3, 1.0]))
     if rng.integers(2):
         job.floor = rng.random(count).astype(np.float32) * 3
     if rng.integers(2) and job.accumulates:
-        job.before = rng.random((count, *tile), np.float32)
+        job.before = rng.random((count, *tile), np.float32).round(int(rng.choice([1, 7])))  # ties, or none
         job.erased = rng.random(tile) < 0.3
     return job
 

@@ -109,6 +109,7 @@ OTHER = {
     "probe": 0.2,
     "peak_quantile": 0.9,
     "ladder": True,
+    "compete": True,
 }
 
 
