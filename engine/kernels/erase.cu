@@ -1,12 +1,13 @@
 // The network's input for a whole batch in one pass: normalise, mirror, erase, convert.
 //
-// Bytes per value: 1 read (the picture) and 4 or 2 written; the mask is at tile size and read once per pixel, or once per
-// channel mostly from the cache. What bounds it is instructions: at a copy's rate an H100's multiprocessor can issue 33
-// for each value and its share of the mask, and finding and reading a pixel's place in the mask takes 10 to 14 of them.
-// So where rows are whole words (the ladder's always are) erase_words has all channels of 4 pixels in one thread: the
-// mask is looked up once for the three, the picture is read 4 bytes at a time, and what is written is aligned; 12
-// instructions a value. Else a thread has 4 values of one plane: groups are counted from the beginning of the batch,
-// where alignment begins, so whatever the sizes, only a plane's first and last group are written one by one; and the
+// Bytes per value: 1 read (the picture) and 4 or 2 written; the mask is at tile size and read once per pixel, or
+// once per channel mostly from the cache. What bounds it is instructions: at a copy's rate an H100's
+// multiprocessor can issue 33 for each half value and its share of the mask, and finding and reading a pixel's
+// place in the mask takes 12 of them. So where rows are whole words (the ladder's always are) erase_words has all
+// channels of 4 pixels in one thread: the mask is looked up once for the three, the picture is read 4 bytes at a
+// time, and what is written is aligned: 20 instructions a value, and the rest waits for memory. Else a thread has
+// 4 values of one plane, 57 instructions each: groups are counted from the beginning of the batch, where
+// alignment begins, so whatever the sizes, only a plane's first and last group are written one by one; and the
 // picture is read byte by byte.
 // Bytes become values through a table in shared memory: exact for every input specification, and cheaper than the
 // division it replaces; the float16 table is made on the host.
@@ -167,7 +168,9 @@ __device__ void erase_words(const char* packet, const T (*values)[256], T (*tabl
     const u8* pixels = slot.picture + PLANES_AT;
     T fill[CHANNELS];
 #pragma unroll
-    for (int c = 0; c < CHANNELS; ++c) fill[c] = fill_as(reinterpret_cast<const Picture*>(slot.picture)->fill[c], T());
+    for (int c = 0; c < CHANNELS; ++c) {
+        fill[c] = fill_as(reinterpret_cast<const Picture*>(slot.picture)->fill[c], T());
+    }
     out += static_cast<size_t>(blockIdx.y) * CHANNELS * size;
     int at = (static_cast<int>(blockIdx.x) * THREADS * WORD_ROUNDS + static_cast<int>(threadIdx.x)) * N;
     for (int round = 0; round < WORD_ROUNDS && at < size; ++round, at += THREADS * N) {

@@ -2,14 +2,16 @@
 // shrinking; one axis after the other (ops.columns_first says which), in fixed-point weights, the intermediate
 // rounded to uint8.
 //
-// Once per tile and size, kept over mirror and iterations: not in the inner loop, hence two passes, each at the rate of
-// the bytes that it must move: 3 per source pixel read, 3 per pixel of the intermediate written and read, 3 per pixel of
-// the picture written (the other taps come from the cache). One fused pass would move half of that with the same
-// instructions, which are what bounds both: 4 taps (8 at half the size) of a product each, where at a copy's rate an
-// H100's multiprocessor can issue 16 for each byte that it writes here. So a thread keeps the weights of a column for 4
-// rows and 3 channels, or those of a row for 4 columns and 3 channels, in registers; reads 4 neighbours at once where
-// they are one word (the intermediate's rows are padded to words); and writes words where the picture's width allows.
-// Where the columns go first (seldom: where the height shrinks much more than the width) pixels are worked out one by one.
+// Once per tile and size, kept over mirror and iterations: not in the inner loop, hence two passes, each at the
+// rate of the bytes that it must move: 3 per source pixel read, 3 per pixel of the intermediate written and read,
+// 3 per pixel of the picture written (the other taps come from the cache). One fused pass would move half of that
+// with the same instructions, which are what bounds both: at a copy's rate an H100's multiprocessor can issue 16
+// for each byte that is written here, and each has 4 taps (8 at half the size). The first pass takes 24, the
+// second 25 (115 and more where every byte read, every weight and every place is worked out alone). So a thread
+// keeps the weights of a column for 8 rows and 3 channels, or those of a row for 8 columns and 3 channels, in
+// registers; reads 8 neighbours at once in the second pass (the intermediate's rows are padded for that); and
+// writes words where the picture's width allows. Where the columns go first (seldom: where the height shrinks
+// much more than the width) pixels are worked out one by one.
 #include "layouts.cuh"
 
 constexpr int PRECISION_BITS = 32 - 8 - 2;

@@ -1,13 +1,14 @@
 // The sum of a tile's low maps at tile size: bilinear, half-pixel centres, no antialiasing, in the order of the
 // scales; and each class's maximum.
 //
-// Bytes per pixel and class: 4 written. The low maps are 1/64 and less of that and stay in the cache. What bounds it is
-// instructions, not memory: at a copy's rate an H100's multiprocessor can issue 40 for each pixel, and 4 scales need 16
-// for the floats alone. Hence the rest is shared. A block works out its rows' and columns' taps once, in shared memory:
-// divisions, some 60 instructions a tap, 4 a pixel. A thread has 4 columns, so a row's tap is read and compared once for
-// all; and it goes down 16 rows with all scales at once: most rows fall between the same two source rows, whose values
-// at its columns it keeps, and where they end, the lower of the two is the upper of the next. Its columns are a warp
-// apart, so that every store is of whole sectors whatever the tile's width.
+// Bytes per pixel and class: 4 written. The low maps are 1/64 and less of that and stay in the cache. What bounds
+// it is instructions, not memory: at a copy's rate an H100's multiprocessor can issue 40 for each pixel; 4 scales
+// need 16 for the floats alone, and this takes 49 (85 before the rest was shared as follows). A block works out
+// its rows' and columns' taps once, in shared memory: divisions, some 60 instructions a tap, 4 a pixel. A thread
+// has 4 columns, so a row's tap is read and compared once for all; and it goes down 16 rows with all scales at
+// once: most rows fall between the same two source rows, whose values at its columns it keeps, and where they
+// end, the lower of the two is the upper of the next. Its columns are a warp apart, so that every store is of
+// whole sectors whatever the tile's width.
 #include "layouts.cuh"
 
 constexpr int COLUMNS_EACH = 4;  // per thread
@@ -71,8 +72,8 @@ struct Place {
     }
 };
 
-// A thread's pixels. down: taps of its rows, across: of its columns; own: how many of them the tile has. Returns their
-// maximum, as ordered_bits.
+// A thread's pixels. down: taps of its rows, across: of its columns; own: how many of them the tile has. Returns
+// their maximum, as ordered_bits.
 template <int SCALES>
 __device__ int descend(const Lows& lows, const Tap* down, const Tap* across, float* out, int width, int rows, int own,
                        bool add) {
@@ -114,7 +115,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) upsample(const char* pa
     const int own = (width - x0 - column + WARP - 1) / WARP;  // columns; of the tile's last block some have none
     const int rows = own > 0 ? min(UPSAMPLE_ROWS, height - y0 - row) : 0;  // or negative, below the tile
     const LowMap* maps = reinterpret_cast<const LowMap*>(packet + item.lows_at);
-    float* out = item.total + static_cast<size_t>(k) * item.stride + static_cast<size_t>(y0 + row) * width + x0 + column;
+    float* out = item.total + static_cast<size_t>(k) * item.stride;
+    out += static_cast<size_t>(y0 + row) * width + x0 + column;
     int peak = 0;
     for (int from = 0; from == 0 || from < all; from += LOWS_AT_ONCE) {
         const int count = min(all - from, LOWS_AT_ONCE);
