@@ -144,8 +144,8 @@ def compare(
 
     Networks take N×3×h×w float32, normalised, and give N×C×h'×w' before ReLU. A graph of one fixed size gets the
     picture at that size alone. `scores`: the reference's, N×C, by which the classes of a sample without any are
-    chosen; needed where the bias depends on the image, else they are made of the response. Memory does not grow with
-    the samples; `watch` is called with 1 after each.
+    chosen; needed where they are no means of the response plus a constant, else they are made of it. Memory does not
+    grow with the samples; `watch` is called with 1 after each.
     Raises InputError where there is no sample or a mask does not fit, BackendError as the networks do.
     """
     seen = _Seen(len(manifest.classes))
@@ -339,6 +339,8 @@ def _classes(sample: Sample, response: Float, manifest: Manifest, scores: NDArra
     if sample.mask is not None:
         return [int(v) - 1 for v in np.unique(sample.mask) if 0 < v <= len(manifest.classes)]
     if scores is None:
+        if not manifest.scores_are_means:
+            raise InputError("the bundle's scores are not made of its response: give the network's own")
         scores = response.mean(axis=(1, 2), dtype=np.float64) + manifest.bias
     return predicted(scores, manifest.multi_label)
 

@@ -52,6 +52,9 @@ class ExportSettings(BaseModel):
     size: str | None = option(
         None, "Height and width of the input, HxW; default: any size, else the model's own."
     )
+    attention: bool = option(
+        False, "Of a class-token head: the map times the last block's attention from class token to patches."
+    )
     multi_label: bool | None = option(
         None, "How scores become probabilities; default: as the model does.", "--multi-label/--softmax"
     )
@@ -60,6 +63,12 @@ class ExportSettings(BaseModel):
     )
     tolerance: float = option(1e-4, "Largest relative difference from the source.", ge=0)
     slim: bool | None = option(None, "Simplify the graph (default: yes).")
+    fold_batch_norm: bool = option(
+        True,
+        "Put batch norms into the layer before them, or make them a scale and a shift (of an architecture PyTorch's "
+        "exporter folds those behind convolutions, whatever is said here).",
+        "--fold-batch-norm/--no-fold-batch-norm",
+    )
     name: str | None = option(None, "Name in the manifest; default: the model file's.")
     overwrite: bool = option(False, "Replace an existing bundle.")
 
@@ -77,15 +86,23 @@ def make_bundle(model: Path | None, out: Path, s: ExportSettings) -> Bundle:
         "multi_label": s.multi_label,
         "images": _images(s.images),
         "tolerance": s.tolerance,
+        "fold_batch_norm": s.fold_batch_norm,
         "name": s.name,
         "overwrite": s.overwrite,
     }
     own: dict[str, Any] = {"mean": s.mean, "std": s.std, "scale": s.scale, "colour": s.colour}
-    own |= {"input-name": s.input_name, "output": s.output, "slim": s.slim, "size": s.size}
+    own |= {
+        "input-name": s.input_name,
+        "output": s.output,
+        "slim": s.slim,
+        "size": s.size,
+        "attention": s.attention or None,
+    }
     theirs = {"weights": s.weights, "output-stride": s.output_stride, "head": s.head}
     if model is not None:
         _refuse(theirs, "goes with --arch, not with an ONNX file")
         options = _onnx_options(s.mean, s.std, s.scale, s.colour) | {"slim": s.slim is not False}
+        options["attention"] = s.attention
         options["size"] = None if s.size is None else parse_size(s.size)
         return _from_onnx(model, out, input_name=s.input_name, output=s.output, **options, **common)
     _refuse(own, "goes with an ONNX file; an architecture has its own")

@@ -63,13 +63,16 @@ def _summary(bundle: Bundle) -> None:
     batch = "any batch" if spec.dynamic_batch else "batch of 1"
     table.add_row("input", escape(f"'{spec.name}', {size}, {batch}, {spec.colour}"))
     table.add_row("pixels", f"(x * {spec.scale:.6g} - {_plain(spec.mean)}) / {_plain(spec.std)}")
+    if m.decomposition == "none":
+        table.add_row("map", f"{m.method}: customary, its mean is not the scores")
     table.add_row("stride", f"{m.stride} pixels per response cell")
     if (v := m.verification) is not None:
         compared = sum("not compared" not in i for i in v.inputs)
+        mean = "" if v.max_score_error is None else f"mean of the response {v.max_score_error:.1e}, "
         table.add_row(
             "verified",
-            f"on {len(v.inputs)} inputs, {compared} against the source; errors: mean of the response "
-            f"{v.max_score_error:.1e}, source {v.max_source_error:.1e} (relative, at most {v.tolerance:g})",
+            f"on {len(v.inputs)} inputs, {compared} against the source; errors: {mean}"
+            f"source {v.max_source_error:.1e} (relative, at most {v.tolerance:g})",
         )
     entry = m.files[m.graphs["fp32"]]
     total = sum(f.size for f in m.files.values())

@@ -27,8 +27,8 @@ def explain(graph: Graph, node: NodeProto, why: str, path: Sequence[NodeProto]) 
     token = next((n for n in [node, *reversed(path)] if _takes_one_token(graph, n)), None)
     if token is not None:
         return (
-            f"{label(token)}: the head reads only the class token, which has no position; "
-            "a response map needs a mean over the patch tokens"
+            f"{label(token)}: the head reads only the class token, which has no position, and the grid of its patch "
+            "tokens cannot be told: they must come last, as many as the convolution that embeds them has positions"
         )
     if _nearest_pool(graph, node) is None:
         return no_pooling(None, linear, f"{label(node)} {why} and no pooling lies before it")

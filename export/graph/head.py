@@ -16,6 +16,7 @@ import numpy as np
 from onnx import NodeProto
 
 from infercam.engine.common.errors import ExportError
+from infercam.export.graph.class_token import class_token
 from infercam.export.graph.explain import LINEAR_OPS, explain, flattens_a_map, no_pooling
 from infercam.export.graph.freeze import Freezer, Opaque
 from infercam.export.graph.index import Graph, attributes, is_no_function, label
@@ -43,6 +44,13 @@ class Head:
     stages: list[FrozenStage] = field(default_factory=list)
     """What is frozen, from the pooling on; `weight` and `bias` then take what the last one makes."""
     leaves: list[Leaf] = field(default_factory=list)
+    nodes: list[NodeProto] = field(default_factory=list)
+    """What makes the logits of what the poolings make, in order."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the logits are made of means over positions alone: mean(response) + bias = scores then."""
+        return all(p.token is None for p in self.poolings)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class Leaf:
     node: NodeProto
     pooling: int
     shape: tuple[int, ...]
+    tensor: str
 
 
 @dataclass
@@ -74,10 +83,12 @@ def find_head(graph: Graph, output: str) -> Head:
     weight = None if plain else found.dense()
     notes = [n for p in poolings for n in p.notes]
     leaves = _leaf_shapes(graph, tail, poolings, run) if stages else []
-    if stages:
+    if stages and all(p.token is None for p in poolings):
         names = ", ".join(dict.fromkeys(label(s.node) for s in stages))
         notes.append(f"the head is not linear: the factors of {names} are each image's own")
-    return Head(logits, poolings, weight, found.shift.ravel().copy(), activation, notes, stages, leaves)
+    return Head(
+        logits, poolings, weight, found.shift.ravel().copy(), activation, notes, stages, leaves, tail.nodes
+    )
 
 
 def _strip_activation(graph: Graph, output: str) -> tuple[str, str | None]:
@@ -122,7 +133,8 @@ def _tail(graph: Graph, logits: str) -> _Tail:
 
 
 def _step(graph: Graph, tensor: str, path: list[NodeProto], tail: _Tail) -> NodeProto | None:
-    """The node that makes `tensor`, to be walked through; None where it is a pooling, which is put in `tail`."""
+    """The node that makes `tensor`, to be walked through; None where it is a pooling, or takes a class token: these
+    are put in `tail`."""
     node = graph.producer.get(tensor)
     if node is None:
         flattened = next((n for n in reversed(path) if flattens_a_map(graph, n)), None)
@@ -135,6 +147,10 @@ def _step(graph: Graph, tensor: str, path: list[NodeProto], tail: _Tail) -> Node
         if found is not None:
             tail.poolings[tensor] = found
             return None
+    token = class_token(graph, node, tensor)
+    if token is not None and not _follows_a_pooling(graph, node):
+        tail.poolings[tensor] = token
+        return None
     why = _why_not(graph, node)
     frozen = any(n.op_type in LINEAR_OPS for n in path) and _is_of_vectors(graph, node)
     if why is not None and not frozen:
@@ -272,7 +288,8 @@ def _check_equal_maps(tail: _Tail, seen: Sequence[Seen]) -> None:
     several = list({p.features: p for p in tail.poolings.values()}.values())
     for run in seen if len(several) > 1 else ():
         sizes = [_spatial(run.shapes[p.features], p.layout) for p in several]
-        if len(set(sizes)) > 1:
+        counts = {prod(size) - p.extra for size, p in zip(sizes, several, strict=True)}
+        if len(set(sizes)) > 1 and (len(counts) > 1 or all(p.token is None for p in several)):
             texts = [
                 f"{'x'.join(map(str, s))} of {label(p.node)}" for s, p in zip(sizes, several, strict=True)
             ]
@@ -339,7 +356,7 @@ def _leaf_shapes(graph: Graph, tail: _Tail, poolings: Sequence[Pooling], run: Se
     """The poolings' own tensors, which the stages' gates are made of."""
     numbers = {(p.features, p.layout): i for i, p in enumerate(poolings)}
     return [
-        Leaf(p.node, numbers[p.features, p.layout], _pooled_shape(graph, t, _channels(graph, p, run), run))
+        Leaf(p.node, numbers[p.features, p.layout], _pooled_shape(graph, t, _channels(graph, p, run), run), t)
         for t, p in tail.poolings.items()
     ]
 

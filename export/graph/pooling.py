@@ -24,6 +24,16 @@ class Pooling:
     layout: Layout
     window: tuple[int, ...] | None = None
     notes: list[str] = field(default_factory=list)
+    token: int | None = None
+    """Not a mean but this token of the sequence (class_token.py), of which the first `extra` are no patches; the
+    others have the grid of the map `like`."""
+    extra: int = 0
+    like: str = ""
+
+    def renamed(self, old: str, new: str) -> Pooling:
+        """With another name for one of the tensors."""
+        features, like = (new if x == old else x for x in (self.features, self.like))
+        return replace(self, features=features, like=like)
 
     @property
     def sums(self) -> bool:

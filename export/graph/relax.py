@@ -145,8 +145,8 @@ def _relax_node(
 def _fix_numbers(model: ModelProto, nominal: dict[str, Concrete], probed: dict[str, Concrete]) -> bool:
     """Make constants of bounds that follow from channels alone; True if there were any.
 
-    PyTorch writes `x.chunk(2, 1)` as a Slice up to (channels + 1) / 2, computed from x's shape; ONNX's inference
-    does not divide, and would know no shape behind it.
+    PyTorch writes `x.chunk(2, 1)` as a Slice up to (channels + 1) / 2, computed from x's shape, and `expand(1, -1,
+    -1)` with a target that is chosen by Where; ONNX's inference does neither, and would know no shape behind it.
     """
     graph = Graph(model)
     changed = False
@@ -166,7 +166,7 @@ def _fix_numbers(model: ModelProto, nominal: dict[str, Concrete], probed: dict[s
     if changed:
         graph = Graph(model)
     for node in model.graph.node:
-        for i, name in enumerate(node.input if node.op_type == "Slice" else ()):
+        for i, name in enumerate(node.input if node.op_type in ("Slice", "Expand", "Reshape") else ()):
             value = graph.constant(name) if i and name and name not in graph.initializers else None
             if value is not None and graph.producer[name].op_type != "Constant":
                 node.input[i] = _constant(model, value, f"{node.output[0]}.bound")
@@ -185,6 +185,10 @@ def _relax_reshape(
     before, free, after = nominal.get(source), probed.get(source), nominal.get(out)
     if before is None or free is None or after is None or before == free:
         return False
+    merged = _merged_sequence(Graph(model), source, nominal, probed)
+    if merged is not None and after == (*nominal[merged][:2], *before[1:]):
+        node.input[1] = _like_first_two(model, out, merged, after[2:])
+        return True
     target = Graph(model).constant(node.input[1])
     if target is None:
         return False
@@ -199,6 +203,40 @@ def _relax_reshape(
     del node.attribute[:]
     node.attribute.extend(kept)
     return True
+
+
+def _merged_sequence(
+    graph: Graph, tensor: str, nominal: dict[str, Concrete], probed: dict[str, Concrete]
+) -> str | None:
+    """What a linear layer flattened: a sequence (L, N, D), or (L, N, heads, d), of which `tensor` (L·N, D') was made,
+    as PyTorch's MultiheadAttention does; by the sizes alone nobody could split it again, where both are free."""
+    while (node := graph.producer.get(tensor)) is not None and node.op_type in ("Gemm", "MatMul", "Add"):
+        tensor = next((i for i in node.input if graph.constant(i) is None), "")
+    if node is None or node.op_type != "Reshape":
+        return None
+    source = node.input[0]
+    for shapes in (nominal, probed):
+        before, after = shapes.get(source, ()), shapes.get(tensor, ())
+        if len(before) not in (3, 4) or len(after) != 2 or before[0] * before[1] != after[0]:
+            return None
+    return source if nominal[source][0] != 1 == nominal[source][1] else None
+
+
+def _like_first_two(model: ModelProto, out: str, like: str, rest: Concrete) -> str:
+    """A reshape's target: the first two dimensions of `like`, then numbers."""
+    names = [f"{out}.target.{k}" for k in range(3)]
+    first = _constant(model, np.array([0, 1], np.int64), f"{out}.target.const")
+    more = _constant(model, np.array(rest, np.int64), f"{out}.target.const")
+    nodes = [
+        helper.make_node("Shape", [like], [names[0]]),
+        helper.make_node("Gather", [names[0], first], [names[1]], axis=0),
+        helper.make_node("Concat", [names[1], more], [names[2]], axis=0),
+    ]
+    position = next(k for k, n in enumerate(model.graph.node) if out in n.output)
+    for n in reversed(nodes):
+        n.name = f"infercam/{n.output[0]}"
+        model.graph.node.insert(position, n)
+    return names[2]
 
 
 @dataclass(frozen=True)
@@ -318,7 +356,11 @@ def _computed_target(model: ModelProto, source: str, out: str, pieces: Sequence[
 
     shape = add("Shape", [source])
     parts: list[str] = []
+    divided = [p for p in pieces if p.over != 1]
     for p in pieces:
+        if divided == [p]:  # what is left over: ONNX's inference does not divide
+            parts.append(number(-1))
+            continue
         part = number(p.times) if not p.of or p.times != 1 else ""
         for i in p.of:
             dim = add("Gather", [shape, number(i)], axis=0)

@@ -7,36 +7,46 @@ on the pooled features as a 1x1 convolution without bias, so that every position
     scores   = Flatten(GlobalAveragePool(response)) + bias   (N, C), the classifier's logits
 
 A head with norms, activations or gates has them frozen, and where its bias then depends on the image the graph has it
-as a third output (frozen.py).
+as a third output (frozen.py). `scores` is recomputed from `response`: nothing of the old head, which often bakes
+sizes, is left in the graph.
 
-`scores` is recomputed from `response`: nothing of the old head, which often bakes sizes, is left in the graph.
+A head that reads a class token has no such decomposition. It gets its customary map (customary.py), and keeps the
+classifier's own scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import gcd
 
 import numpy as np
 import onnx
 import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from infercam.engine.bundle import BIAS_OUTPUT
+from infercam.engine.bundle import BIAS_OUTPUT, Decomposition, Method
 from infercam.engine.common.errors import ExportError
+from infercam.export.graph.batch_norms import fold_batch_norms
 from infercam.export.graph.begins import Normalisation, make_float, own_normalisation
 from infercam.export.graph.building import NodeBuilder, joined_maps, maps_of, to_map
-from infercam.export.graph.dynamic import SizeWishes, find_sizes
+from infercam.export.graph.customary import own_scores, write_customary
+from infercam.export.graph.dynamic import Sizes, SizeWishes, find_sizes
 from infercam.export.graph.frozen import write_frozen
 from infercam.export.graph.head import Head, find_head
 from infercam.export.graph.index import Graph, attributes, float_type, fresh_name, label, opset, rename
 from infercam.export.graph.observe import observe
 from infercam.export.graph.passes import tidy
 from infercam.export.graph.pooling import Pooling, channel_axis
+from infercam.export.graph.position import interpolate_positions
 
 MIN_OPSET = 7
 RESPONSE, SCORES, BIAS = "response", "scores", BIAS_OUTPUT
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
+_CUSTOMARY = (
+    "the map is customary, not exact: the scores are made of the class token, which has no position; the response is "
+    "what the same head makes of the patch tokens, and its mean is not the scores"
+)
 _LINEAR = {"Conv", "Gemm", "MatMul"}
 _POINTWISE = {
     "Relu",
@@ -91,6 +101,9 @@ class ResponseGraph:
     """The only size at which the source pools its whole map, where it pools a fixed window."""
     per_image_bias: bool = False
     """Whether the bias depends on the image: its values are an output."""
+    decomposition: Decomposition = "mean"
+    """`none` where mean(response) + bias is not the scores; these are then the classifier's own."""
+    method: Method = "cam"
 
     @property
     def classes(self) -> int:
@@ -105,13 +118,17 @@ def response_graph(
     output: str | None = None,
     input_name: str | None = None,
     sizes: SizeWishes = SizeWishes(),
+    fold_batch_norm: bool = True,
+    attention: bool = False,
 ) -> ResponseGraph:
     """Turn a classifier into its response graph; `model` itself is not changed.
 
     `keep_classes` keeps these rows of the linear layer, in this order (a 21-way classifier with background first:
     `range(1, 21)`). `output` picks the logits where the model has several outputs, `input_name` the picture
     where it has several inputs. Batch, height and width are made free where the graph allows (and `sizes` wants it),
-    by running it; what prevents it is in `notes`, with the node's name.
+    by running it; what prevents it is in `notes`, with the node's name. `fold_batch_norm`: batch norms go into the
+    layer before them, or become a scale and a shift (batch_norms.py). `attention`: a class-token head's map times the
+    last block's attention to the patches.
 
     Raises ExportError, naming the node, if the model does not end in a global average pooling and a linear layer.
     """
@@ -125,15 +142,24 @@ def response_graph(
         graph = Graph(work)
     normalisation = own_normalisation(graph, picture, channels_last=channels_last)
     keep = _checked_rows(keep_classes, head)
-    notes = list(head.notes)
+    notes, logits = list(head.notes), head.logits
+    if attention and head.is_exact:
+        raise ExportError("the head reads no class token: --attention has nothing to multiply")
     windows = [(p.node.input[0], p.window) for p in head.poolings if p.window and len(p.window) == 2]
     picture = _free_names(graph, head, picture)
-    bias = _rewrite(graph, head, keep, notes)
+    bias = _rewrite(graph, head, keep, notes, attention=attention)
     tidy(work)
+    if fold_batch_norm:
+        notes += fold_batch_norms(work)
+    positions = interpolate_positions(work)
     if channels_last:
         notes.append(f"input '{picture}' is channels-last; a transpose was put before it")
         _transpose_input(work, picture)
     found = find_sizes(work, picture, classes=len(bias), wishes=sizes)
+    if found.height is None:
+        notes += positions
+        if positions or not head.is_exact:
+            found = _in_whole_patches(found)
     _check(found.model)
     return ResponseGraph(
         model=found.model,
@@ -145,7 +171,7 @@ def response_graph(
         dynamic_batch=found.dynamic_batch,
         multi_label=head.activation != "softmax",
         notes=[*notes, *found.notes],
-        logits=head.logits,
+        logits=logits,
         channels_last=channels_last,
         base=found.base,
         smallest=found.smallest,
@@ -153,8 +179,17 @@ def response_graph(
         whole_numbers=whole_numbers,
         normalisation=normalisation,
         source_size=_source_size(model, windows, found.stride),
-        per_image_bias=len(found.model.graph.output) > 2,
+        per_image_bias=any(o.name == BIAS for o in found.model.graph.output),
+        decomposition="mean" if head.is_exact else "none",
+        method="cam" if head.is_exact else "patch-tokens-attention" if attention else "patch-tokens",
     )
+
+
+def _in_whole_patches(found: Sizes) -> Sizes:
+    """Sides that are multiples of the patch: what is over would be cut off, and the map not cover the picture."""
+    patch = found.stride * found.multiple // gcd(found.stride, found.multiple)
+    smallest, *base = (-(-side // patch) * patch for side in (found.smallest, *found.base))
+    return replace(found, smallest=smallest, base=(base[0], base[1]), multiple=patch)
 
 
 def _refuse_names_used_twice(model: ModelProto) -> None:
@@ -264,7 +299,8 @@ def _free_names(graph: Graph, head: Head, picture: str) -> str:
     """Rename what is called like our outputs (an old output often is, an input may be); the picture's new name."""
     for name in (RESPONSE, SCORES, *([BIAS] if head.stages else [])):
         other = fresh_name(graph.model, name)
-        head.poolings = [replace(p, features=other) if p.features == name else p for p in head.poolings]
+        head.poolings = [p.renamed(name, other) for p in head.poolings]
+        head.logits = other if head.logits == name else head.logits
         rename(graph.model, name, other)
         picture = other if picture == name else picture
     return picture
@@ -286,12 +322,18 @@ def _checked_rows(keep: Sequence[int] | None, head: Head) -> list[int] | None:
 # --- the new head ----------------------------------------------------------------------------------------
 
 
-def _rewrite(graph: Graph, head: Head, keep: list[int] | None, notes: list[str]) -> np.ndarray:
+def _rewrite(
+    graph: Graph, head: Head, keep: list[int] | None, notes: list[str], *, attention: bool
+) -> np.ndarray:
     """Replace the head in `graph.model`, which must be tidied afterwards; returns the bias, float32 (C,): zeros
     where it depends on the image."""
     model = graph.model
     build = NodeBuilder(model)
-    if head.stages:
+    bias: np.ndarray | None
+    if not head.is_exact:
+        bias = write_customary(build, head, keep, RESPONSE, attention=attention)
+        notes.append(_CUSTOMARY)
+    elif head.stages:
         bias = write_frozen(build, head, keep, RESPONSE, BIAS)
     elif head.weight is not None:
         features = joined_maps(build, maps_of(build, head.poolings))
@@ -305,7 +347,10 @@ def _rewrite(graph: Graph, head: Head, keep: list[int] | None, notes: list[str])
     bias32 = None if bias is None else bias.astype(np.float32)
     if bias32 is not None and not np.isfinite(bias32).all():
         raise ExportError("the linear layer's bias is not finite")
-    _add_scores(build, bias32)
+    if head.is_exact:
+        _add_scores(build, bias32)
+    else:
+        own_scores(build, head.logits, len(head.bias), keep, SCORES)
     _declare_outputs(model, classes, per_image_bias=bias32 is None)
     return np.zeros(classes, np.float32) if bias32 is None else bias32
 

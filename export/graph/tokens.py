@@ -29,7 +29,7 @@ def token_grid(graph: Graph, tokens: str, layout: Layout) -> Grid:
     """
     shape = graph.shape(tokens)
     length = None if shape is None else shape[1 if layout == "NLD" else 2]
-    patches = _patch_embedding(graph, tokens)
+    patches = patch_embedding(graph, tokens)
     if patches is None:
         return _square(graph, tokens, length)
     spatial = (graph.shape(patches) or (None,) * 4)[2:]
@@ -68,7 +68,7 @@ def _no_grid(graph: Graph, tokens: str, length: int, patches: str, size: tuple[i
     return f"'{tokens}' has {length} tokens, which is no grid of the {h}x{w} patches of {label(maker)}"
 
 
-def _patch_embedding(graph: Graph, tokens: str) -> str | None:
+def patch_embedding(graph: Graph, tokens: str) -> str | None:
     """Output of the nearest 2-D convolution before the tokens."""
     for node in graph.ancestors(tokens):
         if node.op_type == "Conv" and graph.rank(node.output[0]) == 4:

@@ -44,6 +44,8 @@ def from_torch(
     keep_classes: Sequence[int] | None = None,
     images: Sequence[np.ndarray] = (),
     tolerance: float = 1e-4,
+    fold_batch_norm: bool = True,
+    attention: bool = False,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle from any module that ends in global average pooling and linear layers (export/README.md).
@@ -58,7 +60,10 @@ def from_torch(
     example_size: (height, width) to trace at; the bundle takes any size where the module does.
     multi_label: scores are read through a sigmoid (else a softmax); default: unless the module ends in softmax.
     images: (H, W, 3) uint8 RGB pictures to verify on, besides the built-in ones.
+    attention: of a class-token head: the map times the last block's attention from the class token to the patches.
     source: where the weights come from, recorded in the manifest as it is.
+    fold_batch_norm: batch norms that PyTorch's exporter left go into the layer before them, or become a scale and a
+    shift.
 
     Raises ExportError where the module cannot be traced, has no such head, or does not agree with its
     response graph within `tolerance`; MissingExtra without torch or onnx.
@@ -77,7 +82,13 @@ def from_torch(
         model = to_onnx(module, example_size)
 
         def graph_of(sizes: SizeWishes) -> ResponseGraph:
-            return response_graph(model, keep_classes=keep_classes, sizes=sizes)
+            return response_graph(
+                model,
+                keep_classes=keep_classes,
+                sizes=sizes,
+                fold_batch_norm=fold_batch_norm,
+                attention=attention,
+            )
 
         def write(graph: ResponseGraph) -> Bundle:
             pixels, notes = input_pixels(graph, user)
@@ -204,7 +215,11 @@ def scorer(
         try:
             with torch.no_grad(), activation:
                 output = module(torch.from_numpy(batch).to(device))
-        except RuntimeError as e:
+        except (
+            RuntimeError,
+            AssertionError,
+            ValueError,
+        ) as e:  # the latter two: transformers that check their sizes
             raise SourceLimit(first_line(e)) from None
         result: np.ndarray = activation.logits(output).float().cpu().numpy()
         return result if columns is None else result[:, columns]

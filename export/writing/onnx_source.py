@@ -46,7 +46,9 @@ def export_onnx(
     images: Sequence[np.ndarray] = (),
     tolerance: float = 1e-4,
     slim: bool = True,
+    fold_batch_norm: bool = True,
     size: tuple[int, int] | None = None,
+    attention: bool = False,
     name: str | None = None,
     overwrite: bool = False,
 ) -> Bundle:
@@ -57,7 +59,9 @@ def export_onnx(
     normalises by itself; and scale 1 for one that takes uint8. `classes` defaults to names in the
     model's metadata, else the 20 of VOC if it has 20 outputs, else class_0, …; `multi_label` to False only if the
     model closes with a softmax. `size` (height, width) fixes the input's size, which else is free where the model
-    allows, or the model's own. `images` are (H, W, 3) uint8 RGB arrays to verify on besides generated ones.
+    allows, or the model's own. `fold_batch_norm`: batch norms go into the layer before them, or become a scale and
+    a shift. `attention`: a class token's map times the last block's attention. `images` are (H, W, 3) uint8 RGB
+    arrays to verify on besides generated ones.
 
     Raises ExportError: one line saying what is wrong with the file and which node prevents the surgery.
     """
@@ -69,11 +73,17 @@ def export_onnx(
     def graph_of(sizes: SizeWishes) -> ResponseGraph:
         try:
             graph = response_graph(
-                model, keep_classes=keep_classes, output=output, input_name=input_name, sizes=sizes
+                model,
+                keep_classes=keep_classes,
+                output=output,
+                input_name=input_name,
+                sizes=sizes,
+                fold_batch_norm=fold_batch_norm,
+                attention=attention,
             )
         except ExportError as e:
             raise ExportError(f"{file}: {e}") from None
-        return simplify(graph) if slim else graph
+        return simplify(graph, fold_batch_norm=fold_batch_norm) if slim else graph
 
     def write(graph: ResponseGraph) -> Bundle:
         names, origin = (list(classes), "given") if classes else default_classes(graph.classes, metadata)

@@ -52,6 +52,14 @@ def test_a_network_equals_itself(bundle, network):
     assert found.missed(TOLERANCES["fp32"]) is None
 
 
+def test_scores_that_are_no_means_must_be_given(bundle, network):
+    manifest = bundle.manifest.model_copy(update={"decomposition": "none", "method": "patch-tokens"})
+    sample = Sample("p", tiny.picture(37, 53))
+    with pytest.raises(InputError, match="not made of its response"):
+        compare(network, network, [sample], manifest)
+    assert compare(network, network, [sample], manifest, scores=network.scores).images == 1
+
+
 def test_a_known_error_is_measured(bundle, network):
     found = compare(network, lambda x: network(x) * np.float32(1.1), pictures(), bundle.manifest)
     assert found.response_error == pytest.approx(0.1 / 1.1, rel=1e-4)

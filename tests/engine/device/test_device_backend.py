@@ -102,8 +102,12 @@ def test_half_precision_input(tiny_bundle: Bundle, tiny_engine: Engine, device_e
 
 def test_scores(tiny_bundle: Bundle, tiny_engine: Engine, device_engine: MakeEngine) -> None:
     pixels = tiny.picture(37, 41)
-    got = device_engine(tiny_bundle).scores(pixels)
-    np.testing.assert_allclose(got, tiny_engine.scores(pixels), atol=1e-6)
+    engine = device_engine(tiny_bundle)
+    for ladder in (False, True):
+        np.testing.assert_allclose(
+            engine.scores(pixels, ladder), tiny_engine.scores(pixels, ladder), atol=1e-6
+        )
+    assert np.abs(engine.scores(pixels, True) - engine.scores(pixels)).max() > 1e-4, "another size"
 
 
 @pytest.mark.parametrize("n", [1, 5])
@@ -123,6 +127,18 @@ def test_scores_of_a_bundle_with_a_bias_of_each_image(
     np.testing.assert_allclose(found[1].scores, mean + 10 / (1 + np.exp(-mean)), atol=1e-4)
     np.testing.assert_allclose(found[0].response, found[1].response, atol=1e-5)
     np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-5)
+
+
+def test_scores_of_a_bundle_without_a_decomposition(tmp_path: Path, device_engine: MakeEngine) -> None:
+    """Neither do they here, whatever bias the manifest names: it is the linear layer's."""
+    built = tiny.build(tmp_path / "b")
+    changes = {"decomposition": "none", "method": "patch-tokens", "bias": [9.0] * len(built.manifest.classes)}
+    bundle = Bundle(built.path, built.manifest.model_copy(update=changes))
+    x = np.random.default_rng(0).standard_normal((3, 3, 33, 47), dtype=np.float32)
+    with LiveEngine(device_engine(bundle, most=2)) as live:
+        scores = live.infer(x).result().scores
+    with LiveEngine(Engine.load(built, "cpu")) as live:
+        np.testing.assert_allclose(scores, live.infer(x).result().scores, atol=1e-5)
 
 
 @pytest.mark.shared
@@ -219,7 +235,7 @@ def test_advances_that_are_due_together_are_one_launch(
     assert all(r.error is None for r in engine.stream(same, "released", "baseline"))
     launches = device(engine).driver.launches  # type: ignore[attr-defined]
     assert launches["upsample"] == 1 and launches["accumulate"] == 1
-    assert launches["erase_float"] == launches["gather"] == 4  # scales
+    assert launches["erase_words_float"] == launches["gather"] == 4  # scales
 
 
 # -- memory --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from infercam.export.commands.export import register
 from infercam.export.commands.triples import join_triples
 from infercam.export.make_bundle import parse_triple
 from infercam.export.writing.onnx_source import load_model
+from tests.export.graph.vit_graphs import Vit
 
 
 @pytest.fixture
@@ -54,6 +55,18 @@ def model(toys):
     y = t.node("Flatten", t.node("GlobalAveragePool", t.features()))
     y = t.node("Gemm", y, t.random(toys.C, toys.K), t.random(toys.C), transB=1)
     return t.model(t.node("Sigmoid", y))
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_a_class_token_head_says_that_its_map_is_customary(toys, infercam, tmp_path, attention):
+    file = tmp_path / "vit.onnx"
+    onnx.save(Vit(toys).classifier(), file)
+    out = infercam(file, "-o", tmp_path / "b", *(["--attention"] if attention else []))
+    method = "patch-tokens-attention" if attention else "patch-tokens"
+    assert f"{method}: customary" in out and "customary, not exact" in out
+    m = Bundle.load(tmp_path / "b").manifest
+    assert (m.decomposition, m.method, m.verification.max_score_error) == ("none", method, None)
+    assert m.input.multiple == m.input.smallest == m.stride == 8
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bund
 from infercam.export.writing.onnx_source import onnx_scores
 from infercam.export.writing.slim import simplify
 from infercam.export.writing.verify import Disagreement, SourceLimit, texture, trials, verify
+from tests.export.graph.vit_graphs import Vit
 
 SPEC = InputSpec()
 
@@ -113,6 +114,27 @@ def test_a_bias_output_that_is_not_what_the_scores_have_is_caught(toys):
     wrong.graph.node.append(onnx.helper.make_node("Add", ["its own", "its own"], ["bias"]))
     with pytest.raises(ExportError, match="mean of the response plus bias differs from the scores"):
         verify(replace(graph, model=wrong), onnx_scores(model, graph), SPEC)
+
+
+def test_what_a_customary_map_must_be(toys):
+    """Its mean is not asked for; its size and that it is the same again are."""
+    vit = Vit(toys)
+    model = vit.classifier()
+    graph = response_graph(model)
+    found = verify(graph, onnx_scores(model, graph), SPEC)
+    assert found.max_score_error is None and found.max_source_error < 1e-5
+    with pytest.raises(
+        Disagreement, match=r"the response is \(4, 6\) on random .*, not \(2, 3\) \(stride 16\)"
+    ):
+        verify(replace(graph, stride=16), onnx_scores(model, graph), SPEC)
+    noisy = onnx.ModelProto()
+    noisy.CopyFrom(graph.model)
+    maker = next(n for n in noisy.graph.node if "response" in n.output)
+    maker.output[0] = "quiet"
+    noisy.graph.node.append(onnx.helper.make_node("RandomNormalLike", ["quiet"], ["noise"]))
+    noisy.graph.node.append(onnx.helper.make_node("Add", ["quiet", "noise"], ["response"]))
+    with pytest.raises(Disagreement, match="differs between two runs"):
+        verify(replace(graph, model=noisy), onnx_scores(model, graph), SPEC)
 
 
 def test_the_tolerance_is_relative_and_honoured(graph, scores):
@@ -226,7 +248,7 @@ def test_simplify_keeps_results_and_interface(graph, toys):
 def test_simplification_that_goes_wrong_is_dropped_with_a_note(graph, monkeypatch, damage):
     import onnxslim
 
-    def slim(model):
+    def slim(model, **options):
         if damage == "raise":
             raise RuntimeError("boom")
         if damage == "exit":
@@ -378,7 +400,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(tmp_path, graph, scores, m
 def test_the_manifest_is_plain_json_with_the_schema(tmp_path, graph, scores):
     write(tmp_path / "b", graph, scores)
     raw = json.loads((tmp_path / "b" / "manifest.json").read_text())
-    assert raw["schema_version"] == 2 and raw["graphs"] == {"fp32": "response.onnx"}
+    assert raw["schema_version"] == 3 and raw["graphs"] == {"fp32": "response.onnx"}
 
 
 def test_where_other_sizes_disagree_with_the_source_its_own_is_kept(graph):
