@@ -171,6 +171,7 @@ class _Package:
 
 
 _PACKAGES = (
+    _Package("openvino", "openvino", "the openvino backend", "pip install 'infercam[openvino]'"),
     _Package("onnx", "onnx", "export", "pip install 'infercam[export]'"),
     _Package("pycuda", "pycuda", "every GPU backend", "pip install 'infercam[gpu]'"),
     _Package("tensorrt", "tensorrt", "tensorrt backend, infercam build", "pip install 'infercam[gpu]'"),

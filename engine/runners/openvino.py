@@ -20,7 +20,9 @@ from infercam.engine.method.backend import ViewRefused
 from infercam.engine.runners.cpu_network import Float, check_names
 from infercam.engine.runners.openvino_layers import first_in_fp32
 
-PRECISIONS = ("fp32", "bf16", "int8")
+LOWERED = ("bf16", "int8")
+"""Precisions that move the maps, and may save time."""
+PRECISIONS = ("fp32", *LOWERED)
 _HINT = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 _SHAPES = "1000"
 """Shapes whose kernels are kept: a ladder has under a hundred, exact sizes come and go."""
@@ -95,6 +97,8 @@ def accepted(bundle: Bundle, precision: str | None = None) -> RuntimeReport:
     """
     if find_spec("openvino") is None:
         raise MissingExtra("openvino", "openvino", "the openvino backend")
+    if precision not in (None, *LOWERED):
+        raise BackendError(f"`auto` takes it in {' and '.join(LOWERED)} only")
     tried = [r for r in bundle.manifest.runtimes if precision in (None, r.precision)]
     command = f"infercam precision {bundle.path} --to {precision or 'bf16'} --runtime openvino"
     if not tried:

@@ -19,7 +19,7 @@ from infercam.engine.bundle import Bundle, Manifest, RuntimeReport
 from infercam.engine.common.errors import ExportError
 from infercam.engine.method.backend import ViewRefused
 from infercam.engine.runners.cpu_network import CpuNetwork, Float
-from infercam.engine.runners.openvino import OpenvinoNetwork, cpu_name
+from infercam.engine.runners.openvino import LOWERED, OpenvinoNetwork, cpu_name
 from infercam.engine.runners.ort_cpu import OrtCpuNetwork
 from infercam.export.compare import Fidelity, Sample, Tolerance, compare
 from infercam.export.precision.pictures import shrunk, textures
@@ -27,7 +27,6 @@ from infercam.export.precision.precision import CHECKED, PrecisionSettings, Watc
 from infercam.export.writing.bundle_update import put_runtime
 
 RUNTIMES = ("openvino",)
-PRECISIONS = ("bf16", "int8")
 LEAST_SPEED = 1.05
 """Less cannot be told from noise."""
 KEPT = (0, 3, 6, 9, 12, 18)
@@ -41,8 +40,8 @@ def checked(settings: PrecisionSettings, runtime: str) -> PrecisionSettings:
     """`settings` themselves; raises ExportError for an unknown runtime, or what only a graph can have."""
     if runtime not in RUNTIMES:
         raise ExportError(f"--runtime {runtime}: there is {', '.join(RUNTIMES)}")
-    if settings.precision not in PRECISIONS:
-        raise ExportError(f"{runtime} computes in {', '.join(PRECISIONS)}, not in '{settings.precision}'")
+    if settings.precision not in LOWERED:
+        raise ExportError(f"{runtime} computes in {', '.join(LOWERED)}, not in '{settings.precision}'")
     if settings.keep or settings.half_input or settings.rest != "fp32":
         raise ExportError("--keep, --half-input and --rest are of graphs: they do not go with --runtime")
     return settings

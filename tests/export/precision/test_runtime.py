@@ -59,7 +59,7 @@ def test_recorded_and_taken(bundle: Bundle, any_speed: None) -> None:
     assert report.checked.startswith("12 images") and said[-1] == "the check on 12 images"
     assert 0 < report.response_error < 0.5 and report.speed > 0
     assert choose_backend(again).name == choose_backend(again, "bf16").name == "openvino"
-    assert choose_backend(again, "fp32").name == "cpu"  # nobody looked at its fp32
+    assert choose_backend(again, "fp32").reasons["openvino"] == "`auto` takes it in bf16 and int8 only"
     backend, choice = load_chosen("auto", again, 1)
     backend.close()
     assert (backend.name, backend.precision) == ("openvino", "bf16") and str(choice).startswith(
