@@ -17,7 +17,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -q -e '.[cpu,plot,export,train,crf,serve,coco,dev]'
+	$(BIN)/python -m pip install -q -e '.[cpu,plot,export,train,crf,serve,coco,openvino,dev]'
 	@$(BIN)/python -m pip install -q -e '.[rtx,graphs]' \
 	|| echo "TensorRT-RTX or cuda-python cannot be installed here: tests that need them will be skipped"
 	touch $@ $(VENV)/.demo

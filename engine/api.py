@@ -96,8 +96,13 @@ class Engine:
         return list(out)
 
     def recipe(self, which: str | Recipe) -> Recipe:
-        """The recipe as this bundle can run it: a graph of one fixed size has no scales to choose from."""
+        """The recipe as this bundle can run it: a graph of one fixed size has no scales to choose from.
+
+        Raises InputError where it refines by an affinity that the bundle lacks, or on another backend than the CPU.
+        """
         chosen = recipe(which)
+        if chosen.refine == "affinity":
+            self._check_affinity()
         if self.backend.sizes.fixed is None:
             return chosen
         one = {"scales": (1.0,)}
@@ -107,6 +112,16 @@ class Engine:
             if (v := getattr(chosen, name)) is not None
         }
         return chosen.model_copy(update=views)
+
+    def _check_affinity(self) -> None:
+        if self.manifest.affinity is None:
+            raise InputError(
+                "refine=affinity: this bundle has no affinity; export a transformer with --affinity BLOCKS"
+            )
+        if self.backend.name != "cpu":
+            raise InputError(
+                f"refine=affinity runs on the CPU only, not on {self.backend.name}: use --backend cpu"
+            )
 
     def maps(
         self,

@@ -29,16 +29,18 @@ from infercam.engine.common.validation import first_problem
 from infercam.engine.onnx_files import check_external
 
 SCHEMA_VERSION = 3
-"""2: the input's smallest size and multiple, per_image_bias. 3: cells, decomposition, method. What an earlier one
-lacks has defaults."""
+"""2: the input's smallest size and multiple, per_image_bias. 3: cells, decomposition, method, affinity, runtimes.
+What an earlier one lacks has defaults."""
 MANIFEST = "manifest.json"
 BIAS_OUTPUT = "bias"
 """The graph's output with the bias of each image, where `per_image_bias` says that there is one."""
+AFFINITY_OUTPUT = "affinity"
+"""The graph's output (N,P,P) of how much the P = h·w patches attend to each other, where `affinity` counts blocks."""
 MANIFEST_BYTES = 64 << 20  # far more than any; a manifest is read whole
 
 Triple = tuple[float, float, float]
 Decomposition = Literal["mean", "none"]
-Method = Literal["cam", "patch-tokens", "patch-tokens-attention"]
+Method = Literal["cam", "patch-tokens", "patch-tokens-attention", "maskclip", "attention-pool", "recipro"]
 """How the response was made (export/README.md); all but `cam` are customary, not exact."""
 
 
@@ -127,6 +129,28 @@ class PrecisionReport(_Strict):
     notes: list[str] = []
 
 
+class RuntimeReport(_Strict):
+    """What a CPU runtime's own arithmetic, which is in no graph, does to the maps, and what it saves.
+
+    Written by `infercam precision --runtime` where it is within its tolerance; `auto` takes what is recorded here and
+    no other. It goes with the bundle, so that all machines that share a run decide alike.
+    """
+
+    created: str = Field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
+    runtime: Literal["openvino"]
+    precision: str
+    version: str = Field(description="of the runtime; another one is to be tried again")
+    cpu: str = Field(description="where it was tried")
+    kept: int = Field(default=0, ge=0, description="bf16: layers from the picture on that stay in fp32")
+    checked: str = Field(description="on what")
+    response_error: float = Field(description="largest difference relative to the largest response, mean")
+    map_iou: float | None = Field(description="of the maps above 0.3, mean; None where all are empty")
+    worst_map_iou: float | None
+    max_error: float = Field(description="tolerance of response_error")
+    min_iou: float = Field(description="tolerance of map_iou")
+    speed: float = Field(gt=0, description="CPU seconds of ONNX Runtime in fp32, over its own, one thread")
+
+
 class Manifest(_Strict):
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -144,8 +168,14 @@ class Manifest(_Strict):
         description="'none': mean(response) + bias is not the scores, which are the graph's alone",
     )
     method: Method = Field(default="cam", description="how the response was made")
+    affinity: int | None = Field(
+        default=None,
+        gt=0,
+        description="blocks whose self-attention is averaged in the graph's output `affinity`",
+    )
     graphs: dict[str, str] = Field(description="precision -> file, always with 'fp32'")
     precisions: dict[str, PrecisionReport] = Field(default={}, description="of the graphs but fp32")
+    runtimes: list[RuntimeReport] = []
     plans: list[dict[str, Any]] = []
     files: dict[str, FileEntry] = Field(description="every file of the bundle but the manifest")
     source: dict[str, Any] = Field(default_factory=dict, description="where the classifier came from")

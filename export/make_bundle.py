@@ -29,7 +29,24 @@ class ExportSettings(BaseModel):
     arch: str | None = option(
         None, "Published architecture instead of MODEL: resnet38, resnet50, mobilenetv2."
     )
-    weights: Path | None = option(None, "With --arch: its checkpoint.")
+    weights: Path | None = option(None, "With --arch, or --clip of an open_clip name: its checkpoint.")
+    clip: str | None = option(
+        None,
+        "A CLIP instead of MODEL: a folder of transformers', an open_clip name with --weights, or an ONNX image "
+        "encoder with --text. Nothing is downloaded.",
+    )
+    names: Path | None = option(None, "With --clip: the classes to look for, one a line.")
+    prompts: Path | None = option(
+        None, "With --clip: templates, one a line, averaged; default: a photo of a {}."
+    )
+    background: Path | None = option(
+        None,
+        "With --clip: what else may be seen, one a line; competes in the maps, and is dropped from them.",
+    )
+    text: Path | None = option(
+        None,
+        "With --clip of an ONNX file: text vectors, .npy or .safetensors, a row a name, the background's last.",
+    )
     output_stride: int | None = option(
         None, "With --arch: input pixels per response cell, where it has a choice."
     )
@@ -52,8 +69,17 @@ class ExportSettings(BaseModel):
     size: str | None = option(
         None, "Height and width of the input, HxW; default: any size, else the model's own."
     )
+    method: str | None = option(
+        None,
+        "recipro: of any head, what it answers to one position of its features at a time; default: by the head.",
+    )
     attention: bool = option(
         False, "Of a class-token head: the map times the last block's attention from class token to patches."
+    )
+    affinity: int = option(
+        0,
+        "Blocks, from the last, whose self-attention among patches becomes an output, for `refine: affinity`.",
+        ge=0,
     )
     multi_label: bool | None = option(
         None, "How scores become probabilities; default: as the model does.", "--multi-label/--softmax"
@@ -78,8 +104,8 @@ def make_bundle(model: Path | None, out: Path, s: ExportSettings) -> Bundle:
 
     Raises ExportError (and InputError for pictures and names), MissingExtra without onnx or torch.
     """
-    if (model is None) == (s.arch is None):
-        raise ExportError("give either MODEL.onnx or --arch NAME --weights FILE")
+    if [model, s.arch, s.clip].count(None) != 2:
+        raise ExportError("give one of MODEL.onnx, --arch NAME --weights FILE and --clip MODEL --names FILE")
     require_onnx()
     common: dict[str, Any] = {
         "classes": _classes(s.classes),
@@ -97,12 +123,39 @@ def make_bundle(model: Path | None, out: Path, s: ExportSettings) -> Bundle:
         "slim": s.slim,
         "size": s.size,
         "attention": s.attention or None,
+        "method": s.method,
+        "affinity": s.affinity or None,
     }
+    if s.clip is not None:
+        unfit: dict[str, Any] = {
+            "mean": s.mean,
+            "std": s.std,
+            "scale": s.scale,
+            "colour": s.colour,
+            "classes": s.classes,
+        }
+        unfit |= {
+            "output-stride": s.output_stride,
+            "head": s.head,
+            "slim": s.slim,
+            "multi-label": s.multi_label,
+        }
+        _refuse(
+            unfit | {"attention": s.attention or None, "method": s.method},
+            "goes with a classifier, not with --clip",
+        )
+        return _from_clip(s.clip, out, s, common)
+    _refuse(
+        {"names": s.names, "prompts": s.prompts, "background": s.background, "text": s.text},
+        "goes with --clip",
+    )
     theirs = {"weights": s.weights, "output-stride": s.output_stride, "head": s.head}
     if model is not None:
         _refuse(theirs, "goes with --arch, not with an ONNX file")
         options = _onnx_options(s.mean, s.std, s.scale, s.colour) | {"slim": s.slim is not False}
-        options["attention"] = s.attention
+        if s.method not in (None, "recipro"):
+            raise ExportError(f"--method is recipro, or left out, not '{s.method}'")
+        options |= {"attention": s.attention, "recipro": s.method == "recipro", "affinity": s.affinity}
         options["size"] = None if s.size is None else parse_size(s.size)
         return _from_onnx(model, out, input_name=s.input_name, output=s.output, **options, **common)
     _refuse(own, "goes with an ONNX file; an architecture has its own")
@@ -179,6 +232,31 @@ def _from_onnx(model: Path, out: Path, **options: Any) -> Bundle:
     from infercam.export.writing.onnx_source import export_onnx
 
     return export_onnx(model, out, **options)
+
+
+def _from_clip(clip: str, out: Path, s: ExportSettings, common: dict[str, Any]) -> Bundle:
+    from infercam.export.clip.export import export_clip, export_clip_onnx
+    from infercam.export.clip.models import load_clip
+    from infercam.export.clip.texts import read_lines, read_prompts
+
+    if s.names is None:
+        raise ExportError("--clip needs the classes to look for: --names FILE")
+    given: dict[str, Any] = {k: common[k] for k in ("images", "tolerance", "name", "overwrite", "affinity")}
+    given["names"] = read_lines(s.names, "names")
+    given["background"] = [] if s.background is None else read_lines(s.background, "names")
+    if clip.endswith(".onnx"):
+        _refuse({"prompts": s.prompts, "weights": s.weights}, "goes with a CLIP that has its text encoder")
+        if s.text is None:
+            raise ExportError(
+                "an ONNX image encoder needs the names' text vectors: --text FILE (.npy, .safetensors)"
+            )
+        size = None if s.size is None else parse_size(s.size)
+        return export_clip_onnx(
+            Path(clip), s.text, out, size=size, output=s.output, input_name=s.input_name, **given
+        )
+    own = {"text": s.text, "size": s.size, "output": s.output, "input-name": s.input_name}
+    _refuse(own, "goes with an ONNX image encoder")
+    return export_clip(load_clip(clip, s.weights), out, prompts=read_prompts(s.prompts), **given)
 
 
 def _from_arch(arch: str, weights: Path | None, out: Path, **options: Any) -> Bundle:

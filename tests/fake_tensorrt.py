@@ -60,6 +60,7 @@ class State:
     """Shapes that TensorRT-RTX compiled kernels for."""
     invalid: tuple[int, str] | None = None
     """What it says of a plan's header: diagnostics, and a line of its log."""
+    suboptimal: bool = False
     shapes_set: int = 0
     profiles_set: int = 0
     runs: list[tuple[int, ...]] = field(default_factory=list)

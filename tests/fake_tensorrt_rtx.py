@@ -64,7 +64,7 @@ class Runtime(fake_tensorrt.Runtime):
             return EngineValidity.INVALID, found
         if not bytes(buffer[:HEADER]).startswith(fake_tensorrt._MAGIC):
             return EngineValidity.INVALID, int(EngineInvalidityDiagnostics.MALFORMED_ENGINE)
-        return EngineValidity.VALID, 0
+        return EngineValidity.SUBOPTIMAL if fake_tensorrt.state.suboptimal else EngineValidity.VALID, 0
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
         made = self._deserialised(bytes(serialized_engine), ICudaEngine, __version__)

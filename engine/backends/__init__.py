@@ -8,7 +8,7 @@ from infercam.engine.backends.choice import (
     Choice,
     choose_backend,
     nothing_works,
-    obstacle,
+    objection,
 )
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError, InfercamError, MissingExtra
@@ -24,7 +24,8 @@ def load_backend(
     """The backend of that name; `auto` takes the best that works here.
 
     precision: a graph of the bundle (see `infercam precision`), or for tensorrt and tensorrt-rtx a plan of that
-    precision. None: the fp32 graph, and for those two the newest plan that fits. threads: of the cpu backend.
+    precision. None: the fp32 graph, for those two the newest plan that fits, for openvino what was accepted (see
+    `infercam precision --runtime`). threads: of the cpu and openvino backends.
     Raises BackendError for an unknown name or what does not work here, MissingExtra for a missing library,
     BundleError where the bundle has no such graph.
     """
@@ -41,7 +42,7 @@ def load_chosen(
         return _load(name, bundle, threads, precision), Choice(name, {})
     passed: dict[str, InfercamError] = {}
     for one in PREFERENCE:
-        why = obstacle(one, bundle, precision)
+        why = objection(one, bundle, precision)
         if why is None:
             try:
                 loaded = _load(one, bundle, threads, precision)
@@ -57,6 +58,10 @@ def _load(name: str, bundle: Bundle, threads: int | None, precision: str | None)
         from infercam.engine.backends.cpu import CpuBackend
 
         return CpuBackend(bundle, threads, precision or "fp32")
+    if name == "openvino":
+        from infercam.engine.backends.openvino import OpenvinoBackend
+
+        return OpenvinoBackend(bundle, threads, precision)
     from infercam.engine.backends.device import DeviceBackend
     from infercam.engine.device.cuda import CudaDriver
 

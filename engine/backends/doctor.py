@@ -17,7 +17,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from infercam.engine.backends.choice import BACKENDS, PREFERENCE, device_obstacle, obstacle, plan_environment
+from infercam.engine.backends.choice import (
+    BACKENDS,
+    PREFERENCE,
+    device_obstacle,
+    objection,
+    obstacle,
+    plan_environment,
+)
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.cache import cache_folder
 from infercam.engine.common.cores import available_cores
@@ -164,6 +171,7 @@ class _Package:
 
 
 _PACKAGES = (
+    _Package("openvino", "openvino", "the openvino backend", "pip install 'infercam[openvino]'"),
     _Package("onnx", "onnx", "export", "pip install 'infercam[export]'"),
     _Package("pycuda", "pycuda", "every GPU backend", "pip install 'infercam[gpu]'"),
     _Package("tensorrt", "tensorrt", "tensorrt backend, infercam build", "pip install 'infercam[gpu]'"),
@@ -352,10 +360,14 @@ def _backends(bundle: Bundle | None, report: Report) -> Iterable[Finding]:
     """What each backend lacks; without a bundle, plans and graphs are not asked for."""
     lacking = {}
     for name in BACKENDS:
-        why = obstacle(name, bundle)
+        if (why := obstacle(name, bundle)) is not None:
+            yield Finding(name, "missing", str(why))
+        elif (why := objection(name, bundle)) is not None:
+            yield Finding(name, "note", f"has all it needs, but not for `auto`: {why}")
+        else:
+            yield Finding(name, "ok", "has all it needs")
         if why is not None:
             lacking[name] = why
-        yield Finding(name, "missing" if why else "ok", str(why) if why else "has all it needs")
     report.backend = next((name for name in PREFERENCE if name not in lacking), None)
 
 

@@ -36,7 +36,8 @@ def serve(
     backend: Annotated[
         str,
         typer.Option(
-            help="auto (the best that works here), tensorrt, tensorrt-rtx, ort-cuda, ort-tensorrt or cpu."
+            help="auto (the best that works here), tensorrt, tensorrt-rtx, ort-cuda, ort-tensorrt, openvino "
+            "or cpu."
         ),
     ] = "auto",
     precision: Annotated[

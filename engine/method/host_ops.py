@@ -94,6 +94,16 @@ def sum_views(pairs: Sequence[tuple[Float, Float | None]], count: int, height: i
     return total
 
 
+def refined(response: Float, affinity: Float, steps: int) -> Float:
+    """A view's ReLU'd response K×h×w after `steps` products with its patches' affinity P×P (method/README.md §1)."""
+    total = affinity.sum(axis=1)
+    weights = affinity / np.where(total > 0, total, 1)[:, None]
+    flat = np.maximum(response, 0).reshape(len(response), len(affinity))
+    for _ in range(steps):
+        flat = flat @ weights.T
+    return flat.reshape(response.shape)
+
+
 def peaks(total: Float, quantile: float = 1.0) -> Float:
     """Maximum of each class over the tile, or the value at that quantile of its pixels (K,)."""
     flat = total.reshape(len(total), -1)

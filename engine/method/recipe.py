@@ -124,6 +124,12 @@ class Recipe(BaseModel):
         "tile's, so that they fill batches and a GPU prepares few shapes; False: at their exact size",
     )
 
+    refine: Literal["none", "affinity"] = Field(
+        default="none",
+        description="each view's response times the bundle's attention among its patches (CLIP-ES, WeCLIP)",
+    )
+    refine_steps: int = Field(default=1, ge=1, le=16, description="how often")
+
     peak_quantile: float = Field(
         default=1.0,
         gt=0,
@@ -153,6 +159,8 @@ class Recipe(BaseModel):
         for name in ("ladder", "compete"):  # as it was before there was one: what stores hold stays valid
             if not key[name]:
                 del key[name]
+        if self.refine == "none":
+            del key["refine"], key["refine_steps"]
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -117,6 +117,26 @@ def multi_scale_response(
     return total
 
 
+def refined(response: Float, affinity: Float, steps: int) -> Float:
+    """One view's ReLU'd response K×h×w after `steps` products with the affinity of its patches, P×P with P = h·w,
+    each row divided by its sum (a row of zeros stays one): every patch takes the mean of what it attends to (§1)."""
+    total = affinity.astype(np.float64).sum(axis=1, keepdims=True)
+    weights = affinity / np.where(total > 0, total, 1)
+    flat = np.maximum(response, 0).reshape(len(response), len(affinity)).astype(np.float64)
+    for _ in range(steps):
+        flat = np.stack([weights @ row for row in flat]) if len(flat) else flat
+    return flat.reshape(response.shape).astype(np.float32)
+
+
+def refining(network: Network, affinity: Network, steps: int) -> Network:
+    """The network whose responses are refined, view by view; `affinity`: N×3×h×w -> N×P×P."""
+
+    def both(x: Float) -> Float:
+        return np.stack([refined(r, a, steps) for r, a in zip(network(x), affinity(x), strict=True)])
+
+    return both
+
+
 def quantile_index(count: int, quantile: float) -> int:
     """Position of a quantile among `count` sorted values, none between two of them: 1.0 is the maximum."""
     return int(quantile * (count - 1))

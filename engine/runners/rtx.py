@@ -112,9 +112,14 @@ REASONS = {
 
 def check_validity(trt: TensorRTRTX, runtime: RtxRuntime, log: Log, plan: Plan, data: bytes) -> None:
     """Raise PlanError, in one line that says what to do, where the plan's header tells that it cannot run here;
-    OutOfMemory where the GPU is too small for it."""
+    OutOfMemory where the GPU is too small for it. One that could be better is a line."""
     log.errors.clear()
     validity, found = runtime.get_engine_validity(data[: runtime.engine_header_size])
+    if validity == trt.EngineValidity.SUBOPTIMAL:
+        line = (
+            f"note: {shown(plan.folder)}: the plan runs here, faster if built with this GPU among --targets"
+        )
+        print(line, file=sys.stderr)
     if validity != trt.EngineValidity.INVALID:
         return
     bits = trt.EngineInvalidityDiagnostics

@@ -53,6 +53,9 @@ def build(
     with the fp32 graph in ONNX Runtime before it is installed; one that misses the tolerance is kept aside with its
     report, and the exit code is 1. TensorRT-RTX's is not run here.
     """
+    from infercam.export.requirements import require_onnx
+
+    require_onnx("infercam build")
     from infercam.export.plan.builder import BuildCancelled
     from infercam.export.plan.workflow import build_from_settings
 

@@ -65,6 +65,8 @@ def _summary(bundle: Bundle) -> None:
     table.add_row("pixels", f"(x * {spec.scale:.6g} - {_plain(spec.mean)}) / {_plain(spec.std)}")
     if m.decomposition == "none":
         table.add_row("map", f"{m.method}: customary, its mean is not the scores")
+    if m.affinity is not None:
+        table.add_row("affinity", f"of the last {m.affinity} blocks' self-attention")
     table.add_row("stride", f"{m.stride} pixels per response cell")
     if (v := m.verification) is not None:
         compared = sum("not compared" not in i for i in v.inputs)

@@ -95,3 +95,37 @@ def _dim(build: NodeBuilder, tensor: str, axis: int) -> str:
     shape = build.node("Shape", [tensor], build.tensor("attention.shape"))
     index = build.constant(np.array([axis], np.int64), "attention.axis")
     return build.node("Gather", [shape, index], build.tensor("attention.dim"), axis=0)
+
+
+def write_affinity(build: NodeBuilder, p: Pooling, blocks: int, out: str) -> None:
+    """Add `out` (N, P, P): how much patches attend to each other, averaged over heads and the last blocks, and over
+    both directions: (A + Aᵀ) / 2. Class tokens and registers are left out, so that rows do not sum to 1.
+
+    Raises ExportError where there are fewer blocks of self-attention over the tokens that are pooled.
+    """
+    graph = Graph(build.model)
+    tokens, extra = _sequence(graph, p)
+    found = self_attentions(graph, tokens) if graph.rank(tokens) == 3 else []
+    if len(found) < blocks:
+        raise ExportError(
+            f"--affinity {blocks}: the graph has {len(found)} blocks of self-attention over the tokens '{tokens}'"
+        )
+    means = [
+        mean_over_heads(build, n.output[0], graph.rank(n.output[0]) or 0, tokens) for n in found[-blocks:]
+    ]
+    total = means[0] if blocks == 1 else build.node("Sum", means, build.tensor("affinity.sum"))
+    patches = sliced(build, sliced(build, total, 1, extra), 2, extra)
+    turned = build.node("Transpose", [patches], build.tensor("affinity.turned"), perm=[0, 2, 1])
+    both = build.node("Add", [patches, turned], build.tensor("affinity.both"))
+    half = build.constant(np.array(0.5 / blocks, np.float32), "affinity.half")
+    build.node("Mul", [both, half], out)
+
+
+def _sequence(graph: Graph, p: Pooling) -> tuple[str, int]:
+    """The whole sequence that a head pools patches of, and how many tokens of it are none."""
+    node = graph.producer.get(p.features)
+    if p.token is None and p.layout == "NLD" and node is not None and node.op_type == "Slice":
+        starts = graph.constant(node.input[1]) if len(node.input) > 1 else None
+        if starts is not None and starts.size == 1:
+            return str(node.input[0]), int(starts.ravel()[0])
+    return p.features, p.extra

@@ -102,9 +102,9 @@ def sliced(build: NodeBuilder, tensor: str, axis: int, start: int, end: int = EN
     return build.node("Slice", [tensor, *bounds], build.tensor("tokens"))
 
 
-def patch_tokens(build: NodeBuilder, p: Pooling) -> str:
-    """The patch tokens (N, P, D) of the sequence that a class token is taken from."""
-    return sliced(build, p.features, 1, p.extra)
+def patch_tokens(build: NodeBuilder, p: Pooling, tokens: str = "") -> str:
+    """The patch tokens (N, P, D) of the sequence that a class token is taken from, or of another like it."""
+    return sliced(build, tokens or p.features, 1, p.extra)
 
 
 def maps_of(build: NodeBuilder, poolings: Sequence[Pooling]) -> list[str]:

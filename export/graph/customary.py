@@ -64,31 +64,32 @@ def own_scores(
 
 
 def _through_the_head(build: NodeBuilder, head: Head, rows: Sequence[int] | None, out: str) -> None:
-    """A copy of the head's nodes that takes the N·P patch tokens as if they were as many images' class tokens."""
+    """The head over all patch tokens, without its bias."""
     if not all(p.token is not None for p in head.poolings):
         other = next(p for p in head.poolings if p.token is None)
         raise ExportError(
             f"{label(head.stages[0].node)}: is not linear, and both a class token and {label(other.node)} go through "
-            "it: there is no customary response map; --method recipro takes any head"
+            "it: there is no customary response map; --method recipro takes any head, at one size"
         )
-    graph = Graph(build.model)
     p = head.poolings[0]
-    flat = patch_tokens(build, p)
-    names = {leaf.tensor: _as_leaf(build, flat, leaf.shape) for leaf in head.leaves}
-    for node in head.nodes:
-        _copy(build, graph, node, names)
-    classes = len(head.bias)
+    logits = head_over(build, head, patch_tokens(build, p))
     shift = build.constant(-head.bias.astype(np.float32)[None], "customary.bias")
-    flat_logits = build.node(
-        "Reshape",
-        [names[head.logits], build.constant(np.array([-1, classes], np.int64), "customary.shape")],
-        build.tensor("customary.logits"),
-    )
-    plain = build.node("Add", [flat_logits, shift], build.tensor("customary.plain"))
+    plain = build.node("Add", [logits, shift], build.tensor("customary.plain"))
     if rows is not None:
         kept = build.constant(np.array(rows, np.int64), "customary.rows")
         plain = build.node("Gather", [plain, kept], build.tensor("customary.kept"), axis=1)
-    _to_map(build, plain, p, len(rows) if rows is not None else classes, out)
+    rows_to_map(build, plain, p, len(head.bias if rows is None else rows), out)
+
+
+def head_over(build: NodeBuilder, head: Head, tokens: str) -> str:
+    """What the head makes (N·P, C) of tokens (N, P, D), as if they were as many images' class tokens: its nodes
+    again."""
+    graph = Graph(build.model)
+    names = {leaf.tensor: _as_leaf(build, tokens, leaf.shape) for leaf in head.leaves}
+    for node in head.nodes:
+        copied_for_rows(build, graph, node, names)
+    shape = build.constant(np.array([-1, len(head.bias)], np.int64), "customary.shape")
+    return build.node("Reshape", [names[head.logits], shape], build.tensor("customary.logits"))
 
 
 def _as_leaf(build: NodeBuilder, flat: str, shape: tuple[int, ...]) -> str:
@@ -96,8 +97,8 @@ def _as_leaf(build: NodeBuilder, flat: str, shape: tuple[int, ...]) -> str:
     return build.node("Reshape", [flat, target], build.tensor("customary.token"))
 
 
-def _copy(build: NodeBuilder, graph: Graph, node: NodeProto, names: dict[str, str]) -> None:
-    """A copy of a node for another batch, of which reshapes may know nothing."""
+def copied_for_rows(build: NodeBuilder, graph: Graph, node: NodeProto, names: dict[str, str]) -> None:
+    """A copy of a node for another batch, of which reshapes may know nothing; `names`: tensors and their copies'."""
     copy = NodeProto()
     copy.CopyFrom(node)
     for i, name in enumerate(node.input):
@@ -115,7 +116,7 @@ def _copy(build: NodeBuilder, graph: Graph, node: NodeProto, names: dict[str, st
     build.model.graph.node.append(copy)
 
 
-def _to_map(build: NodeBuilder, flat: str, p: Pooling, classes: int, out: str) -> None:
+def rows_to_map(build: NodeBuilder, flat: str, p: Pooling, classes: int, out: str) -> None:
     """(N·P, C) as a map (N, C, h, w)."""
     shape = build.node("Shape", [p.features], build.tensor("customary.tokens"))
     first = build.constant(np.array([0], np.int64), "customary.first")

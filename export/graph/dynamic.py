@@ -63,6 +63,8 @@ class SizeWishes:
     """The source's own, where its input does not declare one."""
     free: bool = True
     """Whether other sizes are tried at all."""
+    batch: bool = True
+    """Whether other batches are."""
 
 
 class _Prevented(Exception):
@@ -95,9 +97,10 @@ def find_sizes(model: ModelProto, picture: str, *, classes: int, wishes: SizeWis
     free = wishes.free and not wishes.size
     found, problem = _free_sizes(model, picture, classes) if free else (None, "")
     all_free = found is not None and found.no_batch is None
-    size = found.base if found is not None and all_free else _chosen_size(model, picture, wishes)
+    size = found.base if found is not None and all_free else chosen_size(model, picture, wishes)
     notes = [f"height and width {found or 'fixed at {}x{}'.format(*size)}: {problem}"] if problem else []
-    freed = None if all_free else _free_batch(model, picture, Dims(n, *size), classes, notes)
+    batch = wishes.batch and not all_free
+    freed = _free_batch(model, picture, Dims(n, *size), classes, notes) if batch else None
     if found is not None and freed is not None:
         notes.append(
             f"height and width fixed at {size[0]}x{size[1]} (batch is free instead): {found.no_batch}"
@@ -172,7 +175,7 @@ def _free_batch(
         return None
 
 
-def _chosen_size(model: ModelProto, picture: str, wishes: SizeWishes) -> Size:
+def chosen_size(model: ModelProto, picture: str, wishes: SizeWishes) -> Size:
     """The one size of a graph: that wished for, the declared one, its own, or a usual one that runs."""
     n, h, w = _declared(model, picture)
     if wishes.size and any(d not in (None, s) for d, s in zip((h, w), wishes.size, strict=True)):

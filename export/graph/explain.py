@@ -23,7 +23,10 @@ def explain(graph: Graph, node: NodeProto, why: str, path: Sequence[NodeProto]) 
     if flattened is not None:
         return no_pooling(flattened, linear, "")
     if node.op_type in _MAX_POOLS:
-        return f"{label(node)}: the head pools by maximum; a response map needs average pooling"
+        return (
+            f"{label(node)}: the head pools by maximum; a response map needs average pooling; --method recipro takes "
+            "any head, at one size"
+        )
     token = next((n for n in [node, *reversed(path)] if _takes_one_token(graph, n)), None)
     if token is not None:
         return (

@@ -75,15 +75,16 @@ class _Tail:
 
 def find_head(graph: Graph, output: str) -> Head:
     """The head that makes `output`; raises ExportError naming the node that prevents it."""
-    logits, activation = _strip_activation(graph, output)
+    logits, activation = strip_activation(graph, output)
     tail = _tail(graph, logits)
     found, stages, run = _composed(graph, tail, logits)
     poolings = list({(p.features, p.layout): p for p in tail.poolings.values()}.values())
     plain = found.is_identity and len(poolings) == 1 and not stages
     weight = None if plain else found.dense()
     notes = [n for p in poolings for n in p.notes]
-    leaves = _leaf_shapes(graph, tail, poolings, run) if stages else []
-    if stages and all(p.token is None for p in poolings):
+    takes_tokens = any(p.token is not None for p in poolings)
+    leaves = _leaf_shapes(graph, tail, poolings, run) if stages or takes_tokens else []
+    if stages and not takes_tokens:
         names = ", ".join(dict.fromkeys(label(s.node) for s in stages))
         notes.append(f"the head is not linear: the factors of {names} are each image's own")
     return Head(
@@ -91,7 +92,7 @@ def find_head(graph: Graph, output: str) -> Head:
     )
 
 
-def _strip_activation(graph: Graph, output: str) -> tuple[str, str | None]:
+def strip_activation(graph: Graph, output: str) -> tuple[str, str | None]:
     """Tensor before a closing sigmoid or softmax (seen through reshapes), and which of them it was."""
     tensor: str = output
     while (node := graph.producer.get(tensor)) is not None:
@@ -192,14 +193,14 @@ def _of_the_picture(graph: Graph, node: NodeProto) -> list[str]:
 
 
 def _follows_a_pooling(graph: Graph, node: NodeProto) -> bool:
-    """Whether all that a reduction reads is affine in pooled vectors: then it averages heads, not positions."""
+    """Whether all that a reduction reads is made of pooled vectors or class tokens: then it averages no positions."""
     waiting, seen = [node.input[0]], set[str]()
     while waiting:
         tensor = waiting.pop()
         before = graph.producer.get(tensor)
         if before is None:
             return False
-        if tensor in seen or _pools_everything(graph, before):
+        if tensor in seen or _pools_everything(graph, before) or class_token(graph, before, tensor):
             continue
         seen.add(tensor)
         if _why_not(graph, before) is not None and not _is_of_vectors(graph, before):

@@ -25,13 +25,14 @@ import onnx
 import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from infercam.engine.bundle import BIAS_OUTPUT, Decomposition, Method
+from infercam.engine.bundle import AFFINITY_OUTPUT, BIAS_OUTPUT, Decomposition, Method
 from infercam.engine.common.errors import ExportError
+from infercam.export.graph.attention import write_affinity
 from infercam.export.graph.batch_norms import fold_batch_norms
 from infercam.export.graph.begins import Normalisation, declare_channels, make_float, own_normalisation
 from infercam.export.graph.building import NodeBuilder, joined_maps, maps_of, to_map
 from infercam.export.graph.customary import own_scores, write_customary
-from infercam.export.graph.dynamic import Sizes, SizeWishes, declared_size, find_sizes
+from infercam.export.graph.dynamic import Sizes, SizeWishes, chosen_size, declared_size, find_sizes
 from infercam.export.graph.floats import as_float32
 from infercam.export.graph.frozen import write_frozen
 from infercam.export.graph.head import Head, find_head
@@ -40,14 +41,25 @@ from infercam.export.graph.observe import observe
 from infercam.export.graph.passes import tidy
 from infercam.export.graph.pooling import Pooling, channel_axis
 from infercam.export.graph.position import interpolate_positions
+from infercam.export.graph.recipro import recipro_head, write_recipro
 from infercam.export.graph.shelf import Shelf
+from infercam.export.graph.wishes import MapWishes
+from infercam.export.graph.zero_shot import embedding, write_zero_shot
 
 MIN_OPSET = 7
-RESPONSE, SCORES, BIAS = "response", "scores", BIAS_OUTPUT
+RESPONSE, SCORES, BIAS, AFFINITY = "response", "scores", BIAS_OUTPUT, AFFINITY_OUTPUT
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
 _CUSTOMARY = (
     "the map is customary, not exact: the scores are made of the class token, which has no position; the response is "
     "what the same head makes of the patch tokens, and its mean is not the scores"
+)
+RECIPRO_NOTE = (
+    "the map is customary, not exact: what the head answers to one position of its features alone; its mean is not "
+    "the scores, and the head runs once a position"
+)
+ZERO_SHOT_NOTE = (
+    "the map is customary, not exact: at each position a softmax over the classes' and the background's texts, the "
+    "background dropped; its mean is not the scores"
 )
 _LINEAR = {"Conv", "Gemm", "MatMul"}
 _POINTWISE = {
@@ -109,6 +121,8 @@ class ResponseGraph:
     decomposition: Decomposition = "mean"
     """`none` where mean(response) + bias is not the scores; these are then the classifier's own."""
     method: Method = "cam"
+    affinity: int | None = None
+    """How many blocks' attention the output `affinity` (N, P, P) averages; None where there is none."""
 
     def takes(self, height: int, width: int) -> bool:
         """Whether pictures of that size run, as far as was tried."""
@@ -130,7 +144,7 @@ def response_graph(
     input_name: str | None = None,
     sizes: SizeWishes = SizeWishes(),
     fold_batch_norm: bool = True,
-    attention: bool = False,
+    maps: MapWishes = MapWishes(),
 ) -> ResponseGraph:
     """Turn a classifier into its response graph; `model` itself is not changed.
 
@@ -138,8 +152,7 @@ def response_graph(
     `range(1, 21)`). `output` picks the logits where the model has several outputs, `input_name` the picture
     where it has several inputs. Batch, height and width are made free where the graph allows (and `sizes` wants it),
     by running it; what prevents it is in `notes`, with the node's name. `fold_batch_norm`: batch norms go into the
-    layer before them, or become a scale and a shift (batch_norms.py). `attention`: a class-token head's map times the
-    last block's attention to the patches.
+    layer before them, or become a scale and a shift (batch_norms.py). `maps`: what else is wished for.
 
     Raises ExportError, naming the node, if the model does not end in a global average pooling and a linear layer.
     """
@@ -148,7 +161,7 @@ def response_graph(
     graph = Graph(work)
     if declare_channels(graph):
         graph = Graph(work)
-    head = pick_head(graph, output)
+    head = _head(graph, output, maps)
     picture, channels_last = _picture(graph, head, input_name)
     whole_numbers = graph.elem_type(picture) == TensorProto.UINT8
     if whole_numbers:
@@ -157,15 +170,22 @@ def response_graph(
     normalisation = own_normalisation(graph, picture, channels_last=channels_last)
     keep = _checked_rows(keep_classes, head)
     notes, logits = list(head.notes), head.logits
-    if attention and head.is_exact:
+    if maps.attention and (head.is_exact or maps.recipro):
         raise ExportError("the head reads no class token: --attention has nothing to multiply")
     if types:
         notes.append(
             f"the source computes in {', '.join(types)}; the response graph does the same in float32"
         )
     windows = [(p.node.input[0], p.window) for p in head.poolings if p.window and len(p.window) == 2]
+    if maps.recipro:
+        size = chosen_size(work, picture, sizes)
+        sizes = SizeWishes(size=size, batch=False)
+        _fix_input(work, picture, size)
     picture = _free_names(graph, head, picture)
-    bias = _rewrite(graph, head, keep, notes, attention=attention)
+    bias = _rewrite(graph, head, keep, notes, maps)
+    if maps.affinity:
+        write_affinity(NodeBuilder(work), head.poolings[0], maps.affinity, AFFINITY)
+        work.graph.output.append(helper.make_tensor_value_info(AFFINITY, TensorProto.FLOAT, ["N", "P", "P"]))
     tidy(work)
     if fold_batch_norm:
         notes += fold_batch_norms(work)
@@ -174,13 +194,73 @@ def response_graph(
         notes.append(f"input '{picture}' is channels-last; a transpose was put before it")
         _transpose_input(work, picture)
     declared = declared_size(work, picture)
+    found = finished(
+        work,
+        picture,
+        bias,
+        sizes=sizes,
+        method=_method(head, maps),
+        positions=positions,
+        in_patches=bool(positions) or not head.is_exact,
+    )
+    return replace(
+        found,
+        multi_label=head.activation != "softmax" and maps.zero_shot is None,
+        notes=[*notes, *found.notes],
+        logits=logits,
+        channels_last=channels_last,
+        whole_numbers=whole_numbers,
+        normalisation=normalisation,
+        source_size=declared or _source_size(model, windows, found.stride),
+        types=tuple(types),
+        affinity=maps.affinity or None,
+    )
+
+
+def _head(graph: Graph, output: str | None, maps: MapWishes) -> Head:
+    if maps.zero_shot is None and not maps.recipro:
+        return pick_head(graph, output)
+    name = _known_output(graph, output or graph.proto.output[0].name)
+    return recipro_head(graph, name) if maps.recipro else find_head(graph, embedding(graph, name))
+
+
+def _fix_input(model: ModelProto, picture: str, size: tuple[int, int]) -> None:
+    """Declare the picture's only size, and a batch of 1; in place."""
+    info = next(i for i in model.graph.input if i.name == picture)
+    info.CopyFrom(helper.make_tensor_value_info(picture, info.type.tensor_type.elem_type, [1, 3, *size]))
+    del model.graph.value_info[:]
+
+
+def _method(head: Head, maps: MapWishes) -> Method:
+    if maps.recipro:
+        return "recipro"
+    if maps.zero_shot is not None:
+        return "maskclip"
+    if head.is_exact:
+        return "cam"
+    return "patch-tokens-attention" if maps.attention else "patch-tokens"
+
+
+def finished(
+    work: ModelProto,
+    picture: str,
+    bias: np.ndarray,
+    *,
+    sizes: SizeWishes,
+    method: Method,
+    positions: Sequence[str] = (),
+    in_patches: bool = False,
+) -> ResponseGraph:
+    """A graph that has its outputs `scores` and `response`: its sizes found, checked, with what can be said of it.
+
+    `positions`: notes about what makes other sizes possible; `in_patches`: sides are then multiples of the stride.
+    """
     with Shelf(work) as shelf:
         found = find_sizes(work, picture, classes=len(bias), wishes=sizes)
         shelf.put_back(found.model)
-    if found.height is None:
-        notes += positions
-        if positions or not head.is_exact:
-            found = _in_whole_patches(found)
+    notes = list(positions) if found.height is None else []
+    if found.height is None and in_patches:
+        found = _in_whole_patches(found)
     _check(found.model)
     return ResponseGraph(
         model=found.model,
@@ -190,20 +270,14 @@ def response_graph(
         height=found.height,
         width=found.width,
         dynamic_batch=found.dynamic_batch,
-        multi_label=head.activation != "softmax",
+        multi_label=False,
         notes=[*notes, *found.notes],
-        logits=logits,
-        channels_last=channels_last,
         base=found.base,
         smallest=found.smallest,
         multiple=found.multiple,
-        whole_numbers=whole_numbers,
-        normalisation=normalisation,
-        source_size=declared or _source_size(model, windows, found.stride),
         per_image_bias=any(o.name == BIAS for o in found.model.graph.output),
-        decomposition="mean" if head.is_exact else "none",
-        method="cam" if head.is_exact else "patch-tokens-attention" if attention else "patch-tokens",
-        types=tuple(types),
+        decomposition="mean" if method == "cam" else "none",
+        method=method,
     )
 
 
@@ -265,13 +339,18 @@ def _check_arity(node: NodeProto, version: int) -> None:
         raise ExportError(f"{label(node)}: lacks an input or an output; the model is not valid ONNX")
 
 
+def _known_output(graph: Graph, name: str) -> str:
+    names = [o.name for o in graph.proto.output]
+    if name not in names:
+        raise ExportError(f"no output '{name}'; the model has: {', '.join(names)}")
+    return name
+
+
 def pick_head(graph: Graph, output: str | None) -> Head:
     """The head of the named output, or of the only output that has one."""
     names = [o.name for o in graph.proto.output]
     if output is not None:
-        if output not in names:
-            raise ExportError(f"no output '{output}'; the model has: {', '.join(names)}")
-        return find_head(graph, output)
+        return find_head(graph, _known_output(graph, output))
     if len(names) == 1:
         return find_head(graph, names[0])
     heads: dict[str, Head] = {}
@@ -319,7 +398,7 @@ def _picture(graph: Graph, head: Head, wanted: str | None) -> tuple[str, bool]:
 
 def _free_names(graph: Graph, head: Head, picture: str) -> str:
     """Rename what is called like our outputs (an old output often is, an input may be); the picture's new name."""
-    for name in (RESPONSE, SCORES, *([BIAS] if head.stages else [])):
+    for name in (RESPONSE, SCORES, AFFINITY, *([BIAS] if head.stages else [])):
         other = fresh_name(graph.model, name)
         head.poolings = [p.renamed(name, other) for p in head.poolings]
         head.logits = other if head.logits == name else head.logits
@@ -345,15 +424,24 @@ def _checked_rows(keep: Sequence[int] | None, head: Head) -> list[int] | None:
 
 
 def _rewrite(
-    graph: Graph, head: Head, keep: list[int] | None, notes: list[str], *, attention: bool
+    graph: Graph, head: Head, keep: list[int] | None, notes: list[str], maps: MapWishes
 ) -> np.ndarray:
     """Replace the head in `graph.model`, which must be tidied afterwards; returns the bias, float32 (C,): zeros
     where it depends on the image."""
     model = graph.model
     build = NodeBuilder(model)
+    if maps.zero_shot is not None:
+        write_zero_shot(build, head, maps.zero_shot, RESPONSE, SCORES)
+        _declare_outputs(model, maps.zero_shot.wanted, per_image_bias=False)
+        notes.append(ZERO_SHOT_NOTE)
+        return np.zeros(maps.zero_shot.wanted, np.float32)
     bias: np.ndarray | None
-    if not head.is_exact:
-        bias = write_customary(build, head, keep, RESPONSE, attention=attention)
+    if maps.recipro:
+        write_recipro(build, head, keep, RESPONSE)
+        notes.append(RECIPRO_NOTE)
+        bias = head.bias if keep is None else head.bias[keep]
+    elif not head.is_exact:
+        bias = write_customary(build, head, keep, RESPONSE, attention=maps.attention)
         notes.append(_CUSTOMARY)
     elif head.stages:
         bias = write_frozen(build, head, keep, RESPONSE, BIAS)
@@ -369,7 +457,7 @@ def _rewrite(
     bias32 = None if bias is None else bias.astype(np.float32)
     if bias32 is not None and not np.isfinite(bias32).all():
         raise ExportError("the linear layer's bias is not finite")
-    if head.is_exact:
+    if head.is_exact and not maps.recipro:
         _add_scores(build, bias32)
     else:
         own_scores(build, head.logits, len(head.bias), keep, SCORES)

@@ -296,7 +296,8 @@ def _graph(bundle: Bundle, precision: Precision) -> Path:
     name = graph_of(precision)
     if name not in bundle.manifest.graphs:
         raise BundleError(
-            f"{bundle.path}: no {name} graph; make it with: infercam precision {bundle.path} --to {name}"
+            f"{bundle.path}: no {name} graph; make it with: infercam precision {bundle.path} --to {name} "
+            f"(there are: {', '.join(bundle.manifest.graphs)}; --precision says which to build)"
         )
     return bundle.graph(name)
 

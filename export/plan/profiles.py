@@ -48,7 +48,7 @@ DEVICE_LIMITS = Limits(
 PROFILES = 4
 MARGIN = 1 / 8
 """A profile reaches this share of a side beyond the shapes that were seen: half of a ladder's step."""
-LONGEST = 2.0
+LADDER_ASPECT = 2.0
 """Aspect of the views that a ladder's profiles are tuned for; the last profile takes every other."""
 
 _BINS = 256
@@ -285,7 +285,7 @@ def _predicted(engine: Engine, pixels: NDArray[np.uint8]) -> list[int]:
 # -- which shapes a ladder has ---------------------------------------------------------------------------------
 def ladder_shapes(manifest: Manifest, largest: int | None = None, limits: Limits = DEVICE_LIMITS) -> Shapes:
     """Both batches, the full and the small one (scheduler.py: SMALL), of every pair of the ladder's rungs up to
-    `largest` pixels and an aspect of LONGEST; once each, so that every size counts by the pixels of its batches.
+    `largest` pixels and an aspect of LADDER_ASPECT, once each: every size counts by the pixels of its batches.
 
     largest: default the largest square view of no more than limits.batch_pixels.
     """
@@ -294,7 +294,7 @@ def ladder_shapes(manifest: Manifest, largest: int | None = None, limits: Limits
         s for s in ladder_sides(spec.smallest, spec.multiple) if s <= (largest or limits.batch_pixels**0.5)
     ]
     rungs = rungs or list(ladder_sides(spec.smallest, spec.multiple)[:1])
-    sizes = [(h, w) for h in rungs for w in rungs if max(h, w) <= LONGEST * min(h, w)]
+    sizes = [(h, w) for h in rungs for w in rungs if max(h, w) <= LADDER_ASPECT * min(h, w)]
     shapes: Shapes = Counter()
     for h, w in [spec.fixed_size] if spec.fixed_size else sizes:
         full = max(1, min(limits.batch_views, limits.batch_pixels // (h * w))) if spec.dynamic_batch else 1
@@ -381,7 +381,8 @@ def _whole_range(shapes: Shapes, sizes: ViewSizes, reach: Reach | None) -> Profi
     seen = _profile(shapes, sizes)
     low, high = min(seen.smallest[1:]), max(seen.largest[1:])
     if reach is not None:
-        low, high = min(low, reach.smallest), max(high, reach.largest)
+        low = min(low, reach.smallest)
+        high = max(high, ceil(reach.largest / sizes.multiple) * sizes.multiple)
     most = max(map(pixels, shapes))
     batch = max(1, min(seen.largest[0], most // (high * high)))
     best = (min(seen.best[0], batch), seen.best[1], seen.best[2])

@@ -34,6 +34,15 @@ def choose_runtime(asked: str | None = None) -> tuple[RuntimeKind, str]:
     )
 
 
+def caution(kind: RuntimeKind, precision: str) -> str | None:
+    """What speaks against that precision with that runtime; None if nothing is known to."""
+    if kind == "tensorrt-rtx" and precision in ("int8", "fp8"):
+        return (
+            f"TensorRT-RTX stores {precision} layers unpacked, once for each profile: an fp16 plan is smaller"
+        )
+    return None
+
+
 def check_options(kind: RuntimeKind, options: PlanOptions, targets: str | None) -> None:
     """Raise InputError for an option that the runtime has not."""
     if kind == "tensorrt":

@@ -42,8 +42,9 @@ from infercam.export.plan.profiles import (
     smallest_view,
 )
 from infercam.export.plan.rtx import rtx_maker
-from infercam.export.plan.runtimes import check_options, choose_runtime
+from infercam.export.plan.runtimes import caution, check_options, choose_runtime
 from infercam.export.plan.settings import BuildSettings
+from infercam.export.precision.pictures import shrunk
 
 _LOOKED_AT = 20_000  # headers read to find the largest image: a few seconds
 Run = Callable[[Callable[[], Built]], Built]
@@ -80,6 +81,8 @@ def build_from_settings(
     trt = require_tensorrt("infercam build", kind)  # before anything that takes time
     maker = rtx_maker(s.targets) if kind == "tensorrt-rtx" else None
     stderr.print(f"runtime: {RUNTIMES[kind]} {trt.__version__} ({why})", markup=False, soft_wrap=True)
+    if (said := caution(kind, checked)) is not None:
+        stderr.print(f"note: {said}", soft_wrap=True)
     gpu = open_driver() if maker is None else None
     try:
         limits = replace(DEVICE_LIMITS, batch_pixels=s.batch_pixels)
@@ -87,7 +90,8 @@ def build_from_settings(
             m = loaded.manifest
             smallest = smallest_view(chosen, ViewSizes.of_network(m.input))
             tuned, shapes = ladder_profiles(m, s.profiles, s.largest_view, limits, smallest), None
-            count, samples = s.check_images, lambda: _scenes(s.check_images)
+            longest = int(max(tuned[-1].largest[1:]) / max(chosen.views.scales))
+            count, samples = s.check_images, lambda: _scenes(s.check_images, longest)
         else:
             check, masks = spread(images, s.check_images), _masks_fit(images, loaded)
             classes_of = _classes_of(s.labels, loaded, source)
@@ -126,9 +130,12 @@ def _images(source: SourceSettings, s: BuildSettings) -> Source | None:
     return None
 
 
-def _scenes(count: int) -> Iterator[Sample]:
-    """Drawn pictures, the same every time: a plan's responses are compared on them where there are no others."""
-    return (Sample(scene_id(i), scene(i).image) for i in range(count))
+def _scenes(count: int, longest: int) -> Iterator[Sample]:
+    """Drawn pictures, the same every time, for a plan to be compared on where there are no others.
+
+    longest: side in pixels that the plan takes at the largest scale.
+    """
+    return (Sample(scene_id(i), shrunk(scene(i).image, longest)) for i in range(count))
 
 
 def _precision(name: str) -> Precision:

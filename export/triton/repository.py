@@ -23,12 +23,12 @@ from typing import Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from infercam.engine.backends.cpu import GPU_ONLY
 from infercam.engine.bundle import MANIFEST, Bundle, FileEntry, file_entry, sha256_file
 from infercam.engine.common.atomic import TEMP_PREFIX
 from infercam.engine.common.errors import ExportError
 from infercam.engine.method.recipe import recipe
 from infercam.engine.onnx_files import external_locations
+from infercam.engine.runners.ort_cpu import GPU_ONLY
 from infercam.engine.runners.plan import PLAN_FILE, PLANS, RECORD_FILE, Plan, graph_of
 from infercam.export.triton.config import (
     LABELS,

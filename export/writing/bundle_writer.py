@@ -197,6 +197,7 @@ def _write(
                 per_image_bias=graph.per_image_bias,
                 decomposition=graph.decomposition,
                 method=graph.method,
+                affinity=graph.affinity,
                 graphs={"fp32": GRAPH_FILE},
                 files={f.name: file_entry(f) for f in files},
                 source={**source, "notes": [*source.get("notes", []), *graph.notes]},

@@ -50,6 +50,8 @@ def from_torch(
     tolerance: float = 1e-4,
     fold_batch_norm: bool = True,
     attention: bool = False,
+    recipro: bool = False,
+    affinity: int = 0,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle from any module that ends in global average pooling and linear layers (export/README.md).
@@ -65,6 +67,8 @@ def from_torch(
     multi_label: scores are read through a sigmoid (else a softmax); default: unless the module ends in softmax.
     images: (H, W, 3) uint8 RGB pictures to verify on, besides the built-in ones.
     attention: of a class-token head: the map times the last block's attention from the class token to the patches.
+    recipro: of any head, and of one size: what it answers to one position of the last feature map at a time.
+    affinity: the self-attention among patches, averaged over so many last blocks, as a further output.
     source: where the weights come from, recorded in the manifest as it is.
     fold_batch_norm: batch norms that PyTorch's exporter left go into the layer before them, or become a scale and a
     shift.
@@ -76,14 +80,22 @@ def from_torch(
 
     require_onnx()
     from infercam.export.graph.dynamic import SizeWishes
+    from infercam.export.graph.wishes import MapWishes
     from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bundle
+    from infercam.export.writing.pinned import pinned
 
     user = Pixels(mean, std, scale)
     _spec_of(user.filled(), colour)  # what is wrong in it is said before the work
     with evaluation_mode(module):
         check_outputs(module, classes, example_size, keep_classes)
-        options = {"keep_classes": keep_classes, "fold_batch_norm": fold_batch_norm, "attention": attention}
-        sources = (partial(_surgery, model, options) for model in to_onnx(module, example_size))
+        options: dict[str, Any] = {
+            "keep_classes": keep_classes,
+            "fold_batch_norm": fold_batch_norm,
+            "maps": MapWishes(attention=attention, recipro=recipro, affinity=affinity),
+        }
+        sources = (
+            partial(_surgery, pinned(model, example_size), options) for model in to_onnx(module, example_size)
+        )
 
         def write(graph: ResponseGraph) -> Bundle:
             pixels, notes = input_pixels(graph, user)

@@ -23,6 +23,7 @@ from infercam.export.graph.dynamic import USUAL, SizeWishes
 from infercam.export.graph.index import Graph
 from infercam.export.graph.passes import tidy
 from infercam.export.graph.surgery import ResponseGraph, prepare, response_graph
+from infercam.export.graph.wishes import MapWishes
 from infercam.export.runtime import GraphSession, RunError
 from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bundle
 from infercam.export.writing.pixels import Pixels, input_pixels
@@ -49,6 +50,8 @@ def export_onnx(
     fold_batch_norm: bool = True,
     size: tuple[int, int] | None = None,
     attention: bool = False,
+    recipro: bool = False,
+    affinity: int = 0,
     name: str | None = None,
     overwrite: bool = False,
 ) -> Bundle:
@@ -60,8 +63,9 @@ def export_onnx(
     model's metadata, else the 20 of VOC if it has 20 outputs, else class_0, …; `multi_label` to False only if the
     model closes with a softmax. `size` (height, width) fixes the input's size, which else is free where the model
     allows, or the model's own. `fold_batch_norm`: batch norms go into the layer before them, or become a scale and
-    a shift. `attention`: a class token's map times the last block's attention. `images` are (H, W, 3) uint8 RGB
-    arrays to verify on besides generated ones.
+    a shift. `recipro`: of any head, one position at a time. `attention`: a class token's map times the last block's
+    attention. `affinity`: the attention of so many last blocks as an output. `images` are (H, W, 3) uint8 RGB arrays
+    to verify on besides generated ones.
 
     Raises ExportError: one line saying what is wrong with the file and which node prevents the surgery.
     """
@@ -79,14 +83,14 @@ def export_onnx(
                 input_name=input_name,
                 sizes=sizes,
                 fold_batch_norm=fold_batch_norm,
-                attention=attention,
+                maps=MapWishes(attention=attention, recipro=recipro, affinity=affinity),
             )
         except ExportError as e:
             raise ExportError(f"{file}: {e}") from None
         return simplify(graph, fold_batch_norm=fold_batch_norm) if slim else graph
 
     def write(graph: ResponseGraph) -> Bundle:
-        names, origin = (list(classes), "given") if classes else default_classes(graph.classes, metadata)
+        names, named_by = (list(classes), "given") if classes else default_classes(graph.classes, metadata)
         try:
             pixels, notes = input_pixels(graph, user)
         except ExportError as e:
@@ -100,7 +104,7 @@ def export_onnx(
             classes=names,
             input_spec=_spec(*pixels, colour),
             multi_label=graph.multi_label if multi_label is None else multi_label,
-            source=_origin(file, model) | {"logits": graph.logits, "classes_from": origin},
+            source=origin(file, model) | {"logits": graph.logits, "classes_from": named_by},
             source_scores=scores,
             images=images,
             tolerance=tolerance,
@@ -112,7 +116,7 @@ def export_onnx(
     return write_as_it_agrees([graph_of], write, SizeWishes(size=size))
 
 
-def _origin(file: Path, model: ModelProto) -> dict[str, Any]:
+def origin(file: Path, model: ModelProto) -> dict[str, Any]:
     """What the manifest says of the file."""
     source: dict[str, Any] = {"kind": "onnx", "file": file.name, "sha256": sha256_file(file)}
     if model.producer_name:

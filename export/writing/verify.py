@@ -192,6 +192,8 @@ def _run(
         raise ExportError(f"verification: the response graph fails on {trial.name}: {e}") from None
     n, classes = len(trial.array), graph.classes
     bias = more[0] if graph.per_image_bias else graph.bias
+    if graph.affinity is not None:
+        _check_affinity(trial, more[-1], response)
     shapes = (scores.shape, response.shape[:2], bias.shape)
     wanted = ((n, classes), (n, classes), (n, classes) if graph.per_image_bias else (classes,))
     if shapes != wanted or response.ndim != 4:
@@ -204,6 +206,18 @@ def _run(
             f"verification: {trial.name} gives scores, a response or a bias that are not finite"
         )
     return scores, response, bias
+
+
+def _check_affinity(trial: Trial, affinity: np.ndarray, response: np.ndarray) -> None:
+    """A weight of at most 1 for every pair of the response's positions, the same in both directions."""
+    n, positions = len(response), response.shape[2] * response.shape[3]
+    good = affinity.shape == (n, positions, positions) and bool(
+        np.all((affinity >= 0) & (affinity <= 1 + 1e-5))
+    )
+    if not good or relative_error(affinity, affinity.transpose(0, 2, 1)) > _DISTINCT:
+        raise ExportError(
+            f"verification: the affinity of {trial.name} is no symmetric table of weights for {positions} positions"
+        )
 
 
 def _check_mean(
@@ -224,7 +238,7 @@ def _check_mean(
 def _check_map(session: GraphSession, trial: Trial, graph: ResponseGraph, response: np.ndarray) -> None:
     """What a customary map must be: one cell for every `stride` pixels, and the same whenever it is made."""
     cells = tuple(side // graph.stride for side in trial.array.shape[2:])
-    if response.shape[2:] != cells:
+    if response.shape[2:] != cells and graph.method != "recipro":  # whose one size was measured (dynamic.py)
         raise Disagreement(
             f"verification: the response is {response.shape[2:]} on {trial.name}, not {cells} (stride {graph.stride})"
         )

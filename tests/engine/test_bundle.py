@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from infercam.engine.bundle import Bundle, InputSpec, Manifest, file_entry, read_manifest
+from infercam.engine.bundle import SCHEMA_VERSION, Bundle, InputSpec, Manifest, file_entry, read_manifest
 from infercam.engine.common.errors import BundleError
 
 
@@ -143,7 +143,7 @@ def test_graph_that_is_not_among_the_files(bundle):
 # --- the manifest --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [4, 99])
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 99])
 def test_newer_schema_says_to_upgrade(bundle, version):
     """Whatever else a newer manifest holds, the version is what is reported."""
     rewrite(bundle, schema_version=version, invented={"a": 1})

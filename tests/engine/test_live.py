@@ -107,7 +107,7 @@ def test_mixed_requests_from_many_threads_get_the_maps_that_they_get_alone(tiny_
 def test_giving_memory_back_changes_nothing(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     with Engine.load(tiny_bundle, threads=1) as engine:
         want = engine.maps(PICTURE, [0, 1])
-        monkeypatch.setattr("infercam.engine.backends.cpu.SHRINK_EVERY", 1)
+        monkeypatch.setattr("infercam.engine.runners.ort_cpu.SHRINK_EVERY", 1)
         np.testing.assert_array_equal(engine.maps(PICTURE, [0, 1]), want)
 
 

@@ -78,7 +78,7 @@ class SaliencyNetwork:
             )
         self.settings = SaliencyModelConfig(
             preset=chosen,
-            side=asked.side,
+            side=None if height and width else side,
             divide=asked.divide or preset.divide,
             mean=asked.mean or preset.mean,
             std=asked.std or preset.std,

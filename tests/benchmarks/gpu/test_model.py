@@ -57,7 +57,7 @@ def test_predictions_are_of_the_measured_kind(sizes) -> None:
     before = predicted(sizes, recipe("released"), "both", rates)
     after = predicted(sizes, recipe("released", ladder=True), "both", rates)
     assert 0.4 < before["pytorch"]["cold"] < 0.7
-    assert before["ort-cuda, one session (before)"]["warm"] < 0.3
+    assert before["ort-cuda, one session"]["warm"] < 0.3
     for name in rates.runtimes:
         assert after[name]["cold"] > 3 * before[name]["cold"] and after[name]["warm"] > before[name]["warm"]
 

@@ -40,6 +40,7 @@ def machine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tensorrt, "installed", {"tensorrt": "10.16", "tensorrt-rtx": "1.7.1"}.get)
     monkeypatch.setattr(choice, "find_plan", nothing)
     monkeypatch.setattr(choice, "import_onnxruntime", nothing)
+    monkeypatch.setattr(choice, "accepted", nothing)
     return SimpleNamespace(lack=lack, patch=monkeypatch)
 
 
@@ -91,14 +92,19 @@ def test_without_a_plan_onnxruntime(machine, tiny_bundle: Bundle) -> None:
 
 def test_without_a_driver_the_cpu_and_one_reason(machine, tiny_bundle: Bundle) -> None:
     machine.lack("probe", DeviceError("no NVIDIA driver"))
+    assert choose_backend(tiny_bundle).name == "openvino"
+    machine.lack("accepted", BackendError("no record"))
     found = choose_backend(tiny_bundle)
     assert found.name == "cpu" and set(found.reasons) == {*choice.BACKENDS} - {"cpu"}
-    assert str(found) == "cpu (not tensorrt, tensorrt-rtx, ort-cuda: no NVIDIA driver)"
+    assert str(found) == (
+        "cpu (not tensorrt, tensorrt-rtx, ort-cuda: no NVIDIA driver; not openvino: no record)"
+    )
 
 
 def test_each_missing_library_is_named(machine, tiny_bundle: Bundle) -> None:
     machine.lack("import_onnxruntime", BackendError("needs onnxruntime-gpu"))
     machine.patch.setattr(tensorrt, "installed", lambda kind: None)
+    machine.lack("accepted", BackendError("no record"))
     found = choose_backend(tiny_bundle)
     assert found.name == "cpu" and "infercam[gpu]" in found.reasons["tensorrt"]
     assert found.reasons["ort-cuda"] == "needs onnxruntime-gpu"
@@ -108,6 +114,7 @@ def test_each_missing_library_is_named(machine, tiny_bundle: Bundle) -> None:
 
 def test_a_precision_that_nothing_has(machine, tiny_bundle: Bundle) -> None:
     machine.lack("find_plan", PlanError("no fp8 plan"))
+    machine.lack("accepted", BackendError("no fp8"))
     with pytest.raises(
         BackendError,
         match=r"no backend can run this: not tensorrt: no fp8 plan; not tensorrt-rtx: .*; not ort-cuda",
@@ -141,7 +148,7 @@ def test_here_a_gpu_backend_is_one_line(tiny_bundle: Bundle, monkeypatch: pytest
         raise DeviceError("no NVIDIA driver on this machine")
 
     monkeypatch.setattr(cuda, "probe", no_driver)
-    for name in choice.BACKENDS[:-1]:
+    for name in set(choice.BACKENDS) - {"openvino", "cpu"}:
         with pytest.raises(BackendError, match="no NVIDIA driver"):
             load_backend(name, tiny_bundle)
     with pytest.raises(

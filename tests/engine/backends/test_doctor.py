@@ -39,6 +39,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[Gpu]:
     monkeypatch.setattr(doctor, "probe", lambda: Probe((13, 1), gpus))
     monkeypatch.setattr(doctor, "device_obstacle", lambda: None)
     monkeypatch.setattr(doctor, "obstacle", lambda name, bundle: None)
+    monkeypatch.setattr(doctor, "objection", lambda name, bundle: None)
     monkeypatch.setattr(doctor, "plan_environment", lambda: None)
     return gpus
 
@@ -199,7 +200,8 @@ def test_memory_is_told_where_the_system_tells_it(monkeypatch: pytest.MonkeyPatc
 
 def test_obstacles_are_told_per_backend(no_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     why = BackendError("does not fit")
-    monkeypatch.setattr(doctor, "obstacle", lambda name, bundle: None if name == "ort-cuda" else why)
+    for what in ("obstacle", "objection"):
+        monkeypatch.setattr(doctor, what, lambda name, bundle: None if name == "ort-cuda" else why)
     report = examine()
     assert report.backend == "ort-cuda"
     assert [f.state for f in report.sections["backends"]] == [

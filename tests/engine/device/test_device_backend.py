@@ -235,7 +235,7 @@ def test_advances_that_are_due_together_are_one_launch(
     assert all(r.error is None for r in engine.stream(same, "released", "baseline"))
     launches = device(engine).driver.launches  # type: ignore[attr-defined]
     assert launches["upsample"] == 1 and launches["accumulate"] == 1
-    assert launches["erase_float"] == launches["gather"] == 4  # scales
+    assert launches["erase_words_float"] == launches["gather"] == 4  # scales
 
 
 # -- memory --------------------------------------------------------------------------------------------------------

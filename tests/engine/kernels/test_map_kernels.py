@@ -230,6 +230,45 @@ def test_neither_batch_nor_order_changes_a_bit(seed: int) -> None:
             np.testing.assert_array_equal(alone.erased, one.erased)
 
 
+def summed(job: Job) -> np.ndarray:
+    """The kernel's sum of the low maps, in its order: the columns' taps, then the rows', scale by scale."""
+    total = np.zeros((job.classes, *job.tile), np.float32)
+    for low in job.lows:
+        (y0, y1, down), (x0, x1, across) = (
+            taps(n, source) for n, source in zip(job.tile, low.shape[1:], strict=True)
+        )
+        rows = low[:, :, x0] * (1 - across) + low[:, :, x1] * across
+        total += rows[:, y0] * (1 - down)[:, None] + rows[:, y1] * down[:, None]
+    return total
+
+
+def taps(target: int, source: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each place the source's neighbours, and the share of the second, float32."""
+    numerator = np.maximum((2 * np.arange(target) + 1) * source - target, 0)
+    low = np.minimum(numerator // (2 * target), source - 1)
+    share = (numerator - low * 2 * target).astype(np.float32) / np.float32(2 * target)
+    return low, np.minimum(low + 1, source - 1), share
+
+
+@given(st.tuples(st.integers(1, 300), st.integers(1, 300)), SEEDS)
+@example((129, 128), 1)  # a row more than a block has
+@example((128, 129), 2)
+@example((1, 300), 3)
+@settings(max_examples=3 if SANITIZED else 12, deadline=None)
+def test_sums_are_numpy_s_to_the_bit(tile: tuple[int, int], seed: int) -> None:
+    """Maps smaller and larger than the tile, up to 7 of them: whole rows are passed over, or seen many times."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 4))
+    sizes = [(int(rng.integers(1, 40)), int(rng.integers(1, 40))) for _ in range(int(rng.integers(1, 8)))]
+    lows = [np.maximum(rng.normal(size=(count, *s)), 0).astype(np.float32) for s in sizes]
+    job = Job(lows, tile, mode="sum")
+    (got,) = run([job], seed)
+    want = summed(job)
+    np.testing.assert_array_equal(got.result.peak, host_ops.peaks(want))
+    want = host_ops.normalise_in_place(want, 0.0, host_ops.peaks(want))
+    np.testing.assert_array_equal(got.accumulated, want)
+
+
 def exact(maps: np.ndarray, **changes: object) -> Job:
     """A job whose only low map is at tile size already: its sum is the map, bit for bit."""
     return Job([maps], maps.shape[1:], **changes)

@@ -236,6 +236,15 @@ def test_a_plan_that_is_not_valid_here_is_not_loaded(found, words, plan, bundle,
         TensorRTRunner(plan, bundle, driver)
 
 
+def test_a_plan_that_could_be_better_is_a_line(plan, bundle, driver, rtx, capsys) -> None:
+    run(plan, bundle, driver, (1, 20, 20))
+    assert capsys.readouterr().err == ""
+    rtx.state.suboptimal = True
+    run(plan, bundle, driver, (1, 20, 20))
+    said = capsys.readouterr().err
+    assert said.startswith(f"note: {plan.folder}: the plan runs here") and said.count("\n") == 1
+
+
 def test_a_plan_that_is_too_large_for_the_gpu(plan, bundle, driver, rtx) -> None:
     rtx.state.invalid = (16, "")
     with pytest.raises(OutOfMemory, match="does not fit into this GPU's memory"):

@@ -83,6 +83,18 @@ def test_a_plan_for_the_users_images(build, data, trt):
     assert trt.state.builds == 1
 
 
+@pytest.mark.parametrize(
+    "more", [[], ["--batch-pixels", 4_000_000, "--recipe", "fast"], ["--largest-view", 128]]
+)
+def test_without_images_the_ladder_and_drawn_scenes(build, data, trt, more):
+    printed = build("--check-images", 2, *more, source=False)
+    profiles = plan_of(data).record.profiles
+    largest = {(): 192, ("--batch-pixels",): 1920, ("--largest-view",): 128}[tuple(map(str, more[:1]))]
+    assert profiles[-1].largest[1:] == (largest * 9 // 8,) * 2 and profiles[-1].smallest[1:] == (5, 5)
+    assert "against ONNX Runtime fp32: 2 images" in printed and "%" not in printed
+    assert "kept" in build("--check-images", 2, *more, source=False) and trt.state.builds == 1
+
+
 def test_the_largest_image_fits_although_the_sample_has_not_seen_it(build, data):
     Image.fromarray(tiny.picture(300, 40)).save(data / "images" / "p003b.png")
     build("--limit", 2, "--check-images", 1)

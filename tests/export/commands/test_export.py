@@ -139,8 +139,8 @@ def test_overwrite(infercam, file, tmp_path):
     ("args", "words"),
     [
         (["FILE"], "-o BUNDLE"),
-        (["-o", "OUT"], "either MODEL.onnx or --arch"),
-        (["FILE", "--arch", "resnet38", "-o", "OUT"], "either MODEL.onnx or --arch"),
+        (["-o", "OUT"], "one of MODEL.onnx, --arch"),
+        (["FILE", "--arch", "resnet38", "-o", "OUT"], "one of MODEL.onnx, --arch"),
         (["FILE", "--weights", "w.pth", "-o", "OUT"], "--weights goes with --arch"),
         (["--arch", "resnet38", "-o", "OUT"], "--weights FILE"),
         (

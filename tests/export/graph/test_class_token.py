@@ -11,6 +11,7 @@ from onnx import helper
 
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.surgery import response_graph
+from infercam.export.graph.wishes import MapWishes
 from tests.export.graph.vit_graphs import HEADS, PATCH, C, D, Vit
 
 
@@ -177,7 +178,7 @@ def test_kept_classes(toys):
 def test_attention_times_the_map(toys, rank, extra):
     """The last block's, from the class token, averaged over heads; of mean 1 over all tokens."""
     vit = Vit(toys, extra=extra)
-    graph = response_graph(vit.classifier(rank=rank), attention=True)
+    graph = response_graph(vit.classifier(rank=rank), maps=MapWishes(attention=True))
     x = toys.picture(2, *vit.size)
     attention = vit.weights(x, vit.blocks - 1, rank=rank).mean(1)[:, 0]
     assert attention.shape == (2, extra + 24)
@@ -263,7 +264,7 @@ def test_attention_needs_a_class_token(toys):
     y = t.node("Flatten", t.node("GlobalAveragePool", t.features()))
     model = t.model(t.node("Gemm", y, t.random(toys.K, toys.C)))
     with pytest.raises(ExportError, match="reads no class token: --attention"):
-        response_graph(model, attention=True)
+        response_graph(model, maps=MapWishes(attention=True))
 
 
 def test_attention_as_one_operator_gives_no_weights(toys):
@@ -278,7 +279,7 @@ def test_attention_as_one_operator_gives_no_weights(toys):
     model = vit.classifier()
     assert response_graph(model).decomposition == "none"  # the map itself needs no weights
     with pytest.raises(ExportError, match=r"\(Attention\): attention as one operator.*opset 22 or older"):
-        response_graph(model, attention=True)
+        response_graph(model, maps=MapWishes(attention=True))
 
 
 def test_a_sequence_of_another_grid_is_refused(toys):

@@ -24,7 +24,7 @@ from infercam.engine.method.task import Respond
 from infercam.engine.runners.plan import pick_profile, pixels
 from infercam.export.plan.profiles import (
     DEVICE_LIMITS,
-    LONGEST,
+    LADDER_ASPECT,
     ImageSize,
     Reach,
     Recorder,
@@ -200,7 +200,7 @@ def test_the_ladders_profiles_take_every_batch_of_the_ladder(spec, count, batch_
     for height, width in tiles:
         h, w = sizes.of(height, width, ladder=True)
         assert max(h, w) > largest or pick_profile(profiles, (1, h, w)) is not None
-        if max(h, w) <= largest and max(h, w) <= LONGEST * min(h, w):
+        if max(h, w) <= largest and max(h, w) <= LADDER_ASPECT * min(h, w):
             full = min(limits.batch_views, batch_pixels // (h * w)) if spec.dynamic_batch else 1
             assert {(n, h, w) for n in (full, max(1, round(full / SMALL)))} - {(0, h, w)} <= set(shapes)
     for p in profiles:  # every end is a size of the network

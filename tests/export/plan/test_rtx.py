@@ -33,7 +33,7 @@ from infercam.export.plan import runtimes
 from infercam.export.plan.build import BuildRequest, BuildWatch, build_plan
 from infercam.export.plan.builder import BuildCancelled
 from infercam.export.plan.rtx import rtx_maker
-from infercam.export.plan.runtimes import check_options, choose_runtime
+from infercam.export.plan.runtimes import caution, check_options, choose_runtime
 from infercam.export.precision import half
 from tests.engine import tiny
 from tests.export.plan.plan_file import read_plan
@@ -151,6 +151,11 @@ def test_options_of_tensorrt_are_refused_with_rtx_and_the_other_way_round(option
         check_options("tensorrt", PlanOptions(), "sm86")
 
 
+def test_a_precision_that_gains_nothing_is_cautioned_of():
+    assert "an fp16 plan is smaller" in str(caution("tensorrt-rtx", "int8"))
+    assert caution("tensorrt-rtx", "fp16") is caution("tensorrt", "int8") is None
+
+
 # -- built by the real one -------------------------------------------------------------------------------------
 def test_a_plan_without_gpu_and_images(build, bundle):
     printed = build()
@@ -263,13 +268,22 @@ def bfloat_graph(bundle: Bundle) -> Bundle:
         (["--strip-weights"], "--strip-weights is not for --runtime tensorrt-rtx"),
         (["--targets", "sm90"], "--targets sm90: TensorRT-RTX"),
         (["--runtime", "x"], "no runtime 'x'"),
-        (["--precision", "int8"], "no int8 graph; make it with: infercam precision"),
+        (
+            ["--precision", "int8"],
+            r"no int8 graph; make it with: infercam precision .* \(there are: fp32; --precision",
+        ),
     ],
 )
 def test_bad_options_are_one_line(build, bundle, args, words):
     with pytest.raises(InfercamError, match=words):
         build(*args)
     assert not list(bundle.path.glob("plans/*"))
+
+
+def test_without_onnx_one_line_names_the_extra(build, monkeypatch):
+    monkeypatch.setattr("infercam.export.requirements.find_spec", lambda package: None)
+    with pytest.raises(MissingExtra, match=r"infercam build needs onnx: pip install 'infercam\[export\]'"):
+        build()
 
 
 def test_images_tune_the_profiles_of_an_exact_recipe(build, bundle, tmp_path):
