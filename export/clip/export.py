@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,13 +111,14 @@ def export_clip(
         pool = has_attention_pool(clip.image)
         if pool and affinity:
             raise ExportError("--affinity: a ResNet has no self-attention among patches")
+        models: Iterable[onnx.ModelProto]
         if pool:
-            model = _traced(response_module(clip.image, wish), clip.size)
+            models = [_traced(response_module(clip.image, wish), clip.size)]
         else:
-            model = pinned(next(to_onnx(clip.image, clip.size)), clip.size)
+            models = (pinned(model, clip.size) for model in to_onnx(clip.image, clip.size))
         embeddings = scorer(clip.image)
 
-        def graph_of(sizes: SizeWishes) -> ResponseGraph:
+        def graph_of(model: onnx.ModelProto, sizes: SizeWishes) -> ResponseGraph:
             if pool:
                 none = np.zeros(wish.wanted, np.float32)
                 found = finished(model, INPUT, none, sizes=sizes, method="attention-pool", in_patches=True)
@@ -129,7 +131,8 @@ def export_clip(
             pixels = (clip.mean, clip.std)
             return _write(out, graph, names, pixels, source, lambda x: wish.logits(embeddings(x)), options)
 
-        return write_as_it_agrees([graph_of], write, SizeWishes(own=clip.size))
+        sources = (partial(graph_of, model) for model in models)
+        return write_as_it_agrees(sources, write, SizeWishes(own=clip.size))
 
 
 def _about(background: Sequence[str], wish: ZeroShot) -> dict[str, Any]:
