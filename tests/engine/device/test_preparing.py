@@ -14,9 +14,11 @@ from infercam.engine.api import Engine
 from infercam.engine.backends.device import DeviceBackend, _few_sizes
 from infercam.engine.bundle import Bundle
 from infercam.engine.commands import run as run_cli
+from infercam.engine.commands import serve as serve_cli
 from infercam.engine.data.labels import load_labels
 from infercam.engine.data.sources import folder_source
 from infercam.engine.live import LiveEngine
+from infercam.engine.method.backend import Preparing
 from infercam.engine.method.recipe import Recipe, recipe
 from infercam.engine.run.run import Run
 from infercam.engine.serve.hosted import HostedBundle
@@ -147,6 +149,16 @@ def test_a_server_prepares_before_it_is_ready(tiny_bundle: Bundle) -> None:
         assert set(ready.prepared) == met.ran
         assert steps[-1] == ("tiny-4", len(met.ran), len(met.ran))
         hosted.live.close()
+
+
+def test_a_server_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for done in range(13):
+        serve_cli._say_preparing("voc", Preparing(done, 12))
+    assert capsys.readouterr().err.splitlines() == [
+        "voc: preparing: shape 1 of 12",
+        "voc: preparing: shape 11 of 12",
+        "voc: preparing: 12 shapes are ready",
+    ]
 
 
 def test_scores_may_be_asked_for_while_another_thread_streams(
