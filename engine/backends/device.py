@@ -69,6 +69,8 @@ Float = NDArray[np.float32]
 
 DEPTH = 3
 """Batches enqueued and not finished: one runs, the others are there when it ends, whatever the host does."""
+GRAPH_BATCHES = (64, 16, 4, 1)
+"""Sizes of the batches in which the bare network is run."""
 TYPICAL = (375, 500)
 """Height and width of an image by which the number in flight is chosen."""
 
@@ -343,18 +345,18 @@ class DeviceBackend:
         landing = self.downloads.reserve(n * (each + each_scores))
         at_scores = n * each
         try:
-            for begin in range(0, n, most):
-                part = x[begin : begin + most]
+            for begin, end in _few_sizes(n, most):
+                part = x[begin:end]
                 sizes = (part.nbytes, len(part) * each, *([len(part) * each_scores] if own else []))
                 with self.pool.scratch(*sizes) as (image, response, *scores):
                     self.uploads.send(image, np.ascontiguousarray(part).view(np.uint8))
                     self.runner.respond(len(part), height, width, image, response)
-                    data = landing.data[begin * each : (begin + len(part)) * each]
+                    data = landing.data[begin * each : end * each]
                     self.downloads.fetch(Landing(data, landing.buffer), response)
                     for pointer in scores:
                         self.runner.scores(len(part), height, width, image, pointer)
-                        end = at_scores + (begin + len(part)) * each_scores
-                        data = landing.data[at_scores + begin * each_scores : end]
+                        first, last = (at_scores + i * each_scores for i in (begin, end))
+                        data = landing.data[first:last]
                         self.downloads.fetch(Landing(data, landing.buffer), pointer)
         except Exception:
             self.driver.record().wait()  # a part may be on its way into the buffer
@@ -529,6 +531,15 @@ class DeviceBackend:
             return [data.view(np.float32).reshape(shape).copy()]  # the buffer goes to the next image
 
         self._awaited.append(_Awaited(self.driver.record(), [work], landing, read))
+
+
+def _few_sizes(count: int, most: int) -> Iterator[tuple[int, int]]:
+    """`count` inputs parted (begin, end) into batches of few sizes: a runtime prepares for each."""
+    begin = 0
+    for size in sorted({min(most, size) for size in GRAPH_BATCHES}, reverse=True):
+        while count - begin >= size:
+            yield begin, begin + size
+            begin += size
 
 
 def _gathers(due: Sequence[tuple[View, LowResMap]]) -> list[Gather]:

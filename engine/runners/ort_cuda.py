@@ -114,7 +114,7 @@ class OrtRunner(Runner):
                 self.sessions = self._open(budget, most)
             self.input_type = self._input_type()
         except BaseException:
-            self._forget_shared()
+            self._let_go()
             raise
 
     # -- device/runner.py: Runner ----------------------------------------------------------------------------
@@ -186,7 +186,7 @@ class OrtRunner(Runner):
         for staging in self._staged.values():
             staging.free(self._driver)
         self._staged.clear()
-        self._forget_shared()
+        self._let_go()
 
     # -- the sessions ----------------------------------------------------------------------------------------
     def _open(self, budget: int, most: int) -> Sessions:
@@ -215,7 +215,8 @@ class OrtRunner(Runner):
             dropped=self._drop_staging,
         )
 
-    def _forget_shared(self) -> None:
+    def _let_go(self) -> None:
+        """Of what the sessions shared; they must be gone."""
         if self.shared is not None:
             self.shared.close()
         self.shared = None

@@ -197,11 +197,6 @@ class SharedGraph:
             for w in found
         }
 
-    @property
-    def nbytes(self) -> int:
-        """Of the weights that are shared."""
-        return sum(int(value.tensor_size_in_bytes()) for value in self._weights.values())
-
     def add_to(self, options: Any) -> None:
         """Let a session with those options use the weights."""
         for name, value in self._weights.items():

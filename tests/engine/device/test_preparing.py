@@ -7,13 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infercam.engine.api import Engine
-from infercam.engine.backends.device import DeviceBackend
+from infercam.engine.backends.device import DeviceBackend, _few_sizes
 from infercam.engine.bundle import Bundle
 from infercam.engine.commands import run as run_cli
+from infercam.engine.commands import serve as serve_cli
 from infercam.engine.data.labels import load_labels
 from infercam.engine.data.sources import folder_source
+from infercam.engine.live import LiveEngine
+from infercam.engine.method.backend import Preparing
 from infercam.engine.method.recipe import Recipe, recipe
 from infercam.engine.run.run import Run
 from infercam.engine.serve.hosted import HostedBundle
@@ -146,6 +151,16 @@ def test_a_server_prepares_before_it_is_ready(tiny_bundle: Bundle) -> None:
         hosted.live.close()
 
 
+def test_a_server_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for done in range(13):
+        serve_cli._say_preparing("voc", Preparing(done, 12))
+    assert capsys.readouterr().err.splitlines() == [
+        "voc: preparing: shape 1 of 12",
+        "voc: preparing: shape 11 of 12",
+        "voc: preparing: 12 shapes are ready",
+    ]
+
+
 def test_scores_may_be_asked_for_while_another_thread_streams(
     tiny_bundle: Bundle, tiny_engine: Engine, device_engine: MakeEngine
 ) -> None:
@@ -167,3 +182,20 @@ def test_scores_may_be_asked_for_while_another_thread_streams(
             np.testing.assert_allclose(a, b, atol=1e-4)
     for name, picture, classes in ITEMS:
         assert np.abs(maps[name] - tiny_engine.maps(picture, classes, LADDER)).max() < 1e-5
+
+
+@given(st.integers(1, 300), st.integers(1, 80))
+def test_the_bare_network_is_run_in_few_batch_sizes(count: int, most: int) -> None:
+    parts = list(_few_sizes(count, most))
+    assert [begin for begin, _ in parts] == [0, *(end for _, end in parts[:-1])] and parts[-1][1] == count
+    sizes = {end - begin for begin, end in parts}
+    assert sizes <= {min(most, size) for size in (64, 16, 4, 1)} and max(sizes) <= most
+
+
+def test_inputs_that_wait_together_make_few_shapes(tiny_bundle: Bundle, tiny_engine: Engine) -> None:
+    one, runner = engine(tiny_bundle)
+    x = np.random.default_rng(0).standard_normal((7, 3, 40, 52), dtype=np.float32)
+    with one, LiveEngine(one) as live:
+        got = live.infer(x).result()
+    assert runner.ran == {(4, 40, 52), (1, 40, 52)} and runner.batches == [4, 1, 1, 1]
+    np.testing.assert_allclose(got.response, tiny.network(tiny_bundle)(x), atol=1e-5)
