@@ -5,8 +5,7 @@
 // tiles, so nothing is read and written twice and no atomics are needed. What bounds it is waiting, not bytes: a
 // call is of one image, 3 MB for two classes of 375x500, which is 1 microsecond of a copy and less than a launch
 // takes. So what is left is to wait seldom: a block takes all descriptors into shared memory at once, where each
-// was fetched from behind the one before, keeps those of the tiles that it meets and that have its class, and
-// then has the reads of its rows under way together.
+// was fetched from behind the one before, and then has the reads of its rows under way together.
 #include "layouts.cuh"
 
 constexpr int UNITE_COLUMNS = 64;
