@@ -17,7 +17,9 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -q -e '.[cpu,plot,export,train,crf,serve,coco,dev]'
+	$(BIN)/python -m pip install -q -e '.[cpu,plot,export,train,crf,serve,coco,openvino,dev]'
+	@$(BIN)/python -m pip install -q -e '.[rtx,graphs]' \
+	|| echo "TensorRT-RTX or cuda-python cannot be installed here: tests that need them will be skipped"
 	touch $@ $(VENV)/.demo
 
 $(VENV)/.all: $(VENV)/.dev
@@ -56,7 +58,8 @@ robustness: $(VENV)/.all
 audit: $(VENV)/.dev
 	$(BIN)/python -m pip install -q pip-audit
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r engine/serve/docker/requirements-cpu.txt
-	$(BIN)/pip-audit --strict --no-deps --disable-pip -r engine/serve/docker/requirements-gpu.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r engine/serve/docker/requirements-gpu.txt \
+		-r engine/serve/docker/requirements-tensorrt.txt -r engine/serve/docker/requirements-tensorrt-rtx.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

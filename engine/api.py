@@ -18,6 +18,7 @@ from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.common.errors import InputError
 from infercam.engine.common.suggest import did_you_mean
 from infercam.engine.data.images import read_image
+from infercam.engine.method.backend import Preparing
 from infercam.engine.method.loop import Loop
 from infercam.engine.method.recipe import Mode, Recipe, Views, checked_mode, recipe
 from infercam.engine.method.scheduler import Finished, NotFinite, Scheduler
@@ -138,13 +139,17 @@ class Engine:
             raise result.error
         return result.maps
 
-    def scores(self, image: Picture) -> NDArray[np.float32]:
-        """The classifier's logits (C,) for one picture at its own size."""
-        return self.backend.scores(_pixels(image))
+    def scores(self, image: Picture, ladder: bool = False) -> NDArray[np.float32]:
+        """The classifier's logits (C,) for one picture at its own size; ladder: at the nearest of few sizes, as
+        runs of recipes with a ladder have it (a GPU prepares for every size)."""
+        return self.backend.scores(_pixels(image), ladder)
 
-    def predict(self, image: Picture, threshold: float = 0.5) -> list[int]:
-        """Classes whose probability (sigmoid, or softmax for a single-label classifier) passes `threshold`."""
-        return [int(i) for i in np.flatnonzero(self.probabilities(self.scores(image)) > threshold)]
+    def predict(self, image: Picture, threshold: float = 0.5, ladder: bool = False) -> list[int]:
+        """Classes whose probability (sigmoid, or softmax for a single-label classifier) passes `threshold`.
+
+        ladder: see `scores`.
+        """
+        return [int(i) for i in np.flatnonzero(self.probabilities(self.scores(image, ladder)) > threshold)]
 
     def probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
         """Logits (C,) as probabilities: sigmoid, or softmax for a single-label classifier.
@@ -190,6 +195,17 @@ class Engine:
                 if loop.idle and not more:
                     return
                 yield from map(result_of, loop.collect())
+
+    def preparing(self, recipe: str | Recipe, mode: Mode = "both") -> Iterator[Preparing]:
+        """Get ready for the batches that earlier runs of that recipe had on such a device; see Engine.remember.
+
+        Step by step, so that it can be shown, and left. Nothing to do on a CPU.
+        """
+        return self.backend.preparing(self._settled(recipe, mode), mode)
+
+    def remember(self) -> None:
+        """Note in the user's cache folder what batches there were, for later runs to prepare for."""
+        self.backend.remember()
 
     @contextmanager
     def driving(self) -> Iterator[Loop]:

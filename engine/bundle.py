@@ -29,8 +29,8 @@ from infercam.engine.common.validation import first_problem
 from infercam.engine.onnx_files import check_external
 
 SCHEMA_VERSION = 3
-"""2: the input's smallest size and multiple, per_image_bias. 3: decomposition, method, affinity. What older ones lack
-has defaults."""
+"""2: the input's smallest size and multiple, per_image_bias. 3: cells, decomposition, method, affinity, runtimes.
+What an earlier one lacks has defaults."""
 MANIFEST = "manifest.json"
 BIAS_OUTPUT = "bias"
 """The graph's output with the bias of each image, where `per_image_bias` says that there is one."""
@@ -95,6 +95,22 @@ class Verification(_Strict):
     max_source_error: float = Field(description="the response graph's scores against the source's")
 
 
+class ResponseCells(_Strict):
+    """How large the response is, as the export found and checked it: a height of h pixels gives
+    h // stride + rows[h % stride // step] cells, a width the same by `columns`, of any that the input takes."""
+
+    step: int = Field(gt=0, description="sides leave multiples of it when divided by the stride")
+    rows: list[Annotated[int, Field(ge=-64, le=64)]]
+    columns: list[Annotated[int, Field(ge=-64, le=64)]]
+    checked: int = Field(gt=0, description="sizes at which the graph was run and agreed")
+
+    def size(self, height: int, width: int, stride: int) -> tuple[int, int]:
+        """Rows and columns of the response to one view."""
+        sides = ((height, self.rows), (width, self.columns))
+        down, across = (side // stride + table[side % stride // self.step] for side, table in sides)
+        return down, across
+
+
 class PrecisionReport(_Strict):
     """What the export found when it made a graph of another precision: how far its maps are from fp32's."""
 
@@ -111,6 +127,28 @@ class PrecisionReport(_Strict):
     max_error: float = Field(description="tolerance of response_error")
     min_iou: float = Field(description="tolerance of map_iou")
     notes: list[str] = []
+
+
+class RuntimeReport(_Strict):
+    """What a CPU runtime's own arithmetic, which is in no graph, does to the maps, and what it saves.
+
+    Written by `infercam precision --runtime` where it is within its tolerance; `auto` takes what is recorded here and
+    no other. It goes with the bundle, so that all machines that share a run decide alike.
+    """
+
+    created: str = Field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
+    runtime: Literal["openvino"]
+    precision: str
+    version: str = Field(description="of the runtime; another one is to be tried again")
+    cpu: str = Field(description="where it was tried")
+    kept: int = Field(default=0, ge=0, description="bf16: layers from the picture on that stay in fp32")
+    checked: str = Field(description="on what")
+    response_error: float = Field(description="largest difference relative to the largest response, mean")
+    map_iou: float | None = Field(description="of the maps above 0.3, mean; None where all are empty")
+    worst_map_iou: float | None
+    max_error: float = Field(description="tolerance of response_error")
+    min_iou: float = Field(description="tolerance of map_iou")
+    speed: float = Field(gt=0, description="CPU seconds of ONNX Runtime in fp32, over its own, one thread")
 
 
 class Manifest(_Strict):
@@ -137,11 +175,13 @@ class Manifest(_Strict):
     )
     graphs: dict[str, str] = Field(description="precision -> file, always with 'fp32'")
     precisions: dict[str, PrecisionReport] = Field(default={}, description="of the graphs but fp32")
+    runtimes: list[RuntimeReport] = []
     plans: list[dict[str, Any]] = []
     files: dict[str, FileEntry] = Field(description="every file of the bundle but the manifest")
     source: dict[str, Any] = Field(default_factory=dict, description="where the classifier came from")
     tools: dict[str, str] = Field(default_factory=dict, description="versions of what made the bundle")
     verification: Verification | None = None
+    cells: ResponseCells | None = Field(default=None, description="None: the runtime is asked, by a run")
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
@@ -161,10 +201,24 @@ class Manifest(_Strict):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name:
                 raise ValueError(f"file name {name!r} leaves the bundle")
+        if self.cells is not None:
+            self._check_cells(self.cells)
         missing = [f for f in self.graphs.values() if f not in self.files]
         if missing:
             raise ValueError(f"graphs not listed in files: {', '.join(missing)}")
         return self
+
+    def _check_cells(self, cells: ResponseCells) -> None:
+        if self.stride % cells.step:
+            raise ValueError(f"cells: the step {cells.step} does not divide the stride {self.stride}")
+        count = self.stride // cells.step
+        if (len(cells.rows), len(cells.columns)) != (count, count):
+            raise ValueError(
+                f"cells: {len(cells.rows)} rows and {len(cells.columns)} columns, not {count} each"
+            )
+        least = self.input.fixed_size or (self.input.smallest, self.input.smallest)
+        if min(cells.size(*least, self.stride)) < 1:
+            raise ValueError(f"cells: no response at {least[0]}x{least[1]} pixels")
 
     @property
     def scores_are_means(self) -> bool:

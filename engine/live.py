@@ -127,15 +127,15 @@ class LiveEngine:
         self._hand(self._graphs, (checked, future))
         return future
 
-    def scores(self, image: Picture | bytes) -> Future[Float]:
-        """The classifier's logits (C,) of one picture at its own size; see Engine.probabilities."""
+    def scores(self, image: Picture | bytes, ladder: bool = False) -> Future[Float]:
+        """The classifier's logits (C,) of one picture; see Engine.scores and Engine.probabilities."""
         out: Future[Float] = Future()
         try:
             pixels = self.engine.task("image", self._decoded(image), ()).pixels
         except InputError as e:
             out.set_exception(e)
             return out
-        shape = self.engine.backend.sizes.of(pixels.shape[0], pixels.shape[1])
+        shape = self.engine.backend.sizes.of(pixels.shape[0], pixels.shape[1], ladder=ladder)
         x = np.empty((1, 3, *shape), np.float32)
         resized = Resized(np.ascontiguousarray(pixels), shape, self._table, self.engine.manifest.input.colour)
         resized.write(x[0], mirrored=False, erased=None)

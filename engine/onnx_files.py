@@ -11,6 +11,9 @@ from __future__ import annotations
 import mmap
 from collections.abc import Container, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from infercam.engine.common.errors import BundleError, shown
 
@@ -18,6 +21,8 @@ MAX_DEPTH = 100  # protobuf's own limit
 MAX_FIELDS = 5_000_000  # some seconds; the largest published classifiers have some ten thousands
 
 _LOCATION = b"location"
+_DTYPES = {1: "f4", 2: "u1", 3: "i1", 5: "i2", 6: "i4", 7: "i8", 10: "f2", 11: "f8"}
+"""TensorProto.DataType -> NumPy's, of the types that both have."""
 
 # Message -> field number -> message: where a tensor can be in a ModelProto (onnx.proto), and nothing else.
 _PARTS: dict[str, dict[int, str]] = {
@@ -69,6 +74,28 @@ def check_external(root: Path, graph: str, listed: Container[str]) -> None:
             )
 
 
+class ExternalWeight(NamedTuple):
+    """A weight whose data lie in another file."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    location: str
+    offset: int
+    nbytes: int
+
+
+def external_weights(file: Path) -> list[ExternalWeight]:
+    """The weights of an ONNX file that are kept elsewhere, of the types that NumPy has; raises BundleError."""
+    try:
+        with file.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return list(_Walk(data).weights())
+    except OSError as e:
+        raise BundleError(f"{shown(file)}: cannot be read: {e.strerror or e}") from None
+    except (_Malformed, ValueError) as e:
+        raise BundleError(f"{shown(file)}: not an ONNX file ({e})") from None
+
+
 class _Walk:
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -86,16 +113,59 @@ class _Walk:
                 yield from self.locations(parts[number], first, last, depth + 1)
 
     def _entry(self, start: int, end: int) -> Iterator[str]:
+        key, value = self._pair(start, end)
+        if key == _LOCATION:
+            yield value.decode("utf-8", "backslashreplace")
+
+    def _pair(self, start: int, end: int) -> tuple[bytes, bytes]:
         """A StringStringEntryProto (key = 1, value = 2); of a field that comes twice the last one counts."""
         found = {1: b"", 2: b""}
         for number, first, last in self._fields_of(start, end):
             if number in found:
                 found[number] = self._data[first:last]
-        if found[1] == _LOCATION:
-            yield found[2].decode("utf-8", "backslashreplace")
+        return found[1], found[2]
+
+    def weights(self) -> Iterator[ExternalWeight]:
+        """Of the model's graph (7) the initializers (5)."""
+        for number, first, last in self._fields_of(0, len(self._data)):
+            for inner, begin, end in self._fields_of(first, last) if number == 7 else ():
+                if inner == 5 and (weight := self._weight(begin, end)) is not None:
+                    yield weight
+
+    def _weight(self, start: int, end: int) -> ExternalWeight | None:
+        """A TensorProto (dims 1, data_type 2, name 8, external_data 13); None: its data are in it."""
+        shape: list[int] = []
+        name, kind, external = b"", 0, dict[bytes, bytes]()
+        for number, wire, first, last in self._all_fields(start, end):
+            if number == 1:  # packed or not
+                shape += [first] if wire == 0 else self._varints(first, last)
+            elif number == 2 and wire == 0:
+                kind = first
+            elif number == 8 and wire == 2:
+                name = self._data[first:last]
+            elif number == 13 and wire == 2:
+                external.update([self._pair(first, last)])
+        if not external or kind not in _DTYPES:
+            return None
+        location, offset = external.get(_LOCATION, b"").decode(), int(external.get(b"offset", b"0"))
+        dtype = np.dtype(_DTYPES[kind])
+        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return ExternalWeight(name.decode(), dtype, tuple(shape), location, offset, nbytes)
+
+    def _varints(self, start: int, end: int) -> Iterator[int]:
+        while start < end:
+            value, start = self._varint(start, end)
+            yield value
 
     def _fields_of(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         """(number, first byte, past the last) of a message's length-delimited fields; others are passed over."""
+        for number, wire, first, last in self._all_fields(start, end):
+            if wire == 2:
+                yield number, first, last
+
+    def _all_fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """(number, wire type, first byte, past the last) of a message's fields; of a varint its value, and
+        nothing."""
         at = start
         while at < end:
             self._fields += 1
@@ -107,10 +177,11 @@ class _Walk:
                 length, at = self._varint(at, end)
                 if length > end - at:
                     raise _Malformed("cut short")
-                yield number, at, at + length
+                yield number, 2, at, at + length
                 at += length
             elif wire == 0:
-                _, at = self._varint(at, end)
+                value, at = self._varint(at, end)
+                yield number, 0, value, 0
             elif wire in (1, 5):
                 at += 8 if wire == 1 else 4
             else:

@@ -89,6 +89,12 @@ class ExportSettings(BaseModel):
     )
     tolerance: float = option(1e-4, "Largest relative difference from the source.", ge=0)
     slim: bool | None = option(None, "Simplify the graph (default: yes).")
+    fold_batch_norm: bool = option(
+        True,
+        "Put batch norms into the layer before them, or make them a scale and a shift (of an architecture PyTorch's "
+        "exporter folds those behind convolutions, whatever is said here).",
+        "--fold-batch-norm/--no-fold-batch-norm",
+    )
     name: str | None = option(None, "Name in the manifest; default: the model file's.")
     overwrite: bool = option(False, "Replace an existing bundle.")
 
@@ -106,6 +112,7 @@ def make_bundle(model: Path | None, out: Path, s: ExportSettings) -> Bundle:
         "multi_label": s.multi_label,
         "images": _images(s.images),
         "tolerance": s.tolerance,
+        "fold_batch_norm": s.fold_batch_norm,
         "name": s.name,
         "overwrite": s.overwrite,
     }

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.host_driver import HostDriver
 
 # A CI run says something of the change, not of the examples drawn; at a desk they are new ones every time.
 settings.register_profile("infercam", deadline=None, print_blob=True, derandomize="CI" in os.environ)
@@ -16,18 +19,33 @@ settings.load_profile("infercam")
 
 
 @pytest.fixture
-def trt(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def trt(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The fake `tensorrt`, on a HostDriver (`trt.state.driver`) where the CUDA driver answers."""
-    from infercam.engine.device.probe import Gpu, Probe
     from tests import fake_tensorrt
     from tests.host_driver import HostDriver
 
-    driver = HostDriver()
+    return _in_place(monkeypatch, "tensorrt", fake_tensorrt, HostDriver())
+
+
+@pytest.fixture
+def rtx(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The fake `tensorrt_rtx`, likewise, on a card that it takes; what it compiles goes to a folder of the test."""
+    from tests import fake_tensorrt_rtx
+    from tests.host_driver import HostDriver
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    return _in_place(monkeypatch, "tensorrt_rtx", fake_tensorrt_rtx, HostDriver("RTX 4090", (8, 9)))
+
+
+def _in_place(monkeypatch: pytest.MonkeyPatch, name: str, fake: ModuleType, driver: HostDriver) -> ModuleType:
+    from infercam.engine.device.probe import Gpu, Probe
+    from tests import fake_tensorrt
+
     found = Probe((13, 1), [Gpu(driver.gpu, driver.compute_capability, driver.budget)])
     monkeypatch.delenv("INFERCAM_PLANS", raising=False)
-    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt)
+    monkeypatch.setitem(sys.modules, name, fake)
     for module in ("infercam.engine.runners.tensorrt", "infercam.export.plan.build"):
         monkeypatch.setattr(f"{module}.probe", lambda: found)
     monkeypatch.setattr(fake_tensorrt, "state", fake_tensorrt.State(driver=driver))
-    monkeypatch.setattr(fake_tensorrt, "__version__", fake_tensorrt.__version__)
-    yield fake_tensorrt
+    monkeypatch.setattr(fake, "__version__", fake.__version__)
+    return fake

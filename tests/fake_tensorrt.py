@@ -1,5 +1,10 @@
-"""A stand-in for the `tensorrt` package: the names that both real versions have (a test compares them with the
-listings), the network run by ONNX Runtime on host pointers, and the real package's strictness where it matters:
+"""A stand-in for the `tensorrt` package, which does not run without a GPU: the names that both real versions have (a
+test compares them with the listings).
+
+Parsing and building are TensorRT-RTX's, which needs no GPU: its parser, network, profiles, builder and progress are
+the real ones. `Builder` only notes what it was given, and leaves out what needs a GPU (_NOT_HERE, timing caches).
+Without that package nothing is built, and the tests that build are skipped. Running is ours: the network on host
+pointers by ONNX Runtime, with the real package's strictness where it matters:
 
 - a plan is taken only by the version that made it;
 - a context needs a profile, a shape within it, every address and enough scratch memory, or it refuses;
@@ -13,13 +18,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum
+from enum import Enum
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto
+
+from infercam.engine.device.driver import DeviceOutOfMemory
+
+try:
+    import tensorrt_rtx as rtx
+except ImportError:
+    rtx = None
 
 __version__ = "11.4.0.106"
 _MAGIC = b"FAKEPLAN"
@@ -40,133 +52,91 @@ class State:
     builds: int = 0
     refits: int = 0
     contexts: int = 0
+    context_bytes: int = 0
+    """Of device memory, that a context takes beside its scratch memory."""
+    captured: list[Callable[[], None]] | None = None
+    """While a CUDA graph is captured: what would have run."""
+    compiled: list[tuple[int, ...]] = field(default_factory=list)
+    """Shapes that TensorRT-RTX compiled kernels for."""
+    invalid: tuple[int, str] | None = None
+    """What it says of a plan's header: diagnostics, and a line of its log."""
+    suboptimal: bool = False
     shapes_set: int = 0
     profiles_set: int = 0
     runs: list[tuple[int, ...]] = field(default_factory=list)
     timings_read: list[bytes] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
     """Of the last build."""
+    parsed: list[tuple[Any, str]] = field(default_factory=list)
+    """Networks, and the files that they were read from."""
 
 
 state = State()
 
 
-class ILogger:
-    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
-
-    def __init__(self) -> None:
-        self._initialised = True
-
-    def log(self, severity: int, msg: str) -> None:
-        raise NotImplementedError
-
-
-def _error(logger: ILogger, text: str) -> None:
-    assert logger._initialised  # pybind11 demands that a subclass calls __init__
-    logger.log(ILogger.ERROR, text)
-
-
-class IProgressMonitor:
-    def __init__(self) -> None:
-        self._initialised = True
-
-    def phase_start(self, phase_name: str, parent_phase: str, num_steps: int) -> None:
-        raise NotImplementedError
-
-    def step_complete(self, phase_name: str, step: int) -> bool:
-        raise NotImplementedError
-
-    def phase_finish(self, phase_name: str) -> None:
-        raise NotImplementedError
-
-
-DataType = Enum("DataType", "FLOAT HALF BF16 INT8 INT32 INT64 BOOL UINT8 FP8 INT4 FP4 E8M0")
-BuilderFlag = Enum(
-    "BuilderFlag", "TF32 VERSION_COMPATIBLE EXCLUDE_LEAN_RUNTIME STRIP_PLAN REFIT REFIT_IDENTICAL"
-)
 ExecutionContextAllocationStrategy = Enum(
     "ExecutionContextAllocationStrategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED"
 )
-HardwareCompatibilityLevel = Enum("HardwareCompatibilityLevel", "NONE AMPERE_PLUS SAME_COMPUTE_CAPABILITY")
-MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE")
+if rtx is not None:
+    ILogger, DataType = rtx.ILogger, rtx.DataType
+else:
+    DataType = Enum("DataType", "FLOAT HALF BF16 INT8 INT32 INT64 BOOL UINT8 FP8 INT4 FP4 E8M0")
+
+    class ILogger:
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+        def log(self, severity: int, msg: str) -> None:
+            raise NotImplementedError
 
 
-class NetworkDefinitionCreationFlag(IntEnum):
-    STRONGLY_TYPED = 1
+def _error(logger: Any, text: str) -> None:
+    logger.log(ILogger.ERROR, text)
 
 
-_TYPES = {TensorProto.FLOAT: DataType.FLOAT, TensorProto.FLOAT16: DataType.HALF}
+# -- building: the real one, watched ---------------------------------------------------------------------------
+if rtx is not None:
+    from tensorrt_rtx import (
+        BuilderFlag,
+        HardwareCompatibilityLevel,
+        IProgressMonitor,
+        MemoryPoolType,
+        NetworkDefinitionCreationFlag,
+    )
 
+    _NOT_HERE = {"REFIT", "REFIT_IDENTICAL", "STRIP_PLAN", "VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"}
+    """Flags that TensorRT-RTX takes on a machine with a GPU, or not at all."""
 
-@dataclass
-class ITensor:
-    name: str
-    dtype: Any
-    shape: tuple[int, ...]
+    class OnnxParser(rtx.OnnxParser):
+        def __init__(self, network: Any, logger: Any) -> None:
+            super().__init__(network, logger)
+            self._network = network
 
+        def parse_from_file(self, model: str) -> bool:
+            state.parsed.append((self._network, model))
+            return super().parse_from_file(model)
 
-def _tensor(info: onnx.ValueInfoProto) -> ITensor:
-    kind = info.type.tensor_type
-    dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
-    return ITensor(info.name, _TYPES.get(kind.elem_type), dims)
+    class _Relay(IProgressMonitor):
+        """Tells `state.on_step` of each step before the builder's own monitor hears of it."""
 
+        def __init__(self, monitor: Any) -> None:
+            super().__init__()
+            self._monitor = monitor
 
-class INetworkDefinition:
-    def __init__(self) -> None:
-        self._model = onnx.ModelProto()
+        def phase_start(self, phase_name: str, parent_phase: str, num_steps: int) -> None:
+            self._monitor.phase_start(phase_name, parent_phase, num_steps)
 
-    @property
-    def num_inputs(self) -> int:
-        return len(self._model.graph.input)
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if state.on_step is not None:
+                state.on_step(phase_name, step)
+            return self._monitor.step_complete(phase_name, step)
 
-    @property
-    def num_outputs(self) -> int:
-        return len(self._model.graph.output)
-
-    def get_input(self, index: int) -> ITensor:
-        return _tensor(self._model.graph.input[index])
-
-    def get_output(self, index: int) -> ITensor:
-        return _tensor(self._model.graph.output[index])
-
-    def unmark_output(self, tensor: ITensor) -> None:
-        outputs = self._model.graph.output
-        del outputs[[o.name for o in outputs].index(tensor.name)]
-
-
-class OnnxParser:
-    def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
-        self._network = network
-        self._errors: list[str] = []
-
-    @property
-    def num_errors(self) -> int:
-        return len(self._errors)
-
-    def get_error(self, index: int) -> str:
-        return self._errors[index]
-
-    def parse_from_file(self, model: str) -> bool:
-        loaded = onnx.load(model)
-        for i, node in enumerate(loaded.graph.node):
-            if node.domain not in ("", "ai.onnx") or node.op_type == "NonMaxSuppression":
-                self._errors.append(
-                    f"In node {i} with name: {node.name} and operator: {node.op_type}\n"
-                    f"(parseNode): UNSUPPORTED_NODE at ModelImporter.cpp:123: no importer"
-                )
-        self._network._model = loaded
-        return not self._errors
-
-
-class IOptimizationProfile:
-    def __init__(self) -> None:
-        self._shapes: list[list[int]] = []
-
-    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
-        self._shapes = [list(min), list(opt), list(max)]
+        def phase_finish(self, phase_name: str) -> None:
+            self._monitor.phase_finish(phase_name)
 
 
 class ITimingCache:
+    """TensorRT's; TensorRT-RTX times nothing."""
+
     def __init__(self, data: bytes) -> None:
         self._data = data
 
@@ -174,26 +144,40 @@ class ITimingCache:
         return b"TIMINGS" + str(state.builds).encode()
 
 
+class IOptimizationProfile:
+    def __init__(self, real: Any) -> None:
+        self._real = real
+        self._shapes: list[list[int]] = []
+
+    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
+        self._real.set_shape(input, min, opt, max)
+        self._shapes = [list(min), list(opt), list(max)]
+
+
 class IBuilderConfig:
-    def __init__(self) -> None:
+    def __init__(self, real: Any) -> None:
+        self._real = real
         self._flags = {BuilderFlag.TF32}  # as in the real one
         self._profiles: list[IOptimizationProfile] = []
         self._cache: ITimingCache | None = None
         self.hardware_compatibility_level = HardwareCompatibilityLevel.NONE
-        self.progress_monitor: IProgressMonitor | None = None
+        self.progress_monitor: Any = None
 
     def set_flag(self, flag: Any) -> None:
         self._flags.add(flag)
+        if flag.name not in _NOT_HERE:
+            self._real.set_flag(flag)
 
     def clear_flag(self, flag: Any) -> None:
         self._flags.discard(flag)
+        self._real.clear_flag(flag)
 
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
         assert pool is MemoryPoolType.WORKSPACE and pool_size > 0
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         self._profiles.append(profile)
-        return len(self._profiles) - 1
+        return self._real.add_optimization_profile(profile._real)
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
         return ITimingCache(bytes(serialized_timing_cache))
@@ -210,48 +194,65 @@ class IBuilderConfig:
 
 
 class Builder:
-    def __init__(self, logger: ILogger) -> None:
+    def __init__(self, logger: Any) -> None:
         self._logger = logger
+        self._real = rtx.Builder(logger)
 
-    def create_network(self, flags: int = 0) -> INetworkDefinition:
+    def create_network(self, flags: int = 0) -> Any:
         assert flags == 1 << int(NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        return INetworkDefinition()
+        return self._real.create_network(flags)
 
     def create_builder_config(self) -> IBuilderConfig:
-        return IBuilderConfig()
+        return IBuilderConfig(self._real.create_builder_config())
 
     def create_optimization_profile(self) -> IOptimizationProfile:
-        return IOptimizationProfile()
+        return IOptimizationProfile(self._real.create_optimization_profile())
 
-    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
+    def build_serialized_network(self, network: Any, config: IBuilderConfig) -> bytes | None:
+        """A plan that the stand-in runs, once the real builder has made one."""
         state.builds += 1
         state.flags = sorted(f.name for f in config._flags)
         if state.build_error is not None:
             _error(self._logger, state.build_error)
             return None
-        if config.progress_monitor is not None and not _phases(config.progress_monitor):
+        if config.progress_monitor is not None:
+            config._real.progress_monitor = _Relay(config.progress_monitor)
+        if self._real.build_serialized_network(network, config._real) is None:
             return None
-        dynamic = any(-1 in _tensor(i).shape for i in network._model.graph.input)
-        assert bool(config._profiles) == dynamic, "profiles are for dynamic inputs"
         head = {
             "version": __version__,
             "profiles": [p._shapes for p in config._profiles],
             "stripped": BuilderFlag.STRIP_PLAN in config._flags,
             "refittable": bool({BuilderFlag.REFIT, BuilderFlag.REFIT_IDENTICAL} & config._flags),
         }
-        return _pack(head, network._model)
+        return _pack(head, _parsed(network))
 
 
-def _phases(monitor: IProgressMonitor) -> bool:
-    assert monitor._initialised
-    monitor.phase_start("Building Engine", "", 2)
-    for step in range(2):
-        if state.on_step is not None:
-            state.on_step("Building Engine", step)
-        if not monitor.step_complete("Building Engine", step):
-            return False
-    monitor.phase_finish("Building Engine")
-    return True
+def _parsed(network: Any) -> onnx.ModelProto:
+    """The graph that a network was read from, with the outputs that the network has now."""
+    model = onnx.load(next(file for one, file in reversed(state.parsed) if one is network))
+    kept = {network.get_output(i).name for i in range(network.num_outputs)}
+    outputs = [o for o in model.graph.output if o.name in kept]
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
+    return model
+
+
+# -- running: ours ---------------------------------------------------------------------------------------------
+_TYPES = {TensorProto.FLOAT: DataType.FLOAT, TensorProto.FLOAT16: DataType.HALF}
+
+
+@dataclass
+class ITensor:
+    name: str
+    dtype: Any
+    shape: tuple[int, ...]
+
+
+def _tensor(info: onnx.ValueInfoProto) -> ITensor:
+    kind = info.type.tensor_type
+    dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
+    return ITensor(info.name, _TYPES.get(kind.elem_type), dims)
 
 
 def _pack(head: dict[str, Any], model: onnx.ModelProto) -> bytes:
@@ -265,12 +266,14 @@ def _pack(head: dict[str, Any], model: onnx.ModelProto) -> bytes:
 
 
 class Runtime:
-    def __init__(self, logger: ILogger) -> None:
+    def __init__(self, logger: Any) -> None:
         self._logger = logger
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
+        return self._deserialised(bytes(serialized_engine), ICudaEngine, __version__)
+
+    def _deserialised(self, data: bytes, kind: type[ICudaEngine], version: str) -> ICudaEngine | None:
         assert state.driver is not None, "no driver: the real one dies of a segmentation fault"
-        data = bytes(serialized_engine)
         if state.deserialise_error is not None:
             _error(self._logger, state.deserialise_error)
             return None
@@ -279,14 +282,16 @@ class Runtime:
             return None
         size = int.from_bytes(data[8:12], "little")
         head = json.loads(data[12 : 12 + size])
-        if head["version"] != __version__:
+        if head["version"] != version:
             _error(self._logger, "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (version tag)")
             return None
-        return ICudaEngine(head, onnx.load_model_from_string(data[12 + size :]), self._logger)
+        return kind(head, onnx.load_model_from_string(data[12 + size :]), self._logger)
 
 
 class ICudaEngine:
-    def __init__(self, head: dict[str, Any], model: onnx.ModelProto, logger: ILogger) -> None:
+    _contexts: Callable[[ICudaEngine], IExecutionContext]
+
+    def __init__(self, head: dict[str, Any], model: onnx.ModelProto, logger: Any) -> None:
         self._head, self._model, self._logger = head, model, logger
         tensors = [_tensor(t) for t in [*model.graph.input, *model.graph.output]]
         self._tensors = {t.name: t for t in tensors}
@@ -311,17 +316,27 @@ class ICudaEngine:
     def serialize(self) -> bytes:
         return _pack(self._head, self._model)
 
-    def create_execution_context(self, strategy: Any = None) -> IExecutionContext:
+    def create_execution_context(self, strategy: Any = None) -> IExecutionContext | None:
         assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        return self._context()
+
+    def _context(self) -> IExecutionContext | None:
         assert all(w.raw_data for w in self._model.graph.initializer), "stripped weights were not put back"
+        try:
+            made = self._contexts(self)
+        except DeviceOutOfMemory:
+            _error(self._logger, "IExecutionContext::IExecutionContext: Error Code 2: OutOfMemory")
+            return None
         state.contexts += 1
-        return IExecutionContext(self)
+        return made
 
 
 class IExecutionContext:
     def __init__(self, engine: ICudaEngine) -> None:
         self._engine = engine
         self._logger = engine._logger
+        self._driver = state.driver
+        self._block = state.driver.allocate(state.context_bytes) if state.context_bytes else None
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = ort.InferenceSession(
@@ -331,6 +346,10 @@ class IExecutionContext:
         self._shape: tuple[int, ...] | None = None
         self._memory = (0, 0)
         self._addresses: dict[str, int] = {}
+
+    def __del__(self) -> None:
+        if getattr(self, "_block", None) is not None:
+            self._driver.free(self._block)
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         assert state.driver is not None and stream_handle == state.driver.stream
@@ -379,8 +398,11 @@ class IExecutionContext:
             driver.view(scratch[0], needed).fill(0x5A)  # scratch is written to
             self._infer(shape, addresses)
 
-        getattr(driver, "enqueue", lambda now: now())(work)
         state.runs.append(shape)
+        if state.captured is not None:
+            state.captured.append(work)
+        else:
+            getattr(driver, "enqueue", lambda now: now())(work)
         return True
 
     def _infer(self, shape: tuple[int, ...], addresses: dict[str, int]) -> None:
@@ -401,8 +423,11 @@ class IExecutionContext:
         return dict(zip(names, self._session.run(names, {name: image.astype(dtype)}), strict=True))
 
 
+ICudaEngine._contexts = IExecutionContext
+
+
 class Refitter:
-    def __init__(self, engine: ICudaEngine, logger: ILogger) -> None:
+    def __init__(self, engine: ICudaEngine, logger: Any) -> None:
         assert engine._head["refittable"]
         self._engine = engine
         self._new: onnx.ModelProto | None = None
@@ -418,7 +443,7 @@ class Refitter:
 
 
 class OnnxParserRefitter:
-    def __init__(self, refitter: Refitter, logger: ILogger) -> None:
+    def __init__(self, refitter: Refitter, logger: Any) -> None:
         self._refitter, self._logger = refitter, logger
 
     def refit_from_file(self, model: str) -> bool:

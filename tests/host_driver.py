@@ -84,6 +84,9 @@ class HostDriver:
         assert target.flags.c_contiguous
         ctypes.memmove(target.ctypes.data, self.view(source, target.nbytes).ctypes.data, target.nbytes)
 
+    def copy(self, target: Pointer, source: Pointer, nbytes: int) -> None:
+        self.view(target, nbytes)[:] = self.view(source, nbytes)
+
     def zero(self, pointer: Pointer, nbytes: int) -> None:
         self.view(pointer, nbytes)[:] = 0
 

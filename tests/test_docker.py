@@ -27,6 +27,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
+from infercam.engine.runners.plan import RUNTIMES
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER = ROOT / "engine" / "serve" / "docker"
 KINDS = ("cpu", "gpu")
@@ -117,12 +119,31 @@ def test_the_pinned_versions_are_what_the_project_takes(kind: str) -> None:
     extras = project["optional-dependencies"]
     wanted = [Requirement(r) for r in (*project["dependencies"], *extras[kind], *extras["serve"])]
     have = pins(kind)
+    if kind == "gpu":
+        have |= pins("tensorrt")
+        (rtx,) = map(Requirement, extras["rtx"])
+        assert rtx.specifier.contains(pins("tensorrt-rtx")[rtx.name])
     for requirement in wanted:
         version = have[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement} is pinned to {version}"
     assert not {"torch", "onnx"} & set(have), "the service runs without them"
     both = set(pins("cpu")) & set(pins("gpu"))
     assert {p: pins("cpu")[p] for p in both} == {p: pins("gpu")[p] for p in both}
+
+
+def test_the_gpu_image_has_one_of_the_two_runtimes() -> None:
+    """RUNTIME names the file of its pins, and the image's label says which it was."""
+    build, final = stages("gpu")
+    (name,) = set(values(build, "ARG") + values(final, "ARG"))
+    assert name == "RUNTIME=tensorrt", "the default, in both stages"
+    assert values(final, "LABEL") == ["infercam.runtime=${RUNTIME}"]
+    assert any(
+        '-r requirements-gpu.txt -r "requirements-${RUNTIME}.txt"' in run for run in values(build, "RUN")
+    )
+    copied = " ".join(values(build, "COPY")).split()
+    for runtime in RUNTIMES:
+        assert f"engine/serve/docker/requirements-{runtime}.txt" in copied
+        assert len(pins(runtime)) == 1 and not set(pins(runtime)) & set(pins("gpu"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

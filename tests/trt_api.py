@@ -9,9 +9,11 @@ cannot tell, is reported too: so nothing goes unchecked.
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 MODULE = "TensorRT"  # the name that the code's annotations give the module itself
 OTHER = "-"  # a type that is not TensorRT's
@@ -58,6 +60,34 @@ def read_listings(file: Path) -> dict[str, Listing]:
     return out
 
 
+def listing_of(module: ModuleType) -> Listing:
+    """Of an installed package, from the signatures that pybind11 writes into its docstrings."""
+    out: Listing = {}
+    for name, value in vars(module).items():
+        if inspect.isclass(value):
+            out[name] = cls = Class(members=set(getattr(value, "__members__", ())))
+            for base in reversed(value.__mro__[:-1]):
+                for attribute, member in vars(base).items():
+                    _read_member(cls, attribute, member)
+    return out
+
+
+def _read_member(cls: Class, name: str, member: object) -> None:
+    doc = getattr(member, "__doc__", None) or ""
+    if isinstance(member, property):
+        returns = re.match(r"\(.*\) -> (.*)", getattr(member.fget, "__doc__", None) or "")
+        cls.properties[name] = _plain_type(returns[1]) if returns else None
+        if member.fset is not None:
+            cls.writable.add(name)
+    elif callable(member):
+        cls.methods[name] = []
+        for line in doc.splitlines():
+            if re.match(rf"(\d+\. )?{name}\(.*\) -> ", line.strip()):
+                _read_line(cls, line.strip())
+    elif not name.startswith("__"):
+        cls.members.add(name)
+
+
 def _read_line(cls: Class, line: str) -> None:
     if line.startswith("members: "):
         cls.members |= {m.strip() for m in line.removeprefix("members: ").split(",")}
@@ -88,7 +118,7 @@ def _split(params: str) -> list[str]:
 
 
 def _plain_type(text: str | None) -> str | None:
-    return None if text is None else text.strip().split("::")[-1]
+    return None if text is None else re.split(r"::|\.", text.strip())[-1]
 
 
 @dataclass

@@ -176,7 +176,7 @@ def _rate(plan: BenchPlan, rates: dict[str, float], notes: list[str]) -> dict[st
     """Update the matrix rates, in every round anew: the best counts."""
     usable, _ = plan.field.usable()
     ways: dict[str, Callable[[], float]] = {"cpu": lambda: matrix_rate.cpu_rate(plan.field.threads)}
-    if any(name != "cpu" for name in usable):
+    if any(name not in ("cpu", "openvino") for name in usable):
         ways["gpu"] = lambda: matrix_rate.gpu_rate(plan.field.precision or "fp32")
     for device, measure in ways.items():
         try:

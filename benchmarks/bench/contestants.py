@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infercam.benchmarks.bench.job import NO_MODEL, BenchJob, BenchSwitches
-from infercam.engine.backends import BACKENDS
-from infercam.engine.backends.choice import obstacle
+from infercam.engine.backends.choice import BACKENDS, PREFERENCE, objection, obstacle
 from infercam.engine.bundle import Bundle
 
 Part = Literal["rows", "waterfall", "growth", "agreement", "profile"]
@@ -49,8 +48,8 @@ class Field:
     backends: Sequence[str] = field(default=BACKENDS)
 
     def engine(self, count: int, backend: str | None = None, **options: Any) -> BenchJob:
-        """On that backend, or on the best that works here."""
-        backend = backend or next(iter(self.usable()[0]), "auto")
+        """On that backend, or on the one that `auto` takes of them."""
+        backend = backend or self.best() or "auto"
         return self._job("engine", count, backend=backend, precision=self.precision, **options)
 
     def other(self, kind: str, count: int, **options: Any) -> BenchJob:
@@ -61,6 +60,11 @@ class Field:
         listed = {"pictures": self.pictures, "digest": self.digest, "count": count}
         given = {"kind": kind, "bundle": self.bundle.path, "threads": self.threads}
         return BenchJob.model_validate({**given, **listed, **options})
+
+    def best(self, exact: bool = False) -> str | None:
+        """The one of the backends that `auto` takes; exact: of those that compute in fp32."""
+        order = [n for n in PREFERENCE if n in self.backends and not (exact and n == "openvino")]
+        return next((n for n in order if objection(n, self.bundle, self.precision) is None), None)
 
     def usable(self) -> tuple[list[str], dict[str, str]]:
         """Backends that have all they need here, and of the others why not; asked before anything is loaded."""
@@ -89,14 +93,16 @@ def rows(f: Field) -> list[Contestant]:
 def _others(f: Field) -> list[Contestant]:
     """What is not the engine. Those with 8 views take one picture after another, and get few."""
     few, all_of = f.few, f.count
-    jobs = {
-        f"PyTorch loop: {BASELINE}": f.other("loop", few, mode="baseline"),
-        f"PyTorch loop: {WHOLE}": f.other("loop", few),
-        "pytorch-grad-cam: CAM, 1 view": f.other("grad-cam", all_of, views=1),
-        "pytorch-grad-cam: CAM, 8 views": f.other("grad-cam", few),
-        "torch-cam: CAM, 1 view": f.other("torch-cam", all_of, views=1),
-        "torch-cam: CAM, 8 views": f.other("torch-cam", few),
-    }
+    jobs: dict[str, BenchJob] = {}
+    for suffix, bf16 in (("", False), (", bf16 autocast", True)):
+        jobs |= {
+            f"PyTorch loop{suffix}: {BASELINE}": f.other("loop", few, mode="baseline", autocast=bf16),
+            f"PyTorch loop{suffix}: {WHOLE}": f.other("loop", few, autocast=bf16),
+            f"pytorch-grad-cam{suffix}: CAM, 1 view": f.other("grad-cam", all_of, views=1, autocast=bf16),
+            f"pytorch-grad-cam{suffix}: CAM, 8 views": f.other("grad-cam", few, autocast=bf16),
+            f"torch-cam{suffix}: CAM, 1 view": f.other("torch-cam", all_of, views=1, autocast=bf16),
+            f"torch-cam{suffix}: CAM, 8 views": f.other("torch-cam", few, autocast=bf16),
+        }
     out = []
     for name, job in jobs.items():
         if f.model is None:
@@ -133,11 +139,16 @@ def waterfall(f: Field) -> list[Contestant]:
 
 def agreement(f: Field) -> Contestant:
     """The engine's maps as float32, to be held against the loop's."""
-    return Contestant("engine's maps, float32", f.engine(f.few, format="psa"))
+    return Contestant("engine's maps, float32", f.engine(f.few, f.best(exact=True), format="psa"))
 
 
 def profiles(f: Field) -> list[Contestant]:
     """Where the CPU engine's time goes."""
     named = [r for r in (WHOLE, "fast") if r in f.recipes]
-    jobs = {r: f._job("profile", f.few, recipe=r, precision=f.precision, backend="cpu") for r in named}
+    on = [n for n in ("cpu", "openvino") if n in f.usable()[0]]
+    jobs = {
+        f"{r}, {n}": f._job("profile", f.few, recipe=r, precision=f.precision, backend=n)
+        for n in on
+        for r in named
+    }
     return [Contestant(name, job) for name, job in jobs.items()]

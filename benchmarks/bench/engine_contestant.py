@@ -9,7 +9,7 @@ from typing import Any
 
 from infercam.benchmarks.bench.job import BenchJob, BenchSwitches, NotMeasured
 from infercam.benchmarks.bench.pictures import Lookup, Pictures
-from infercam.benchmarks.bench.profiled import ProfiledCpuBackend
+from infercam.benchmarks.bench.profiled import profiled_backend
 from infercam.benchmarks.bench.running import RunningContestant
 from infercam.engine.api import Engine
 from infercam.engine.bundle import Bundle
@@ -48,7 +48,7 @@ def engine_contestant(job: BenchJob) -> RunningContestant:
     """Raises what Engine.load raises: BundleError, BackendError, MissingExtra."""
     if job.kind == "profile":
         loaded = Bundle.load(job.bundle)
-        profiled = ProfiledCpuBackend(loaded, job.threads, job.precision or "fp32")
+        profiled = profiled_backend(loaded, job)
         engine = Engine(loaded, profiled)
     else:
         engine = Engine.load(job.bundle, job.backend, job.threads, job.precision)
@@ -75,12 +75,12 @@ def engine_contestant(job: BenchJob) -> RunningContestant:
             raise NotMeasured(f"{summary.failed} of {len(pictures)} pictures failed: {_first_failure(out)}")
 
     def details() -> dict[str, Any]:
-        stages = {"stages": dict(profiled.stages.seconds)} if job.kind == "profile" else {}
+        stages = {"stages": profiled.measured()} if job.kind == "profile" else {}
         return {**engine.backend.describe(), **stages}
 
     def restart() -> None:
         if job.kind == "profile":
-            profiled.stages.seconds.clear()
+            profiled.restart()
 
     name = f"{watched.name} {watched.precision}"
     return RunningContestant(work, watched.shapes, name, details, restart, engine.close)

@@ -13,7 +13,7 @@ from infercam.engine.method.recipe import Mode
 
 Kind = Literal["engine", "loop", "grad-cam", "torch-cam", "profile"]
 Network = Literal["torch", "onnx"]
-VERSION = 1
+VERSION = 2
 """Of how measurements are taken: a change here measures everything anew."""
 
 
@@ -55,6 +55,7 @@ class BenchJob(_Model):
     network: Network = Field(
         default="torch", description="what the loop calls: the module, or the exported graph"
     )
+    autocast: bool = Field(default=False, description="the loop's and the libraries' network in bf16")
     model: Path | None = Field(default=None, description="the classifier, as PyTorch loads it")
     arch: str = "mobilenetv2"
     format: Literal["npz", "psa"] = Field(default="npz", description="of the engine's maps")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,8 @@ def loop_contestant(job: BenchJob) -> RunningContestant:
 
     def counted(x: Any) -> Any:
         shapes[x.shape[-2], x.shape[-1]] += x.shape[0]
-        return respond(x)
+        with autocast(x, job.autocast):
+            return respond(x).float()
 
     module.forward_cam = counted
 
@@ -61,6 +63,13 @@ def require_torch(what: str, threads: int | None) -> None:
         raise MissingExtra("torch", "train", what) from None
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def autocast(x: Any, wanted: bool) -> Any:
+    """A context in which PyTorch computes in bf16 where it thinks that safe; or one of no effect."""
+    import torch
+
+    return torch.autocast(x.device.type, torch.bfloat16) if wanted else nullcontext()
 
 
 def torch_details() -> dict[str, Any]:

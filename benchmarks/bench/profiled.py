@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infercam.benchmarks.bench.job import BenchJob
 from infercam.engine.backends.cpu import CpuBackend
+from infercam.engine.backends.openvino import OpenvinoBackend
+from infercam.engine.bundle import Bundle
 from infercam.engine.method.host_ops import Resized
 from infercam.engine.method.task import Advanced, ImageTask, Tile, View
 
@@ -46,6 +51,14 @@ class ProfiledCpuBackend(CpuBackend):
         super().__init__(*args, **options)
         self.stages = Stages()
 
+    def restart(self) -> None:
+        """Forget what was measured."""
+        self.stages.seconds.clear()
+
+    def measured(self) -> dict[str, float]:
+        """CPU seconds by stage since the last restart."""
+        return dict(self.stages.seconds)
+
     def _infer(self, output: str, x: NDArray[np.float32]) -> Any:
         with self.stages("network"):
             return super()._infer(output, x)
@@ -65,3 +78,36 @@ class ProfiledCpuBackend(CpuBackend):
     def _unite(self, image: ImageTask) -> NDArray[np.float32]:
         with self.stages("unite"):
             return super()._unite(image)
+
+
+class ProfiledOpenvinoBackend(ProfiledCpuBackend, OpenvinoBackend):
+    """The same over OpenVINO, which computes on threads of its own: their time is the network's, too."""
+
+    _before = 0.0
+
+    def restart(self) -> None:
+        super().restart()
+        self._before = _elsewhere()
+
+    def measured(self) -> dict[str, float]:
+        found = super().measured()
+        return {**found, "network": found.get("network", 0.0) + _elsewhere() - self._before}
+
+
+def _elsewhere() -> float:
+    """CPU seconds so far of this process's threads that are not Python's; 0 where there is no /proc."""
+    ours = {thread.native_id for thread in threading.enumerate()}
+    ticks = 0
+    for folder in Path("/proc/self/task").glob("*"):
+        if int(folder.name) not in ours:
+            with suppress(OSError):  # it has ended meanwhile
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def profiled_backend(bundle: Bundle, job: BenchJob) -> ProfiledCpuBackend:
+    """The one that the job names: cpu or openvino."""
+    if job.backend == "openvino":
+        return ProfiledOpenvinoBackend(bundle, job.threads, job.precision)
+    return ProfiledCpuBackend(bundle, job.threads, job.precision or "fp32")

@@ -3,14 +3,16 @@
     python -m infercam.benchmarks.gpu.model --sizes FILE --recipe R [--ladder] --json OUT
 
 FILE: a JSON list of [height, width, number of classes]. OUT: `sizes` (distinct height x width), `distinct_batches`
-(views, height, width), `views_per_batch`, `mpx_per_batch`, `waste` (share of blank pixels), and `predicted`, images/s
-by runtime: a prediction, from rates_h100.json; it never stands in a table of measurements.
+(views, height, width), `views_per_batch`, `mpx_per_batch`, `waste` (share of blank pixels), all of a runtime that
+keeps every shape ready; and `predicted`, images/s by runtime and how often it prepares a shape: a prediction, from
+rates_h100.json; it never stands in a table of measurements.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +29,7 @@ from infercam.engine.common.paths import read_text
 from infercam.engine.common.validation import first_problem
 from infercam.engine.method.recipe import MODES, Mode, Recipe, checked_mode, recipe
 from infercam.engine.runners.plan import Shape
-from infercam.export.plan.profiles import ImageSize, Simulated, simulate
+from infercam.export.plan.profiles import DEVICE_LIMITS, ImageSize, Simulated, simulate
 
 RATES = Path(__file__).with_name("rates_h100.json")
 console = Console(stderr=True, highlight=False)
@@ -39,7 +41,8 @@ class RuntimeRates(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     first: float = Field(ge=0, description="seconds for a (views, height, width) that was never run")
-    change: float = Field(ge=0, description="seconds to come back to one after another was run")
+    again: float = Field(ge=0, description="seconds for one that was run before and is not ready any more")
+    keeps: int = Field(default=0, ge=0, description="shapes that stay ready; 0: all")
     rates: list[tuple[int, int, int, float]] = Field(
         min_length=1, description="(views, height, width) and TFLOP/s, warm"
     )
@@ -91,8 +94,9 @@ def read_sizes(file: Path) -> list[ImageSize]:
     return sizes
 
 
-def simulated(sizes: Sequence[ImageSize], chosen: Recipe, mode: Mode = "both") -> Simulated:
-    """The batches that a GPU's scheduler forms of images of those sizes, for a network that takes any."""
+def simulated(sizes: Sequence[ImageSize], chosen: Recipe, mode: Mode = "both", keeps: int = 0) -> Simulated:
+    """The batches that a GPU's scheduler forms of images of those sizes, for a network that takes any, with a runtime
+    that keeps so many shapes ready (0: all)."""
     most = max(s.classes or 1 for s in sizes)
     manifest = Manifest(
         name="simulated",
@@ -102,18 +106,25 @@ def simulated(sizes: Sequence[ImageSize], chosen: Recipe, mode: Mode = "both") -
         graphs={"fp32": "none.onnx"},
         files={"none.onnx": FileEntry(sha256="0" * 64, size=0)},
     )
-    return simulate(Bundle(Path("simulated"), manifest), sizes, chosen, mode)
+    limits = replace(DEVICE_LIMITS, keeps=keeps)
+    return simulate(Bundle(Path("simulated"), manifest), sizes, chosen, mode, limits)
 
 
-def predicted(found: Simulated, images: int, rates: MeasuredRates) -> dict[str, dict[str, float]]:
-    """images/s by runtime: `cold`, every shape prepared on the way, and `warm`, where none needs it."""
+def predicted(
+    sizes: Sequence[ImageSize], chosen: Recipe, mode: Mode, rates: MeasuredRates
+) -> dict[str, dict[str, float]]:
+    """By runtime: images/s `cold`, every shape prepared on the way, and `warm`, all that it keeps ready beforehand;
+    and how often it prepares a shape."""
     out = {}
     for name, runtime in rates.runtimes.items():
+        found = simulated(sizes, chosen, mode, runtime.keeps)
         arithmetic = sum(n * runtime.seconds(s, rates.flop_per_pixel) for s, n in found.shapes.items())
-        returns = (found.changes - len(found.shapes)) * runtime.change
+        returns = (found.prepared - len(found.shapes)) * runtime.again
         cold = arithmetic + returns + len(found.shapes) * runtime.first
-        warm = arithmetic + found.changes * runtime.change
-        out[name] = {"cold": round(images / cold, 3), "warm": round(images / warm, 3)}
+        ready = min(runtime.keeps or len(found.shapes), len(found.shapes))
+        warm = arithmetic + (found.prepared - ready) * runtime.again
+        rate = {"cold": round(len(sizes) / cold, 3), "warm": round(len(sizes) / warm, 3)}
+        out[name] = rate | {"prepared": found.prepared}
     return out
 
 
@@ -133,7 +144,7 @@ def report(sizes: Sequence[ImageSize], chosen: Recipe, mode: Mode, rates: Measur
         "views_per_batch": round(s.views / s.batches, 3),
         "mpx_per_batch": round(s.pixels / s.batches / 1e6, 4),
         "waste": round(s.blank_pixels / (s.pixels + s.blank_pixels), 4),
-        "predicted": predicted(found, len(sizes), rates),
+        "predicted": predicted(sizes, chosen, mode, rates),
         "predicted_from": f"{rates.device}, {rates.date}; {rates.network}",
     }
 

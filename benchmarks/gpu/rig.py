@@ -131,7 +131,6 @@ class GpuBench:
         chosen = recipe(plain, ladder=True) if ladder else recipe(plain)
         engine, driver = self.engine(switches)
         with engine:
-            shapes = _count_shapes(engine)
             list(engine.stream(self.pictures[:1], chosen, mode))
             cold = time.perf_counter()
             list(engine.stream(self.pictures, chosen, mode))
@@ -146,7 +145,7 @@ class GpuBench:
                 "mode": mode,
                 "images_per_second": len(results) / seconds,
                 "cold_images_per_second": len(results) / (began - cold),
-                "distinct_batches": len(shapes),
+                "distinct_batches": len(backend.runner.prepared),
                 "network_pixels_per_image": stats.pixels / len(results),
                 "tiles": stats.tiles,
                 "iterations": stats.iterations,
@@ -159,19 +158,6 @@ class GpuBench:
                 "memory_budget": backend.pool.budget,
                 "failed": failed,
             }
-
-
-def _count_shapes(engine: Engine) -> set[tuple[int, int, int]]:
-    """The (views, height, width) that the network is asked for from now on."""
-    runner: Any = engine.backend.runner  # type: ignore[attr-defined]
-    respond, seen = runner.respond, set()
-
-    def counted(batch: int, height: int, width: int, *pointers: Any) -> None:
-        seen.add((batch, height, width))
-        respond(batch, height, width, *pointers)
-
-    runner.respond = counted
-    return seen
 
 
 def synthetic(plan: GpuPlan) -> list[Named]:

@@ -27,7 +27,7 @@ from torch import nn
 from infercam.engine.backends.device import DeviceBackend
 from infercam.engine.bundle import Bundle, FileEntry, InputSpec, Manifest
 from infercam.engine.device.driver import Driver, Pointer
-from infercam.engine.device.runner import InputType, OutputShape
+from infercam.engine.device.runner import ANY_NUMBER, InputType, OutputShape, Runner
 from infercam.engine.method.backend import OutOfMemory
 
 Shape = tuple[int, ...]
@@ -68,7 +68,7 @@ class _Response(nn.Module):
         return F.conv2d(pooled, self.weight, self.bias).flatten(1)
 
 
-class TorchRunner:
+class TorchRunner(Runner):
     """See device/runner.py: Runner.
 
     module: `features` with a linear layer `fc8` or `classifier`, or else `forward_cam` (and `forward` for scores).
@@ -100,6 +100,8 @@ class TorchRunner:
         network: Any = _Response(module, half).to(self.device)
         self._network: _Response = network.to(memory_format=self._format)
         self._shapes: dict[tuple[int, int], OutputShape] = {}
+        self.prepared: set[Shape] = set()
+        """Shapes that were run at least once, N×3×h×w: each was paid for."""
         self._seen: Counter[Shape] = Counter()
         self._captured: OrderedDict[Shape, _Graph] = OrderedDict()
         self._stream: Any = None
@@ -109,6 +111,20 @@ class TorchRunner:
             self._memory = torch.cuda.graph_pool_handle() if self.graphs else None
 
     # -- the protocol --------------------------------------------------------------------------------------
+    def prepare(self, batch: int, height: int, width: int) -> bool:
+        """By a run on a blank batch: cuDNN keeps the plans of all shapes; with graphs it is captured at once."""
+        shape = (batch, 3, height, width)
+        if shape not in self.prepared:
+
+            def work() -> None:
+                self._network(self._laid_out(torch.zeros(shape, dtype=self._dtype, device=self.device)))
+                if self.graphs:
+                    self._capture(shape)
+
+            self._run(work)
+            self.prepared.add(shape)
+        return True
+
     def response_shape(self, height: int, width: int) -> OutputShape:
         if (height, width) not in self._shapes:
             with torch.inference_mode():
@@ -117,12 +133,13 @@ class TorchRunner:
         return self._shapes[height, width]
 
     def max_batch(self, height: int, width: int) -> int:
-        return 1 << 20
+        return ANY_NUMBER
 
     def respond(self, batch: int, height: int, width: int, image: Pointer, response: Pointer) -> None:
         shape = (batch, 3, height, width)
         out = (batch, *self.response_shape(height, width))
         self._run(lambda: self._respond(shape, image, out, response))
+        self.prepared.add(shape)
 
     def scores(self, batch: int, height: int, width: int, image: Pointer, scores: Pointer) -> None:
         shape, out = (batch, 3, height, width), (batch, self.response_shape(height, width).classes)
@@ -188,8 +205,9 @@ class TorchRunner:
             self._captured.move_to_end(shape)
             return known
         self._seen[shape] += 1
-        if self._seen[shape] < GRAPH_AFTER:
-            return None
+        return None if self._seen[shape] < GRAPH_AFTER else self._capture(shape)
+
+    def _capture(self, shape: Shape) -> _Graph:
         graph = _Graph(self._network, shape, self._dtype, self._format, self._stream, self._memory)
         self._captured[shape] = graph
         if len(self._captured) > GRAPHS:

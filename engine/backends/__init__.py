@@ -8,13 +8,14 @@ from infercam.engine.backends.choice import (
     Choice,
     choose_backend,
     nothing_works,
-    obstacle,
+    objection,
 )
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError, InfercamError, MissingExtra
 from infercam.engine.device.driver import Driver
 from infercam.engine.device.runner import Runner
 from infercam.engine.method.backend import Backend
+from infercam.engine.runners.plan import RUNTIMES
 
 
 def load_backend(
@@ -22,8 +23,9 @@ def load_backend(
 ) -> Backend:
     """The backend of that name; `auto` takes the best that works here.
 
-    precision: a graph of the bundle (see `infercam precision`), or for tensorrt a plan of that precision. None:
-    the fp32 graph, and for tensorrt the newest plan that fits. threads: of the cpu backend.
+    precision: a graph of the bundle (see `infercam precision`), or for tensorrt and tensorrt-rtx a plan of that
+    precision. None: the fp32 graph, for those two the newest plan that fits, for openvino what was accepted (see
+    `infercam precision --runtime`). threads: of the cpu and openvino backends.
     Raises BackendError for an unknown name or what does not work here, MissingExtra for a missing library,
     BundleError where the bundle has no such graph.
     """
@@ -40,7 +42,7 @@ def load_chosen(
         return _load(name, bundle, threads, precision), Choice(name, {})
     passed: dict[str, InfercamError] = {}
     for one in PREFERENCE:
-        why = obstacle(one, bundle, precision)
+        why = objection(one, bundle, precision)
         if why is None:
             try:
                 loaded = _load(one, bundle, threads, precision)
@@ -56,6 +58,10 @@ def _load(name: str, bundle: Bundle, threads: int | None, precision: str | None)
         from infercam.engine.backends.cpu import CpuBackend
 
         return CpuBackend(bundle, threads, precision or "fp32")
+    if name == "openvino":
+        from infercam.engine.backends.openvino import OpenvinoBackend
+
+        return OpenvinoBackend(bundle, threads, precision)
     from infercam.engine.backends.device import DeviceBackend
     from infercam.engine.device.cuda import CudaDriver
 
@@ -68,11 +74,11 @@ def _load(name: str, bundle: Bundle, threads: int | None, precision: str | None)
 
 
 def _runner(name: str, bundle: Bundle, driver: Driver, precision: str | None) -> Runner:
-    if name == "tensorrt":
+    if name in RUNTIMES:
         from infercam.engine.runners.tensorrt import load_runner
 
         with driver.current():
-            return load_runner(bundle, driver, precision)
+            return load_runner(bundle, driver, precision, runtime=name)
     from infercam.engine.runners.ort_cuda import OrtRunner
 
     return OrtRunner(

@@ -6,19 +6,21 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from infercam.engine.backends.cpu import GPU_ONLY
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError, InfercamError, MissingExtra
 from infercam.engine.device.driver import DeviceInfo
 from infercam.engine.device.probe import probe
+from infercam.engine.runners.openvino import accepted, check_precision
+from infercam.engine.runners.openvino import graph_of as openvino_graph
+from infercam.engine.runners.ort_cpu import GPU_ONLY
 from infercam.engine.runners.ort_cuda import Provider, import_onnxruntime
-from infercam.engine.runners.plan import Environment, find_plan, graph_of
-from infercam.engine.runners.tensorrt import environment
-from infercam.engine.runners.tensorrt_api import find_lean, require_tensorrt
+from infercam.engine.runners.plan import Environment, RuntimeKind, find_plan, graph_of
+from infercam.engine.runners.tensorrt import check_runtime, environment
 
-BACKENDS = ("tensorrt", "ort-cuda", "ort-tensorrt", "cpu")
-PREFERENCE = ("tensorrt", "ort-cuda", "cpu")
-"""What `auto` tries, best first. ort-tensorrt builds a plan at every start: only where it is asked for."""
+BACKENDS = ("tensorrt", "tensorrt-rtx", "ort-cuda", "ort-tensorrt", "openvino", "cpu")
+PREFERENCE = ("tensorrt", "tensorrt-rtx", "ort-cuda", "openvino", "cpu")
+"""What `auto` tries, best first: openvino only as `infercam precision --runtime` accepted it. ort-tensorrt, which
+builds a plan at every start, only where it is asked for."""
 
 
 Check = Callable[[Bundle | None, str | None], None]
@@ -42,7 +44,7 @@ def choose_backend(bundle: Bundle, precision: str | None = None) -> Choice:
 
     Nothing is loaded or allocated. Raises BackendError where none has, with every reason.
     """
-    found = {name: why for name in BACKENDS if (why := obstacle(name, bundle, precision)) is not None}
+    found = {name: why for name in BACKENDS if (why := objection(name, bundle, precision)) is not None}
     for name in PREFERENCE:
         if name not in found:
             return Choice(name, {k: str(v) for k, v in found.items()})
@@ -70,6 +72,15 @@ def obstacle(name: str, bundle: Bundle | None, precision: str | None = None) -> 
     return _raised(lambda: _CHECKS[name](bundle, precision))
 
 
+def objection(name: str, bundle: Bundle | None, precision: str | None = None) -> InfercamError | None:
+    """Why `auto` leaves that backend aside: an obstacle, or a runtime that was not accepted for the bundle."""
+    if name != "openvino":
+        return obstacle(name, bundle, precision)
+    if bundle is None:
+        return BackendError("`auto` takes it for bundles that record it")
+    return _raised(lambda: accepted(bundle, precision))
+
+
 def device_obstacle() -> InfercamError | None:
     """Why no GPU backend can run here; None if nothing speaks against it."""
     return _raised(_check_device)
@@ -94,6 +105,12 @@ def _check_cpu(bundle: Bundle | None, precision: str | None) -> None:
         bundle.graph(precision or "fp32")
 
 
+def _check_openvino(bundle: Bundle | None, precision: str | None) -> None:
+    check_precision(precision or "fp32")
+    if bundle is not None:
+        bundle.graph(openvino_graph(precision or "fp32"))
+
+
 def _check_device() -> None:
     """What every GPU backend needs."""
     probe()
@@ -101,12 +118,15 @@ def _check_device() -> None:
         raise MissingExtra("pycuda", "gpu", "a GPU backend")
 
 
-def _check_tensorrt(bundle: Bundle | None, precision: str | None) -> None:
-    _check_device()
-    if find_lean() is None:
-        require_tensorrt("the tensorrt backend")
-    if bundle is not None:
-        find_plan(bundle, precision, plan_environment())
+def _check_plans(runtime: RuntimeKind) -> Check:
+    def check(bundle: Bundle | None, precision: str | None) -> None:
+        _check_device()
+        here = plan_environment()
+        check_runtime(runtime, here.gpu, here.compute_capability)
+        if bundle is not None:
+            find_plan(bundle, precision, here, runtime=runtime)
+
+    return check
 
 
 def plan_environment() -> Environment:
@@ -127,7 +147,9 @@ def _check_ort(provider: Provider) -> Check:
 
 _CHECKS: dict[str, Check] = {
     "cpu": _check_cpu,
-    "tensorrt": _check_tensorrt,
+    "openvino": _check_openvino,
+    "tensorrt": _check_plans("tensorrt"),
+    "tensorrt-rtx": _check_plans("tensorrt-rtx"),
     "ort-cuda": _check_ort("cuda"),
     "ort-tensorrt": _check_ort("tensorrt"),
 }

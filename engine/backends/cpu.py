@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the embedded default.
+"""The network on the CPU, the embedded default: by ONNX Runtime, or (openvino.py) by OpenVINO.
 
 Each worker thread takes one unit of work at a time and runs the network on itself alone (one intra-op thread), so
 resizing, masking and uniting run in parallel too. On 2 cores that is about a fifth faster than one session with
@@ -8,22 +8,21 @@ leave the cache), and so an image's maps are the same bytes whatever else is in 
 
 from __future__ import annotations
 
-import itertools
 import queue
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infercam.engine.bundle import AFFINITY_OUTPUT, Bundle, Manifest
+from infercam.engine.bundle import AFFINITY_OUTPUT, Bundle
 from infercam.engine.common.cores import available_cores
-from infercam.engine.common.errors import BackendError, BundleError, MissingExtra
 from infercam.engine.method import host_ops
-from infercam.engine.method.backend import Limits, OutOfMemory, ViewRefused
+from infercam.engine.method.backend import Limits, OutOfMemory, Preparing
 from infercam.engine.method.geometry import ViewSizes
+from infercam.engine.method.recipe import Mode, Recipe
 from infercam.engine.method.task import (
     Advance,
     Advanced,
@@ -38,17 +37,11 @@ from infercam.engine.method.task import (
     view_shapes,
 )
 from infercam.engine.method.trace import Inspected
-from infercam.engine.runners.ort_errors import out_of_memory, problem
+from infercam.engine.runners.cpu_network import CpuNetwork
+from infercam.engine.runners.ort_cpu import OrtCpuNetwork
+from infercam.engine.runners.ort_errors import out_of_memory
 
 Float = NDArray[np.float32]
-
-GPU_ONLY = ("tf32", "bf16", "fp8")
-"""Precisions that ONNX Runtime's CPU provider cannot compute in."""
-
-
-SHRINK_EVERY = 64
-"""Network runs. ONNX Runtime keeps what it has once allocated, and with ever new shapes that falls to pieces: a
-server grew by 60 MB a minute for minutes. Giving back what is free now and then costs next to nothing."""
 
 
 @dataclass
@@ -68,20 +61,22 @@ class TileState:
 class CpuBackend:
     """See method/backend.py: Backend. `threads`: worker threads (default: the cores this process may use).
 
-    precision: which of the bundle's graphs to run: fp32; fp16, computed in fp32 here; or int8, slower than fp32 here:
-    its scales are those that GPUs take, and ONNX Runtime does not fuse them into integer kernels on the CPU.
+    precision: see OrtCpuNetwork. network: what runs it (default: ONNX Runtime).
     """
 
     name = "cpu"
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        precision: str = "fp32",
+        network: CpuNetwork | None = None,
+    ) -> None:
         self.manifest = bundle.manifest
         self.threads = threads or available_cores()
         self.precision = precision
-        self._session = _session(bundle, precision)
-        self._shrinking = _shrinking()
-        self._runs = itertools.count(1)
-        self._half_input = self._session.get_inputs()[0].type == "tensor(float16)"
+        self._network = network or OrtCpuNetwork(bundle, precision)
         spec = self.manifest.input
         self._table = host_ops.normalise_table(spec)
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="infercam-cpu")
@@ -104,6 +99,12 @@ class CpuBackend:
         copies = 3 * sum(s * s for s in scales)
         per_class = 4 * 3  # accumulated, sum and united maps, float32
         return round(area * (3 + 2.5 * (copies + per_class * max(1, len(image.classes)))))
+
+    def preparing(self, recipe: Recipe, mode: Mode) -> Iterator[Preparing]:
+        return iter(())  # a new shape costs nothing
+
+    def remember(self) -> None:
+        pass
 
     def has_room(self) -> bool:
         return self._in_flight <= self.threads  # one waits, so that no worker idles
@@ -136,18 +137,15 @@ class CpuBackend:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def describe(self) -> dict[str, object]:
-        import onnxruntime
-
         return {
             "backend": self.name,
             "precision": self.precision,
             "threads": self.threads,
-            "onnxruntime": onnxruntime.__version__,
-            "providers": self._session.get_providers(),
+            **self._network.describe(),
         }
 
-    def scores(self, pixels: NDArray[np.uint8]) -> Float:
-        height, width = self.sizes.of(*pixels.shape[:2])
+    def scores(self, pixels: NDArray[np.uint8], ladder: bool = False) -> Float:
+        height, width = self.sizes.of(pixels.shape[0], pixels.shape[1], ladder=ladder)
         x = np.empty((1, 3, height, width), np.float32)
         self._resize(pixels, (height, width)).write(x[0], mirrored=False, erased=None)
         return np.asarray(self._infer(self.manifest.scores, x)[0], np.float32)
@@ -215,12 +213,7 @@ class CpuBackend:
         return self._run_network([output], x)[0]
 
     def _run_network(self, outputs: list[str], x: Float) -> Any:
-        fed = x.astype(np.float16) if self._half_input else x
-        options = self._shrinking if next(self._runs) % SHRINK_EVERY == 0 else None
-        try:
-            return self._session.run(outputs, {self.manifest.input.name: fed}, options)
-        except Exception as e:  # ONNX Runtime's exceptions share no base below Exception
-            raise _refused(e, x) from None
+        return self._network.run(outputs, x)
 
     def _advance(self, tile: Tile) -> Advanced:
         state: TileState = tile.state
@@ -263,6 +256,8 @@ class CpuBackend:
         if state.accumulated is None:
             state.accumulated = n
         else:
+            if recipe.compete:
+                host_ops.compete_in_place(n, state.accumulated)
             join = np.maximum if recipe.accumulate == "max" else np.add
             join(state.accumulated, n, out=state.accumulated)
             assert state.erased is not None
@@ -317,56 +312,3 @@ def _translate(error: Exception) -> Exception:
     if isinstance(error, MemoryError) or out_of_memory(text):
         return OutOfMemory(f"out of memory: {text.splitlines()[0] if text else 'allocation failed'}")
     return error
-
-
-def _refused(error: Exception, x: Float) -> Exception:
-    """What ONNX Runtime raised on this input: ViewRefused, unless its memory was short."""
-    if out_of_memory(error) or isinstance(error, MemoryError):
-        return error
-    return ViewRefused(f"the network does not run on {x.shape[2]}×{x.shape[3]} pixels: {problem(error)}")
-
-
-def _shrinking() -> Any:
-    """Options of a run that gives unused memory back when it ends."""
-    import onnxruntime as ort
-
-    options = ort.RunOptions()
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    return options
-
-
-def _session(bundle: Bundle, precision: str) -> Any:
-    if precision in GPU_ONLY:
-        raise BackendError(
-            f"the cpu backend has no {precision} arithmetic; it runs fp32, fp16 and int8 graphs"
-        )
-    graph = bundle.graph(precision)
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        raise MissingExtra("onnxruntime", "cpu", "the cpu backend") from None
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    # Shapes change at every call: a memory plan per shape would only grow.
-    options.enable_mem_pattern = False
-    options.log_severity_level = 4  # what fails is reported by us
-    try:
-        session = ort.InferenceSession(str(graph), sess_options=options, providers=["CPUExecutionProvider"])
-    except Exception as e:
-        raise BackendError(f"{graph}: ONNX Runtime cannot load it: {str(e).splitlines()[0]}") from None
-    _check_names(session, bundle.manifest, graph)
-    return session
-
-
-def _check_names(session: Any, manifest: Manifest, graph: Path) -> None:
-    """What the manifest calls input and outputs must be the graph's: the manifest itself has no hash."""
-    affinity = [] if manifest.affinity is None else [AFFINITY_OUTPUT]
-    pairs = (
-        ("input", [manifest.input.name], session.get_inputs()),
-        ("output", [manifest.response, manifest.scores, *affinity], session.get_outputs()),
-    )
-    for what, wanted, found in pairs:
-        for name in wanted:
-            if name not in {node.name for node in found}:
-                raise BundleError(f"{graph}: has no {what} '{name}', as the manifest says; export it again")

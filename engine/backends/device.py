@@ -9,15 +9,19 @@ Unite wait for an event, and `collect` waits for the oldest of those alone.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infercam.engine.backends.device_limits import device_limits
+from infercam.engine.backends.shape_memory import ShapeMemory
 from infercam.engine.bundle import Bundle
+from infercam.engine.common.errors import InfercamError
 from infercam.engine.device.descriptors import (
     Accumulate,
     Gather,
@@ -39,11 +43,12 @@ from infercam.engine.device.ops import (
 )
 from infercam.engine.device.pool import Pool
 from infercam.engine.device.residents import ImageOnDevice, LowResMap, TileOnDevice
-from infercam.engine.device.runner import OutputShape, Runner
+from infercam.engine.device.runner import ANY_NUMBER, OutputShape, Runner
 from infercam.engine.device.staging import Downloads, Landing, Uploads
 from infercam.engine.method import host_ops
-from infercam.engine.method.backend import Limits, OutOfMemory
+from infercam.engine.method.backend import Limits, OutOfMemory, Preparing
 from infercam.engine.method.geometry import Box, ViewSizes
+from infercam.engine.method.recipe import RECIPES, Mode, Recipe
 from infercam.engine.method.task import (
     Advance,
     Done,
@@ -58,18 +63,14 @@ from infercam.engine.method.task import (
     view_shapes,
 )
 from infercam.engine.method.trace import Inspected
+from infercam.engine.runners.plan import Shape
 
 Float = NDArray[np.float32]
 
 DEPTH = 3
 """Batches enqueued and not finished: one runs, the others are there when it ends, whatever the host does."""
-BATCH_PIXELS = 6_000_000
-"""Network pixels that fill a large GPU; more only takes memory, and fewer make more distinct batches of a ladder."""
-IMAGES, PATIENCE = 256, 64
-"""Images in flight, as far as the budget has room for them, and turns that a view waits for a fuller batch: with 64
-and 8, 300 VOC photos by `released` on a ladder make twice as many batches (benchmarks/gpu/model.py)."""
-ACTIVATIONS = 1024
-"""Bytes that a network is taken to need per input pixel. A wrong guess costs a halving, nothing else."""
+TYPICAL = (375, 500)
+"""Height and width of an image by which the number in flight is chosen."""
 
 
 class _Awaited(NamedTuple):
@@ -86,7 +87,7 @@ class DeviceBackend:
     """See method/backend.py: Backend. Takes over `driver` and `runner`: closes them when it is closed.
 
     budget: bytes of device memory for images and batches, beside the network's own (default: a share of what is
-    free now). batch_pixels: network pixels of a batch (default: what the budget allows, at most BATCH_PIXELS).
+    free now). batch_pixels: network pixels of a batch (default: see device_limits).
     """
 
     def __init__(
@@ -110,15 +111,23 @@ class DeviceBackend:
         self._advances: list[Advance] = []
         self._awaited: deque[_Awaited] = deque()
         self._ready: list[Done] = []
+        self._lock = threading.RLock()
+        """Scores may be asked for from any thread, also while another one submits."""
+        self._met: dict[tuple[Recipe, Mode], Counter[Shape]] = {}
+        """Of a recipe whose shapes come again: how many batches each (views, height, width) had."""
+        self._memories: dict[tuple[Recipe, Mode], ShapeMemory] = {}
+        self._bundle = bundle
         self._held: list[Done] = []
         """Batches that filled the queue: reported when there is room, so that `collect` has something to report
         whenever there is none."""
+        self._device = driver.info()
         with driver.current():
             self.pool = Pool(driver, budget)
             self.uploads = Uploads(driver)
             self.downloads = Downloads(driver)
             self._ops = Ops(driver, spec, self.pool, self.uploads)
-        self._batch_pixels = batch_pixels or self._affordable_pixels()
+        self._asked_pixels = batch_pixels
+        self._batch_pixels = self.limits.batch_pixels
 
     @property
     def precision(self) -> str:
@@ -126,38 +135,91 @@ class DeviceBackend:
 
     @property
     def limits(self) -> Limits:
-        return Limits(
-            batch_pixels=self._batch_pixels,
-            batch_views=64 if self.manifest.input.dynamic_batch else 1,
-            memory=self.pool.budget // 2,
-            images=IMAGES,
-            patience=PATIENCE,
-            few_batches=True,
-        )
-
-    def _affordable_pixels(self) -> int:
-        """A quarter of the budget in one batch: input, responses, and what the network may need itself."""
         classes, cell = len(self.manifest.classes), self.manifest.stride**2
-        per_pixel = 3 * self._input_itemsize + 4 * classes / cell + ACTIVATIONS
-        return max(1, min(BATCH_PIXELS, int(self.pool.budget / 4 / per_pixel)))
+        keeps = self.runner.keeps
+        return device_limits(
+            self.pool.budget,
+            3 * self._input_itemsize + 4 * classes / cell,
+            self._device_bytes(*TYPICAL, RECIPES["released"], 2),
+            dynamic_batch=self.manifest.input.dynamic_batch,
+            batch_pixels=self._asked_pixels,
+            keeps=0 if keeps >= ANY_NUMBER else keeps,
+        )
 
     @property
     def _input_itemsize(self) -> int:
         return np.dtype(self.runner.input_type).itemsize
 
     def estimate(self, image: ImageTask) -> int:
-        """Device bytes. Tiles overlap: together they have up to about 2.5 times the image's pixels."""
-        area, recipe, classes = image.height * image.width, image.recipe, max(1, len(image.classes))
+        return self._device_bytes(image.height, image.width, image.recipe, max(1, len(image.classes)))
+
+    def _device_bytes(self, height: int, width: int, recipe: Recipe, classes: int) -> int:
+        """Of an image in flight. Tiles overlap: together they have up to about 2.5 times the image's pixels."""
         scales = {*recipe.views.scales, *recipe.first_of_tile().scales, *recipe.later().scales}
         seen = sum(s * s for s in scales)
         pictures = 3 * seen
         lows = 4 * classes * seen / self.manifest.stride**2
         accumulated = 4 * classes + 1
-        return round(area * (3 + 2.5 * (pictures + lows + accumulated) + 4 * classes))
+        return round(height * width * (3 + 2.5 * (pictures + lows + accumulated) + 4 * classes))
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """The device is this thread's alone within."""
+        with self._lock, self.driver.current():
+            yield
 
     # -- the loop ------------------------------------------------------------------------------------------
+    def preparing(self, recipe: Recipe, mode: Mode) -> Iterator[Preparing]:
+        """See method/backend.py: Backend. Exact sizes hardly come again: nothing is prepared for them."""
+        if not self._returns(recipe):
+            return
+        known = self._memory(recipe, mode).read()
+        shapes = [shape for shape, _ in known.most_common(self.runner.keeps) if self._can_be(shape)]
+        for done, shape in enumerate(shapes):
+            yield Preparing(done, len(shapes))
+            with self._using():
+                try:
+                    ready = self.runner.prepare(*shape)
+                except DeviceLost:
+                    raise
+                except InfercamError:  # it will be said of the batch that needs it
+                    ready = False
+            if not ready:
+                return
+        if shapes:
+            yield Preparing(len(shapes), len(shapes))
+
+    def _can_be(self, shape: Shape) -> bool:
+        views, height, width = shape
+        return views == 1 or views * height * width <= self._batch_pixels
+
+    def remember(self) -> None:
+        with self._lock:
+            for (recipe, mode), met in self._met.items():
+                self._memory(recipe, mode).note(met)
+
+    def _memory(self, recipe: Recipe, mode: Mode) -> ShapeMemory:
+        """What was met by the same network, on such a device, by the same recipe in batches as large."""
+        if (recipe, mode) not in self._memories:
+            self._memories[recipe, mode] = ShapeMemory(self._memory_key(recipe, mode))
+        return self._memories[recipe, mode]
+
+    def _memory_key(self, recipe: Recipe, mode: Mode) -> dict[str, Any]:
+        info = self._device
+        graphs = {
+            name: self._bundle.manifest.files[file].sha256 for name, file in self.manifest.graphs.items()
+        }
+        return {
+            "graphs": graphs,
+            "runner": self.runner.name,
+            "precision": self.runner.precision,
+            "device": [info.name, *info.compute_capability],
+            "batch_pixels": self._batch_pixels,
+            "recipe": recipe.fingerprint(mode),
+        }
+
     def has_room(self) -> bool:
-        with self.driver.current():
+        with self._using():
             while self._batches and self._batches[0].done():
                 self._batches.popleft()
         return len(self._batches) < self.depth
@@ -166,7 +228,7 @@ class DeviceBackend:
         if isinstance(work, Advance):  # kept until all that are due together are known: one launch for all
             self._advances.append(work)
             return
-        with self.driver.current():
+        with self._using():
             self._flush()
             try:
                 if isinstance(work, Unite):
@@ -183,7 +245,7 @@ class DeviceBackend:
     def collect(self) -> list[Done]:
         """See method/backend.py: Backend. Where there is no room, it waits for the oldest batch alone: the next one
         is then submitted while the others run."""
-        with self.driver.current():
+        with self._using():
             self._flush()
             if not self._ready and not self.has_room():
                 self._batches.popleft().wait()
@@ -209,7 +271,7 @@ class DeviceBackend:
         size, classes = (tile.box.height, tile.box.width), len(tile.image.classes)
         planes = np.empty((classes, maps_stride(size)), np.float32)
         mask = np.empty(mask_nbytes(size), np.uint8)
-        with self.driver.current():
+        with self._using():
             self.driver.copy_out(_bytes(planes.view(np.uint8)), tile.state.accumulated)
             self.driver.copy_out(mask, tile.state.erased)
             self.driver.record().wait()
@@ -220,13 +282,14 @@ class DeviceBackend:
     def release(self, image: ImageTask) -> None:
         state, image.state = image.state, None
         if state is not None and not self._closed:
-            state.release()
+            with self._lock:
+                state.release()
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        with self.driver.current():
+        with self._using():
             with suppress(DeviceLost):  # then nothing runs any more
                 self.driver.record().wait()
             self._batches.clear()
@@ -248,13 +311,13 @@ class DeviceBackend:
             "batch_pixels": self._batch_pixels,
         }
 
-    def scores(self, pixels: NDArray[np.uint8]) -> Float:
-        size = self.sizes.of(*pixels.shape[:2])
+    def scores(self, pixels: NDArray[np.uint8], ladder: bool = False) -> Float:
+        size = self.sizes.of(pixels.shape[0], pixels.shape[1], ladder=ladder)
         height, width = size
         classes = len(self.manifest.classes)
-        landing = self.downloads.reserve(4 * classes)
         sizes = (pixels.size, picture_nbytes(size), 3 * height * width * self._input_itemsize, 4 * classes)
-        with self.driver.current(), self.pool.scratch(*sizes) as (image, picture, x, scores):
+        with self._using(), self.pool.scratch(*sizes) as (image, picture, x, scores):
+            landing = self.downloads.reserve(4 * classes)
             self.uploads.send(image, _bytes(pixels))
             box = Box(0, 0, *pixels.shape[:2])
             self._ops.resize([Resize(image, pixels.shape[1], box, size, picture)])
@@ -262,8 +325,8 @@ class DeviceBackend:
             self.runner.scores(1, height, width, x, scores)
             self.downloads.fetch(landing, scores)
             self.driver.record().wait()
-        out = landing.data.view(np.float32).copy()
-        self.downloads.give_back(landing)
+            out = landing.data.view(np.float32).copy()
+            self.downloads.give_back(landing)
         return out
 
     # -- Infer ---------------------------------------------------------------------------------------------
@@ -369,9 +432,18 @@ class DeviceBackend:
             if len(due) < slots:
                 self.driver.zero(image + len(due) * each, (slots - len(due)) * each)
             self.runner.respond(slots, height, width, image, response)
+            self._note(views[0].tile.image, (slots, height, width))
             self._ops.gather(_gathers(due), response, shape)
         for view, low in due:
             low.seen.add(view.mirrored)
+
+    def _note(self, image: ImageTask, shape: Shape) -> None:
+        if self._returns(image.recipe):
+            self._met.setdefault((image.recipe, image.mode), Counter())[shape] += 1
+
+    def _returns(self, recipe: Recipe) -> bool:
+        """Whether batches of one run have the shapes of another's: those of a ladder, or the only size there is."""
+        return recipe.ladder or self.sizes.fixed is not None
 
     @staticmethod
     def _low(view: View, shape: OutputShape) -> LowResMap:
@@ -493,6 +565,7 @@ def _accumulate_item(tile: Tile) -> Accumulate:
         erased=state.erased if keeps else 0,
         first=first,
         mode=recipe.accumulate,
+        compete=recipe.compete,
         threshold=recipe.threshold,
         locate=tile.locates and first,
     )

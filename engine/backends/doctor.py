@@ -17,14 +17,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from infercam.engine.backends.choice import BACKENDS, PREFERENCE, device_obstacle, obstacle, plan_environment
+from infercam.engine.backends.choice import (
+    BACKENDS,
+    PREFERENCE,
+    device_obstacle,
+    objection,
+    obstacle,
+    plan_environment,
+)
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.cache import cache_folder
 from infercam.engine.common.cores import available_cores
 from infercam.engine.common.errors import InfercamError, shown
 from infercam.engine.device.compile import find_nvcc, find_nvrtc
 from infercam.engine.device.probe import probe
-from infercam.engine.runners.plan import list_plans
+from infercam.engine.runners import rtx
+from infercam.engine.runners.options import CUDA_GRAPHS, RTX_KERNELS, RuntimeSwitches
+from infercam.engine.runners.plan import RUNTIMES, build_command, list_plans
+from infercam.engine.runners.tensorrt_api import installed
 
 State = Literal["ok", "missing", "problem", "note"]
 
@@ -63,6 +73,7 @@ def examine(bundle: Path | None = None) -> Report:
         "GPU": gpus,
         "packages": packages,
         "CUDA": cuda,
+        "TensorRT-RTX": tensorrt_rtx,
     }
     for title, ask in questions.items():
         report.sections[title] = _asked(ask)
@@ -160,9 +171,11 @@ class _Package:
 
 
 _PACKAGES = (
+    _Package("openvino", "openvino", "the openvino backend", "pip install 'infercam[openvino]'"),
     _Package("onnx", "onnx", "export", "pip install 'infercam[export]'"),
     _Package("pycuda", "pycuda", "every GPU backend", "pip install 'infercam[gpu]'"),
     _Package("tensorrt", "tensorrt", "tensorrt backend, infercam build", "pip install 'infercam[gpu]'"),
+    _Package("cuda-bindings", "cuda.bindings", "CUDA graphs", "pip install 'infercam[graphs]'"),
     _Package("tensorrt-lean", "tensorrt_lean", "version-compatible plans", "pip install tensorrt-lean"),
     _Package("torch", "torch", "training", "pip install 'infercam[train]'"),
     _Package("pydensecrf2", "pydensecrf", "dense CRF", "pip install 'infercam[crf]'"),
@@ -175,10 +188,17 @@ def packages() -> Iterable[Finding]:
     """ONNX Runtime in its two builds, then the optional packages."""
     yield from _onnxruntime()
     for package in _PACKAGES:
-        if find_spec(package.module) is None:
+        if not _is_there(package.module):
             yield Finding(package.distribution, "missing", f"for {package.what}", package.install)
         else:
             yield Finding(package.distribution, "ok", _version(package.distribution) or "found")
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # what it would lie in
+        return False
 
 
 def _onnxruntime() -> Iterable[Finding]:
@@ -241,6 +261,37 @@ def cuda() -> Iterable[Finding]:
     yield Finding("kernels", "ok" if kept else "note", f"{kept} builds kept in {folder}")
 
 
+def tensorrt_rtx() -> Iterable[Finding]:
+    """Whether it is there, takes the GPU, how it is told to run, and the kernels that it compiled already."""
+    version = installed("tensorrt-rtx")
+    if version is None:
+        yield Finding("package", "missing", "for the tensorrt-rtx backend", "pip install 'infercam[rtx]'")
+    else:
+        yield Finding("package", "ok", f"{version}: builds plans on any machine")
+    try:
+        found = probe()
+    except InfercamError as e:
+        yield Finding("GPU", "note", f"none to run plans on: {e}")
+    else:
+        gpu = found.gpus[0]
+        why = rtx.card_obstacle(gpu.name, gpu.compute_capability)
+        yield Finding("GPU", "note" if why else "ok", why or f"takes {gpu.name}")
+        if why is None and found.cuda < rtx.CUDA:
+            said = (
+                f"runs CUDA up to {'.'.join(map(str, found.cuda))}, {'.'.join(map(str, rtx.CUDA))} is needed"
+            )
+            yield Finding("driver", "problem", said, "update it: 580 or later")
+    try:
+        switches = RuntimeSwitches.of()
+        graphs = "on" if switches.cuda_graphs else "off"
+        yield Finding("switches", "ok", f"{RTX_KERNELS}={switches.kernels}, {CUDA_GRAPHS}={graphs}")
+    except InfercamError as e:
+        yield Finding("switches", "problem", str(e), "set it to one of these, or unset it")
+    count, nbytes = rtx.kept_kernels()
+    detail = f"those of {count} plans, {nbytes / 1e6:.1f} MB, kept in {cache_folder(rtx.CACHE)}"
+    yield Finding("kernels", "ok" if count else "note", detail)
+
+
 def _library(name: str) -> str | None:
     """Where a shared library is: in pip's nvidia packages, the toolkit, or the loader's usual folders."""
     spec = find_spec("nvidia")
@@ -288,16 +339,20 @@ def plans(bundle: Bundle) -> Iterable[Finding]:
         yield Finding("plans", "note", f"{count} found; none can run: {why}")
         return
     found = list_plans(bundle, plan_environment())
-    build = f"infercam build {bundle.path}"
     if not found:
-        yield Finding("plans", "missing", "none", build)
+        yield Finding("plans", "missing", "none", build_command(bundle))
     for one in found:
-        name = one.plan.record.precision if one.plan else "plan"
-        if one.plan is None or one.problem:
-            yield Finding(f"{name} {one.folder.name[:8]}", "problem", str(one.problem), build)
+        if one.plan is None:
+            name, build, what = "plan", build_command(bundle), ""
         else:
-            profiles = "; ".join(map(str, one.plan.record.profiles))
-            yield Finding(f"{name} {one.folder.name[:8]}", "ok", f"fits; {profiles}")
+            record = one.plan.record
+            name, build = record.precision, build_command(bundle, runtime=record.runtime)
+            what = f"{RUNTIMES[record.runtime]}, fits; {'; '.join(map(str, record.profiles))}"
+        bad = one.problem is not None
+        detail = str(one.problem) if bad else what
+        yield Finding(
+            f"{name} {one.folder.name[:8]}", "problem" if bad else "ok", detail, build if bad else ""
+        )
 
 
 # -- the verdict -----------------------------------------------------------------------------------------------
@@ -305,10 +360,14 @@ def _backends(bundle: Bundle | None, report: Report) -> Iterable[Finding]:
     """What each backend lacks; without a bundle, plans and graphs are not asked for."""
     lacking = {}
     for name in BACKENDS:
-        why = obstacle(name, bundle)
+        if (why := obstacle(name, bundle)) is not None:
+            yield Finding(name, "missing", str(why))
+        elif (why := objection(name, bundle)) is not None:
+            yield Finding(name, "note", f"has all it needs, but not for `auto`: {why}")
+        else:
+            yield Finding(name, "ok", "has all it needs")
         if why is not None:
             lacking[name] = why
-        yield Finding(name, "missing" if why else "ok", str(why) if why else "has all it needs")
     report.backend = next((name for name in PREFERENCE if name not in lacking), None)
 
 

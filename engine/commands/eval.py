@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.progress import Progress
 
 from infercam.engine.common.atomic import write_json
 from infercam.engine.common.errors import InputError
@@ -25,7 +27,9 @@ from infercam.engine.evaluation.evaluate_labels import evaluate_labels, holds_la
 from infercam.engine.evaluation.label_folder import LabelFolder
 from infercam.engine.evaluation.plots import check_plot, plot_evaluation
 from infercam.engine.evaluation.tables import print_labels, print_maps
-from infercam.engine.inputs import GroundTruthSettings
+from infercam.engine.explanations.evaluate import ExplanationSettings, score_explanations
+from infercam.engine.explanations.table import print_explanations
+from infercam.engine.inputs import GroundTruthSettings, SourceSettings
 from infercam.engine.store.open_maps import open_maps
 
 
@@ -37,6 +41,8 @@ def register(app: typer.Typer) -> None:
 def eval_command(
     out: Annotated[Path, typer.Argument(help="A map store, or a folder of label PNGs.", show_default=False)],
     ground_truth: GroundTruthSettings,
+    source: SourceSettings,
+    explanations: ExplanationSettings,
     format: Annotated[
         str | None,
         typer.Option("--format", help="psa or irn: read these pickled maps (restricted unpickler)."),
@@ -62,7 +68,7 @@ def eval_command(
         int, typer.Option(min=0, help="Processes; 0: one per core, or one for a short list.")
     ] = 0,
 ) -> None:
-    """Score maps or labels against ground truth: mIoU, per class, by classes per image.
+    """Score maps or labels against ground truth: mIoU, per class, by classes per image; or maps by other metrics.
 
     Of maps, the best mIoU over background thresholds. Of labels, PNGs of class indices, the mIoU as they are;
     pixels that they leave open (255) are not scored.
@@ -71,6 +77,15 @@ def eval_command(
         raise InputError(f"--missing is one of {', '.join(MISSING)}, not {missing!r}")
     if plot is not None:
         check_plot(plot)
+    if explanations.metrics():
+        store = open_maps(out, format, classes)
+        with counting_bar() as bar:
+            watch = partial(_watching, bar)
+            found = score_explanations(
+                store, explanations, ground_truth, source, missing=missing, watching=watch
+            )
+        print_explanations(found, json_file)
+        return
     truth = ground_truth.open()
     how: dict[str, Any] = {
         "missing": missing,
@@ -104,6 +119,10 @@ def _counting(truth: GroundTruth) -> Iterator[Callable[[int], None]]:
     with counting_bar() as bar:
         task = bar.add_task("counting", total=len(truth.pairs))
         yield lambda n: bar.advance(task, n)
+
+
+def _watching(bar: Progress, images: int) -> Callable[[], None]:
+    return partial(bar.advance, bar.add_task("measuring", total=images), 1)
 
 
 def _resample(result: EvalResult, resamples: int) -> None:

@@ -112,7 +112,11 @@ def _progress() -> Iterator[Callable[[int], Watcher]]:
 
     def watch(summary: Summary, scheduler: Scheduler | None) -> None:
         detail = ""
-        if scheduler is not None:
+        if scheduler is None and summary.prepared < summary.to_prepare:
+            if not summary.prepared:
+                _say(f"preparing {summary.to_prepare} shapes that earlier runs met")
+            detail = f"preparing shape {summary.prepared + 1} of {summary.to_prepare}"
+        elif scheduler is not None:
             tiles = scheduler.stats.tiles
             mean = scheduler.stats.iterations / tiles if tiles else 0
             detail = f"{scheduler.tiles_in_flight} tiles in flight, {mean:.1f} iterations"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from infercam.engine.common.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from infercam.engine.method.backend import Preparing
 
 console = Console(stderr=True, highlight=False, markup=False)
 
@@ -31,7 +34,11 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
     recipe: Annotated[str, typer.Option(help="Where a request names none.")] = "fast",
     backend: Annotated[
-        str, typer.Option(help="auto (the best that works here), tensorrt, ort-cuda, ort-tensorrt or cpu.")
+        str,
+        typer.Option(
+            help="auto (the best that works here), tensorrt, tensorrt-rtx, ort-cuda, ort-tensorrt, openvino "
+            "or cpu."
+        ),
     ] = "auto",
     precision: Annotated[
         str | None, typer.Option(help="Which graph or plan of the bundle: fp32, tf32, fp16, bf16, int8, fp8.")
@@ -79,7 +86,7 @@ def serve(
         header_timeout=header_timeout,
     )
     listening = listen(host, port)
-    hosts = Hosts.load(bundles, recipe, backend, precision, threads)
+    hosts = Hosts.load(bundles, recipe, backend, precision, threads, _say_preparing)
     isolation = ServiceIsolation(in_flight_file(bundles, listening.getsockname()[1]))
     service = Service(hosts, bounds, recipe, isolation)
     server = DrainingServer(build(service, sys.stderr if access_log else None), service, drain)
@@ -98,6 +105,14 @@ def serve(
     )
     if not complete:
         raise typer.Exit(1)
+
+
+def _say_preparing(name: str, step: Preparing) -> None:
+    if step.done in (0, step.total) or step.done % 10 == 0:
+        what = f"shape {step.done + 1} of {step.total}"
+        if step.done == step.total:
+            what = f"{step.total} shapes are ready"
+        console.print(f"{name}: preparing: {what}", soft_wrap=True)
 
 
 def _require() -> None:

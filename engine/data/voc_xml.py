@@ -1,4 +1,4 @@
-"""VOC annotations: the names of the objects in an image, from its XML."""
+"""VOC annotations: the names of the objects in an image, and their boxes, from its XML."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from infercam.engine.common.paths import read_bytes
 _ANNOTATION_BYTES = 16 << 20
 _NAME_LENGTH = 1000  # of a class in an annotation
 _DEPTH = 100
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read_annotation(file: str | os.PathLike[str]) -> list[tuple[str, bool]]:
@@ -19,6 +20,14 @@ def read_annotation(file: str | os.PathLike[str]) -> list[tuple[str, bool]]:
 
     Document type definitions are refused, so that no entity can be defined, expanded or fetched. Raises
     InputError for what cannot be read or is no annotation.
+    """
+    return [(name, difficult) for name, difficult, _ in read_objects(file)]
+
+
+def read_objects(file: str | os.PathLike[str]) -> list[tuple[str, bool, tuple[int, int, int, int] | None]]:
+    """As `read_annotation`, each with its box (x0, y0, x1, y1) in pixels from 0, borders included, where it has one.
+
+    VOC counts from 1; some tools write fractions, which are rounded.
     """
     data = read_bytes(file, _ANNOTATION_BYTES)
     reader = _AnnotationReader()
@@ -30,11 +39,22 @@ def read_annotation(file: str | os.PathLike[str]) -> list[tuple[str, bool]]:
         raise InputError(f"{shown(file)}: {e}") from None
     if reader.root != "annotation":
         raise InputError(f"{shown(file)}: not a VOC annotation (its root is <{shown(reader.root)}>)")
-    return [(o.get("name", "").strip(), o.get("difficult", "0").strip() == "1") for o in reader.objects]
+    return [
+        (o.get("name", "").strip(), o.get("difficult", "0").strip() == "1", _box(o)) for o in reader.objects
+    ]
+
+
+def _box(found: dict[str, str]) -> tuple[int, int, int, int] | None:
+    try:
+        x0, y0, x1, y1 = (round(float(found[side])) - 1 for side in _SIDES)
+    except (KeyError, ValueError, OverflowError):
+        return None
+    return (x0, y0, x1, y1) if x0 <= x1 and y0 <= y1 else None
 
 
 class _AnnotationReader:
-    """Collects the text of <name> and <difficult> right below <object>; parts have names one level deeper."""
+    """Collects the text of <name> and <difficult> right below <object>, and the sides of its own <bndbox>; parts have
+    names and boxes one level deeper."""
 
     def __init__(self) -> None:
         self.parser = expat.ParserCreate()
@@ -62,8 +82,10 @@ class _AnnotationReader:
         self._path.pop()
 
     def _text(self, text: str) -> None:
-        if len(self._path) == 3 and self._path[1] == "object" and self._path[2] in ("name", "difficult"):
-            known = self.objects[-1].get(self._path[2], "")
+        plain = len(self._path) == 3 and self._path[2] in ("name", "difficult")
+        of_box = len(self._path) == 4 and self._path[2] == "bndbox" and self._path[3] in _SIDES
+        if self._path[1:2] == ["object"] and (plain or of_box):
+            known = self.objects[-1].get(self._path[-1], "")
             if len(known) + len(text) > _NAME_LENGTH:
-                raise ValueError(f"<{self._path[2]}> has more than {_NAME_LENGTH} characters")
-            self.objects[-1][self._path[2]] = known + text
+                raise ValueError(f"<{self._path[-1]}> has more than {_NAME_LENGTH} characters")
+            self.objects[-1][self._path[-1]] = known + text

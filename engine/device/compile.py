@@ -1,8 +1,7 @@
 """The kernels' source to machine code, once per machine: by nvcc or NVRTC, kept in the user's cache.
 
-An entry is named by a hash of the sources, the flags, the GPU's architecture and the compiler's version, and begins
-with the hash of its own content: one that is damaged, or half written by an older program, is made again. Several
-processes may build at once; each renames a whole file into place.
+An entry is named by a hash of the sources, the flags, the GPU's architecture and the compiler's version. Several
+processes may build at once.
 """
 
 from __future__ import annotations
@@ -21,9 +20,8 @@ from pathlib import Path
 from typing import Protocol
 
 from infercam.engine import kernels
-from infercam.engine.common.atomic import atomic_write
-from infercam.engine.common.cache import cache_folder
-from infercam.engine.common.errors import StoreError, shown
+from infercam.engine.common.cache import cache_folder, read_entry, write_entry
+from infercam.engine.common.errors import shown
 from infercam.engine.device.driver import DeviceError
 
 FLAGS = ("-std=c++17", "-fmad=false")
@@ -79,10 +77,10 @@ def _cached(compiler: Compiler, capability: tuple[int, int], folder: Path) -> by
         )
     architecture, ptx = fitting[-1], fitting[-1] != wanted
     entry = folder / f"{_key(compiler, architecture, ptx)}.{'ptx' if ptx else 'cubin'}"
-    found = _read(entry)
+    found = read_entry(entry)
     if found is None:
         found = compiler.compile(architecture, ptx)
-        _write(entry, found)
+        write_entry(entry, found)
     return found
 
 
@@ -95,25 +93,6 @@ def _key(compiler: Compiler, architecture: int, ptx: bool) -> str:
     texts = [kernels.source(name) for name in (*kernels.HEADERS, *kernels.SOURCES)]
     parts = [*FLAGS, compiler.name, compiler.version, str(architecture), str(ptx), *texts]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-
-
-def _read(entry: Path) -> bytes | None:
-    """An entry's content, None where it is missing, unreadable or damaged."""
-    try:
-        data = entry.read_bytes()
-    except OSError:
-        return None
-    content = data[32:]
-    return content if content and hashlib.sha256(content).digest() == data[:32] else None
-
-
-def _write(entry: Path, content: bytes) -> None:
-    """Keep it; a cache that cannot be written only costs the seconds of building again."""
-    try:
-        with atomic_write(entry) as f:
-            f.write(hashlib.sha256(content).digest() + content)
-    except (OSError, StoreError):
-        return
 
 
 def _unit() -> str:

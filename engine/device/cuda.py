@@ -151,6 +151,9 @@ class CudaDriver:
     def copy_out(self, target: Bytes, source: Pointer) -> None:
         self.call("copying from the GPU", self._cuda.memcpy_dtoh_async, target, source, self._stream)
 
+    def copy(self, target: Pointer, source: Pointer, nbytes: int) -> None:
+        self.call("copying on the GPU", self._cuda.memcpy_dtod_async, target, source, nbytes, self._stream)
+
     def zero(self, pointer: Pointer, nbytes: int) -> None:
         self.call("clearing memory", self._cuda.memset_d8_async, pointer, 0, nbytes, self._stream)
 

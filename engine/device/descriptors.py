@@ -89,6 +89,8 @@ class Accumulate(NamedTuple):
     threshold: float = 0.7
     locate: bool = False
     """Find the centre of mass of each class's normalised map."""
+    compete: bool = False
+    """Recipe.compete."""
 
 
 class UnitePart(NamedTuple):

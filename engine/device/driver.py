@@ -91,6 +91,10 @@ class Driver(Protocol):
         """Device to host, likewise."""
         ...
 
+    def copy(self, target: Pointer, source: Pointer, nbytes: int) -> None:
+        """Within the device, in the stream's order."""
+        ...
+
     def zero(self, pointer: Pointer, nbytes: int) -> None: ...
 
     def record(self) -> Event:

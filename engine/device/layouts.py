@@ -36,10 +36,11 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "Axis": _struct(table=P, source=I, target=I, taps=I, unused=I),
     "ResizeItem": _struct(
         tile=P, middle=P, picture=P, first=P, second=P,
-        image_width=I, middle_height=I, middle_width=I, height=I, width=I, columns_first=I,
+        image_width=I, middle_height=I, middle_width=I, middle_pitch=I, height=I, width=I, columns_first=I, unused=I,
     ),
     "Normalisation": _struct(
-        values=(F, (3, 256)), halves=(np.uint16, (3, 256)), fixed=(np.int64, (3, 256)), unit=np.float64
+        values=(F, (3, 256)), halves=(np.uint16, (3, 256)), rest=(I, (3, 256)),
+        first=(np.int64, 3), step=(np.int64, 3), unit=np.float64,
     ),
     "MaskStep": _struct(down=F, across=F, last_row=I, last_column=I),
     "EraseSlot": _struct(
@@ -49,7 +50,7 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "LowMap": _struct(data=P, height=I, width=I),
     "TileItem": _struct(
         total=P, accumulated=P, erased=P, result=P, ranks=P, height=I, width=I, stride=I, classes=I,
-        lows_at=I, lows=I, floor_at=I, rank=I, first=I, add=I, locate=I, threshold=F,
+        lows_at=I, lows=I, floor_at=I, rank=I, first=I, join=I, locate=I, threshold=F,
     ),
     "RankState": _struct(prefix=np.uint32, below=np.uint32, histogram=(np.uint32, RANK_BINS)),
     "PartItem": _struct(
@@ -95,7 +96,10 @@ def normalisation(spec: InputSpec) -> Bytes:
     out = np.zeros(1, STRUCTS["Normalisation"])
     out["values"] = table
     out["halves"] = table.astype(np.float16).view(np.uint16)
-    out["fixed"] = np.rint(np.ldexp(table.astype(np.float64), exponent))
+    fixed = np.rint(np.ldexp(table.astype(np.float64), exponent)).astype(np.int64)
+    first, step = fixed[:, 0], (fixed[:, 255] - fixed[:, 0]) // 255
+    out["first"], out["step"] = first, step
+    out["rest"] = fixed - first[:, None] - step[:, None] * np.arange(256)  # of rounding only: some thousands
     out["unit"] = 2.0**-exponent
     return out.view(np.uint8)
 

@@ -138,18 +138,18 @@ class Ops:
                     axes.struct(table + axis.at, axis.source, axis.target, axis.taps, 0)
                 tile = item.image + 3 * (item.box.y0 * item.image_width + item.box.x0)
                 at = [table + axis.at for axis in plan.axes]
-                sizes = (*plan.middle, *item.size)
+                sizes = (*plan.middle, _pitch(plan.middle[1]), *item.size)
                 jobs.struct(
-                    tile, middle + plan.at, item.picture, *at, item.image_width, *sizes, plan.columns_first
+                    tile, middle + plan.at, item.picture, *at, item.image_width, *sizes, plan.columns_first, 0
                 )
             self._uploads.send(axes_at, axes.bytes())
             self._uploads.send(jobs_at, jobs.bytes())
             longest = max(max(i.size) for i in items)
-            between = max(math.prod(plan.middle) for plan in plans)
-            largest = max(math.prod(i.size) for i in items)
+            between = max(_cells(plan.middle, FIRST_CELL) for plan in plans)
+            largest = max(_cells(i.size, SECOND_CELL) for i in items)
             self._launch("resample_weights", (_blocks(longest), 2 * n, 1), axes_at)
-            self._launch("resize_first", (_blocks(between), n, 1), jobs_at, self._reversed)
-            self._launch("resize_second", (_blocks(largest, SUM_ROUNDS), n, 3), jobs_at, self._normalisation)
+            self._launch("resize_first", (between, n, 1), jobs_at, self._reversed)
+            self._launch("resize_second", (largest, n, 1), jobs_at, self._normalisation)
             self._launch("mean_colours", (_blocks(n), 1, 1), jobs_at, np.int32(n), self._normalisation)
 
     def erase(self, slots: Sequence[Slot], size: Size, out: Pointer, input_type: InputType) -> None:
@@ -168,12 +168,15 @@ class Ops:
                 at, steps = chains[key]
             flipped = slot.mirrored and slot.mask_mirrored
             packet.struct(slot.picture, slot.erased, slot.tile[1], slot.mirrored, flipped, at, steps, 0)
-        kernel = {"float32": "erase_float", "float16": "erase_half"}[input_type]
-        # a plane's first group may begin up to 3 values before it
-        blocks = _blocks(math.prod(size) + ERASE_VALUES - 1, ERASE_VALUES * ERASE_ROUNDS)
+        if size[1] % ERASE_VALUES:
+            # a plane's first group may begin up to 3 values before it
+            values = math.prod(size) + ERASE_VALUES - 1
+            grid = (_blocks(values, ERASE_VALUES * ERASE_ROUNDS), len(slots), 3)
+        else:
+            grid = (_blocks(math.prod(size), ERASE_VALUES * WORD_ROUNDS), len(slots), 1)
         dims = (np.int32(size[0]), np.int32(size[1]))
         with self._upload(packet) as at:
-            self._launch(kernel, (blocks, len(slots), 3), at, self._normalisation, out, *dims)
+            self._launch(erase_kernel(size, input_type), grid, at, self._normalisation, out, *dims)
 
     def gather(self, items: Sequence[Gather], response: Pointer, shape: OutputShape) -> None:
         """From the response N×C×h'×w' of a batch to the tiles' `low` maps."""
@@ -218,7 +221,7 @@ class Ops:
                     *arrays,
                     quantile_index(math.prod(item.tile), item.quantile),
                     item.first,
-                    item.mode != "max",
+                    _join(item),
                     item.locate,
                     item.threshold,
                 )
@@ -231,7 +234,7 @@ class Ops:
 
     def _advance(self, items: Sequence[Accumulate], packet: Pointer) -> None:
         n, classes = len(items), max(i.classes for i in items)
-        tiled = max(_cells(i.tile) for i in items)
+        tiled = max(_cells(i.tile, UPSAMPLE_CELL) for i in items)
         self._launch("upsample", (tiled, n, classes), packet)
         pixels = max(math.prod(i.tile) for i in items)
         if any(i.quantile < 1 for i in items):
@@ -269,7 +272,7 @@ class Ops:
             join = item.join if item.whole else "none"
             self._launch(
                 "unite",
-                (-(-width // CELL[1]), -(-height // CELL[0]), item.classes),
+                (-(-width // UNITE_CELL[1]), -(-height // UNITE_CELL[0]), item.classes),
                 at,
                 out,
                 *(np.int32(v) for v in (height, width, len(item.parts), MODES[item.mode], JOINS[join])),
@@ -304,13 +307,15 @@ class Ops:
 
 
 # As in the kernels' sources; a test compares them.
-SUM_ROUNDS = 8
 ERASE_VALUES = 4
 ERASE_ROUNDS = 8
+WORD_ROUNDS = 4
 PEAK_ROUNDS = 16
 CENTRE_THREADS = 1024
-CELL = (32, 64)
-"""Rows and columns of one block of `upsample` and `unite`."""
+FIRST_CELL, SECOND_CELL = (64, 32), (64, 256)
+UPSAMPLE_CELL = (128, 128)
+UNITE_CELL = (16, 64)
+"""Rows and columns of one block of the kernel."""
 RANK_DIGITS = ((20, 11), (10, 10), (0, 10))
 """(shift, bits) of each step of the search for a quantile."""
 
@@ -333,12 +338,26 @@ def _stride(tile: Size) -> int:
     return -(-tile[0] * tile[1] // 4) * 4
 
 
+def erase_kernel(size: Size, input_type: InputType) -> str:
+    """The kernel that writes the network's input of that size."""
+    one_by_one, in_words = {
+        "float32": ("erase_float", "erase_words_float"),
+        "float16": ("erase_half", "erase_words_half"),
+    }[input_type]
+    return one_by_one if size[1] % ERASE_VALUES else in_words
+
+
+def _pitch(width: int) -> int:
+    """Bytes of a row of the intermediate: what the second pass reads at once."""
+    return -(-width // 8) * 8
+
+
 def _blocks(work: int, per_thread: int = 1) -> int:
     return -(-work // (THREADS * per_thread))
 
 
-def _cells(tile: Size) -> int:
-    return -(-tile[0] // CELL[0]) * -(-tile[1] // CELL[1])
+def _cells(size: Size, cell: Size) -> int:
+    return -(-size[0] // cell[0]) * -(-size[1] // cell[1])
 
 
 def columns_first(source: Size, target: Size) -> bool:
@@ -372,12 +391,17 @@ def _plan(box: Box, size: Size, tables: _Spans, middles: _Spans) -> _Plan:
         axes, middle = [down, across], (size[0], tile[1])
     else:
         axes, middle = [across, down], (tile[0], size[1])
-    return _Plan(axes, middle, middles.take(3 * math.prod(middle)), axes[0] is down)
+    return _Plan(axes, middle, middles.take(3 * middle[0] * _pitch(middle[1])), axes[0] is down)
 
 
 def _axis(source: int, target: int, tables: _Spans) -> _Axis:
     taps = math.ceil(2.0 * max(1.0, source / target)) * 2 + 1  # Pillow's ksize
     return _Axis(tables.take(4 * target * (2 + taps)), source, target, taps)
+
+
+def _join(item: Accumulate) -> int:
+    """ADDS and COMPETES of layouts.cuh; a single class has none to compete with."""
+    return (item.mode != "max") + 2 * (item.compete and item.classes > 1 and not item.first)
 
 
 def _tile_arrays(packet: Packet, item: Accumulate) -> tuple[int, int, int]:

@@ -18,13 +18,35 @@ class OutputShape(NamedTuple):
     width: int
 
 
+ANY_NUMBER = 1 << 16
+"""Of views in a batch, or of shapes that are kept: no limit."""
+
+
 class Runner(Protocol):
-    """One network. Outputs are float32 whatever it computes in; its input is `input_type`."""
+    """One network. Outputs are float32 whatever it computes in; its input is `input_type`.
+
+    A runner class derives from this one, and so has what is said here where it does not say otherwise.
+    """
 
     name: str
     """For example `tensorrt`, `ort-cuda`."""
     precision: str
     input_type: InputType
+
+    @property
+    def keeps(self) -> int:
+        """How many (views, height, width) it keeps ready at a time, as far as is known now."""
+        return ANY_NUMBER
+
+    def prepare(self, batch: int, height: int, width: int) -> bool:
+        """Get ready for batches of that shape (a session, a context, plans of convolutions, a captured graph),
+        so that its first run takes what every later one does.
+
+        Called by the backend's thread, within `driver.current()`; may wait for the device. `respond` does it for a
+        shape that is not ready, and may drop another one for it; this may not. True: it is ready. False: there is no
+        room for it, and nothing was done. Raises what `respond` raises.
+        """
+        return True
 
     def response_shape(self, height: int, width: int) -> OutputShape:
         """Of one view; raises BackendError where the network does not take that size."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from infercam.engine.device.descriptors import Accumulate, Gather, Resize, Size, Slot, UniteCall
-from infercam.engine.device.ops import columns_first
+from infercam.engine.device.ops import columns_first, erase_kernel
 from infercam.engine.device.runner import InputType, OutputShape
 
 Traffic = dict[str, int]
@@ -30,9 +30,9 @@ def resize(items: Sequence[Resize]) -> Traffic:
 
 def erase(slots: Sequence[Slot], size: Size, input_type: InputType) -> Traffic:
     """Per value 1 byte read and 4 or 2 written; masks once."""
-    kernel, nbytes = {"float32": ("erase_float", 4), "float16": ("erase_half", 2)}[input_type]
+    values = len(slots) * 3 * math.prod(size)
     masks = sum(math.prod(slot.tile) for slot in slots if slot.erased)
-    return {kernel: len(slots) * 3 * math.prod(size) * (1 + nbytes) + masks}
+    return {erase_kernel(size, input_type): values * (5 if input_type == "float32" else 3) + masks}
 
 
 def gather(items: Sequence[Gather], shape: OutputShape) -> Traffic:
@@ -52,7 +52,10 @@ def accumulate(items: Sequence[Accumulate]) -> Traffic:
         out["rank_histogram"] += 3 * plane * (item.quantile < 1)
         out["centre_of_mass"] += plane * item.locate
         if item.accumulated:
-            out["accumulate"] += (2 if item.first else 3) * plane + (1 if item.first else 2) * pixels
+            competes = item.compete and item.classes > 1 and not item.first
+            out["accumulate"] += ((2 if item.first else 3) + competes) * plane + (
+                1 if item.first else 2
+            ) * pixels
     return {kernel: nbytes for kernel, nbytes in out.items() if nbytes}
 
 

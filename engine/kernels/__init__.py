@@ -22,7 +22,7 @@ SOURCES = (
 """Together one module; each may be included after any other."""
 HEADERS = ("common.cuh", "layouts.cuh")
 
-_ENTRY = re.compile(r'^extern "C" __global__ void (?:__launch_bounds__\(\w+\)\s+)?(\w+)\(', re.MULTILINE)
+_ENTRY = re.compile(r'^extern "C" __global__ void (?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)\(', re.MULTILINE)
 
 
 def source(name: str) -> str:

@@ -5,6 +5,8 @@
 
 #include "common.cuh"
 
+constexpr int CHANNELS = 3;
+
 // Head of a picture; 3×h×w uint8 planes follow at PLANES_AT, in the network's channel order.
 struct Picture {
     i64 sums[3];     // of each normalised plane, in units of Normalisation.unit
@@ -24,23 +26,28 @@ struct Axis {
 
 struct ResizeItem {
     const u8* tile;  // its first pixel in the image
-    u8* middle;      // scratch: 3×middle_height×middle_width, resized along one axis
+    u8* middle;      // scratch: 3×middle_height×middle_pitch, resized along one axis
     u8* picture;
     const int* first;  // tables of the axes, in the order of the passes
     const int* second;
     int image_width;
     int middle_height;
     int middle_width;
-    int height;  // of the network's input
+    int middle_pitch;  // bytes from row to row: middle_width, rounded up to 8
+    int height;        // of the network's input
     int width;
     int columns_first;
+    int unused;
 };
 
 // How a byte becomes the network's input, per channel in the network's order.
 struct Normalisation {
     float values[3][256];
     u16 halves[3][256];
-    i64 fixed[3][256];  // the values once more, in units of `unit`: their sum is exact in any order
+    // the values once more, in units of `unit`, so that their sum is exact in any order: first + step * byte + rest
+    int rest[3][256];  // 0 of byte 0
+    i64 first[3];
+    i64 step[3];
     double unit;
 };
 
@@ -80,6 +87,7 @@ struct LowMap {
 };
 
 // One tile's iteration. Maps are planes of `stride` floats (the pixels, rounded up to 4).
+constexpr int ADDS = 1, COMPETES = 2;
 struct TileItem {
     float* total;        // summed views; `accumulated` itself in the first iteration
     float* accumulated;  // 0: only the peak is wanted (and the centres)
@@ -95,7 +103,7 @@ struct TileItem {
     int floor_at;  // float[classes]; -1: none
     int rank;      // the quantile's place among the sorted pixels
     int first;
-    int add;
+    int join;  // ADDS: to the maps before, else their maximum; COMPETES: only where no class was higher before
     int locate;
     float threshold;
 };

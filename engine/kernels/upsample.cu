@@ -1,19 +1,27 @@
 // The sum of a tile's low maps at tile size: bilinear, half-pixel centres, no antialiasing, in the order of the
 // scales; and each class's maximum.
 //
-// Bytes per pixel and class: 4 written. The low maps are 1/64 and less of that and stay in the cache. So that
-// arithmetic keeps pace with memory, a block works out its rows' and columns' taps once, in shared memory, and a
-// thread goes down a column: of its 8 pixels most fall between the same two source rows, whose values it keeps.
+// Bytes per pixel and class: 4 written. The low maps are 1/64 and less of that and stay in the cache. What bounds
+// it is instructions, not memory: at a copy's rate an H100's multiprocessor can issue 40 for each pixel; 4 scales
+// need 16 for the floats alone, and this takes 49 (85 before the rest was shared as follows). A block works out
+// its rows' and columns' taps once, in shared memory: divisions, some 60 instructions a tap, 4 a pixel. A thread
+// has 4 columns, so a row's tap is read and compared once for all; and it goes down 16 rows with all scales at
+// once: most rows fall between the same two source rows, whose values at its columns it keeps, and where they
+// end, the lower of the two is the upper of the next. Its columns are a warp apart, so that every store is of
+// whole sectors whatever the tile's width.
 #include "layouts.cuh"
 
-constexpr int UPSAMPLE_COLUMNS = 64;  // per block: tiles are a few hundred wide, so little of a block is idle
-constexpr int UPSAMPLE_ROWS = 8;      // per thread
-constexpr int UPSAMPLE_BLOCK_ROWS = THREADS / UPSAMPLE_COLUMNS * UPSAMPLE_ROWS;
-constexpr int LOWS_AT_ONCE = 4;  // taps in shared memory: 4 scales, as the method has; more take turns
+constexpr int COLUMNS_EACH = 4;  // per thread
+constexpr int UPSAMPLE_COLUMNS = COLUMNS_EACH * WARP;
+constexpr int UPSAMPLE_ROWS = 16;  // per thread
+constexpr int UPSAMPLE_BLOCK_ROWS = THREADS / WARP * UPSAMPLE_ROWS;
+constexpr int LOWS_AT_ONCE = 4;  // scales that a thread goes down with, as the method has; more take turns
 
-struct Tap {
+struct alignas(16) Tap {  // one read from shared memory
     int low;
+    int next;     // the one after, or the same at the edge
     float share;  // of the next one
+    float rest;   // of the low one
 };
 
 // (i + 0.5) * source / target - 0.5, at least 0, in exact integers: no rounding before the share's own.
@@ -21,72 +29,119 @@ __device__ inline Tap tap_of(int i, int source, int target) {
     const int numerator = max((2 * i + 1) * source - target, 0);
     Tap tap;
     tap.low = min(numerator / (2 * target), source - 1);
+    tap.next = min(tap.low + 1, source - 1);
     tap.share = static_cast<float>(numerator - tap.low * 2 * target) / static_cast<float>(2 * target);
+    tap.rest = 1.0f - tap.share;
     return tap;
 }
 
-__device__ inline float between(float a, float b, float share) { return a * (1.0f - share) + b * share; }
+__device__ inline float between(float a, float b, const Tap& tap) { return a * tap.rest + b * tap.share; }
 
-// Adds one low map to a column's pixels. map: of the class; down: taps of the column's rows.
-__device__ inline void add_low(float* sums, const float* map, const LowMap& low, const Tap& across, const Tap* down) {
-    const int left = across.low, right = min(left + 1, low.width - 1);
-    float top = 0.0f, bottom = 0.0f;
-    int kept = -1;
+// What a block's threads share of LOWS_AT_ONCE scales.
+struct Lows {
+    const float* map[LOWS_AT_ONCE];  // of the class
+    int width[LOWS_AT_ONCE];
+    Tap down[LOWS_AT_ONCE][UPSAMPLE_BLOCK_ROWS];
+    Tap across[LOWS_AT_ONCE][UPSAMPLE_COLUMNS];
+};
+
+// Where a thread is in one low map: the source rows around its pixel, at its columns.
+struct Place {
+    int kept;  // the row that `top` is of; -2: none
+    float top[COLUMNS_EACH];
+    float bottom[COLUMNS_EACH];
+
+    __device__ static void read(float (&values)[COLUMNS_EACH], const float* map, int begin, const Tap* across) {
 #pragma unroll
-    for (int r = 0; r < UPSAMPLE_ROWS; ++r) {
-        const Tap tap = down[r];
-        if (tap.low != kept) {
-            kept = tap.low;
-            const float* a = map + kept * low.width;
-            const float* b = map + min(kept + 1, low.height - 1) * low.width;
-            top = between(a[left], a[right], across.share);
-            bottom = between(b[left], b[right], across.share);
+        for (int c = 0; c < COLUMNS_EACH; ++c) {
+            const Tap tap = across[c * WARP];
+            values[c] = between(__ldg(map + (begin + tap.low)), __ldg(map + (begin + tap.next)), tap);
         }
-        sums[r] += between(top, bottom, tap.share);
     }
+    // Adds the map's values at the next row of the tile, whose tap it is. across: from the thread's first column on.
+    __device__ void add(float (&sums)[COLUMNS_EACH], const Tap& tap, const float* map, int width, const Tap* across) {
+        if (tap.low != kept) {
+            if (tap.low != kept + 1) read(bottom, map, tap.low * width, across);  // seldom: the thread's first row
+#pragma unroll
+            for (int c = 0; c < COLUMNS_EACH; ++c) top[c] = bottom[c];
+            kept = tap.low;
+            read(bottom, map, tap.next * width, across);
+        }
+#pragma unroll
+        for (int c = 0; c < COLUMNS_EACH; ++c) sums[c] += between(top[c], bottom[c], tap);
+    }
+};
+
+// A thread's pixels. down: taps of its rows, across: of its columns; own: how many of them the tile has. Returns
+// their maximum, as ordered_bits.
+template <int SCALES>
+__device__ int descend(const Lows& lows, const Tap* down, const Tap* across, float* out, int width, int rows, int own,
+                       bool add) {
+    Place places[SCALES ? SCALES : 1] = {};
+#pragma unroll
+    for (int s = 0; s < SCALES; ++s) places[s].kept = -2;
+    int peak = 0;
+    for (int r = 0; r < rows; ++r, ++down, out += width) {
+        float sums[COLUMNS_EACH] = {};
+#pragma unroll
+        for (int c = 0; c < COLUMNS_EACH; ++c) {
+            if (add && c < own) sums[c] = out[c * WARP];
+        }
+#pragma unroll
+        for (int s = 0; s < SCALES; ++s) {
+            places[s].add(sums, down[s * UPSAMPLE_BLOCK_ROWS], lows.map[s], lows.width[s],
+                          across + s * UPSAMPLE_COLUMNS);
+        }
+#pragma unroll
+        for (int c = 0; c < COLUMNS_EACH; ++c) {
+            if (c >= own) break;
+            out[c * WARP] = sums[c];
+            peak = max(peak, ordered_bits(sums[c]));  // more scales do not make it smaller
+        }
+    }
+    return peak;
 }
 
 // Grid: (column, row) blocks of the tile, items, classes.
-extern "C" __global__ void __launch_bounds__(THREADS) upsample(const char* packet) {
-    __shared__ Tap down[LOWS_AT_ONCE][UPSAMPLE_BLOCK_ROWS];
-    __shared__ Tap across[LOWS_AT_ONCE][UPSAMPLE_COLUMNS];
+extern "C" __global__ void __launch_bounds__(THREADS, 2) upsample(const char* packet) {
+    __shared__ Lows lows;
     __shared__ int scratch[THREADS / WARP];
     const TileItem& item = reinterpret_cast<const TileItem*>(packet)[blockIdx.y];
-    const int k = blockIdx.z, thread = threadIdx.x;
-    const int columns = (item.width + UPSAMPLE_COLUMNS - 1) / UPSAMPLE_COLUMNS;
+    const int k = blockIdx.z, thread = threadIdx.x, width = item.width, height = item.height, all = item.lows;
+    const int columns = (width + UPSAMPLE_COLUMNS - 1) / UPSAMPLE_COLUMNS;
     const int y0 = blockIdx.x / columns * UPSAMPLE_BLOCK_ROWS, x0 = blockIdx.x % columns * UPSAMPLE_COLUMNS;
-    if (k >= item.classes || y0 >= item.height) return;
-    const int column = thread % UPSAMPLE_COLUMNS, row = thread / UPSAMPLE_COLUMNS * UPSAMPLE_ROWS;
-    const LowMap* lows = reinterpret_cast<const LowMap*>(packet + item.lows_at);
-    float sums[UPSAMPLE_ROWS] = {};
-    for (int from = 0; from < item.lows; from += LOWS_AT_ONCE) {
-        const int count = min(item.lows - from, LOWS_AT_ONCE);
-        __syncthreads();  // the taps of before have been used
+    if (k >= item.classes || y0 >= height) return;
+    const int column = thread % WARP, row = thread / WARP * UPSAMPLE_ROWS;
+    const int own = (width - x0 - column + WARP - 1) / WARP;  // columns; of the tile's last block some have none
+    const int rows = own > 0 ? min(UPSAMPLE_ROWS, height - y0 - row) : 0;  // or negative, below the tile
+    const LowMap* maps = reinterpret_cast<const LowMap*>(packet + item.lows_at);
+    float* out = item.total + static_cast<size_t>(k) * item.stride;
+    out += static_cast<size_t>(y0 + row) * width + x0 + column;
+    int peak = 0;
+    for (int from = 0; from == 0 || from < all; from += LOWS_AT_ONCE) {
+        const int count = min(all - from, LOWS_AT_ONCE);
+        __syncthreads();  // what was shared before has been used
+        if (thread < count) {
+            const LowMap low = maps[from + thread];
+            lows.map[thread] = low.data + static_cast<size_t>(k) * low.height * low.width;
+            lows.width[thread] = low.width;
+        }
         // those beyond the tile's edge repeat the last: read, not kept
         for (int i = thread; i < count * UPSAMPLE_BLOCK_ROWS; i += THREADS) {
             const int s = i / UPSAMPLE_BLOCK_ROWS, r = i % UPSAMPLE_BLOCK_ROWS;
-            down[s][r] = tap_of(min(y0 + r, item.height - 1), lows[from + s].height, item.height);
+            lows.down[s][r] = tap_of(min(y0 + r, height - 1), maps[from + s].height, height);
         }
         for (int i = thread; i < count * UPSAMPLE_COLUMNS; i += THREADS) {
             const int s = i / UPSAMPLE_COLUMNS, c = i % UPSAMPLE_COLUMNS;
-            across[s][c] = tap_of(min(x0 + c, item.width - 1), lows[from + s].width, item.width);
+            lows.across[s][c] = tap_of(min(x0 + c, width - 1), maps[from + s].width, width);
         }
         __syncthreads();
-        for (int s = 0; s < count; ++s) {
-            const LowMap low = lows[from + s];
-            const float* map = low.data + static_cast<size_t>(k) * low.height * low.width;
-            add_low(sums, map, low, across[s][column], &down[s][row]);
-        }
-    }
-    int peak = 0;
-    if (x0 + column < item.width) {
-        float* out = item.total + static_cast<size_t>(k) * item.stride + x0 + column;
-#pragma unroll
-        for (int r = 0; r < UPSAMPLE_ROWS; ++r) {
-            if (y0 + row + r >= item.height) break;
-            out[static_cast<size_t>(y0 + row + r) * item.width] = sums[r];
-            peak = max(peak, ordered_bits(sums[r]));
-        }
+        const Tap *down = &lows.down[0][row], *across = &lows.across[0][column];
+        if (count == 4) peak = descend<4>(lows, down, across, out, width, rows, own, from > 0);
+        if (count == 3) peak = descend<3>(lows, down, across, out, width, rows, own, from > 0);
+        if (count == 2) peak = descend<2>(lows, down, across, out, width, rows, own, from > 0);
+        if (count == 1) peak = descend<1>(lows, down, across, out, width, rows, own, from > 0);
+        if (count == 0) peak = descend<0>(lows, down, across, out, width, rows, own, false);  // zeros
     }
     if (item.ranks != nullptr) return;  // a quantile: peaks.cu finds it
     peak = block_reduce<Max>(peak, 0, scratch);

@@ -5,8 +5,9 @@ through `collect`, one turn late if that keeps the device busy.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from infercam.engine.bundle import Manifest
 from infercam.engine.common.errors import BackendError, InputError
 from infercam.engine.method.geometry import ViewSizes
+from infercam.engine.method.recipe import Mode, Recipe
 from infercam.engine.method.task import Done, ImageTask, Tile, Work
 from infercam.engine.method.trace import Inspected
 
@@ -42,6 +44,17 @@ class Limits:
     few_batches: bool = False
     """Whether every new (views, height, width) costs preparing: then the shapes of a ladder (Recipe.ladder) are run
     in two batch sizes each, filled up with blank views."""
+    keeps: int = 0
+    """So many (views, height, width) stay ready, the least recently run goes; 0: none, or a new one costs nothing.
+    Batches of those go before others of equal right."""
+
+
+class Preparing(NamedTuple):
+    """How far a backend has come in getting ready."""
+
+    done: int
+    total: int
+    """Shapes that earlier runs met, as far as there is room to keep them ready."""
 
 
 class Backend(Protocol):
@@ -73,6 +86,17 @@ class Backend(Protocol):
         """Bytes that the image will hold while in flight."""
         ...
 
+    def preparing(self, recipe: Recipe, mode: Mode) -> Iterator[Preparing]:
+        """Get ready, step by step, for the batches that earlier runs of that recipe had; may be left at any step.
+
+        Nothing where nothing is known, or where a new shape costs nothing. The thread that submits calls it.
+        """
+        ...
+
+    def remember(self) -> None:
+        """Note in the user's cache folder what batches there were, for later runs; may be called again and again."""
+        ...
+
     def has_room(self) -> bool:
         """True while another unit of work may be submitted without waiting."""
         ...
@@ -94,8 +118,8 @@ class Backend(Protocol):
         """Drop all that is held for the image."""
         ...
 
-    def scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits (C,) of one H×W×3 picture at its own size."""
+    def scores(self, pixels: NDArray[np.uint8], ladder: bool = False) -> NDArray[np.float32]:
+        """Logits (C,) of one H×W×3 picture, at its own size or at the ladder's nearest; from any thread."""
         ...
 
     def describe(self) -> dict[str, object]:

@@ -119,6 +119,13 @@ def normalise_in_place(total: Float, floor: Float | float, peak: Float) -> Float
     return np.minimum(total, 1, out=total)
 
 
+def compete_in_place(maps: Float, before: Float) -> Float:
+    """Each class's map K×h×w is 0 where another's was higher before (Recipe.compete)."""
+    if len(maps) > 1:
+        maps *= before == before.max(axis=0)
+    return maps
+
+
 def finish_in_place(maps: Float, accumulate: str, iterations: int) -> Float:
     """A tile's maps K×h×w as they are united (method/README.md §3 step 3): a sum divided by its own maximum, a
     mean by the iterations, a maximum as it is; in place."""

@@ -15,7 +15,8 @@ Mode = Literal["baseline", "split", "erase", "both"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 Scale = Annotated[float, Field(gt=0, le=8)]
 Scales = Annotated[tuple[Scale, ...], Field(min_length=1)]
-_BEFORE = {"ladder": False, "refine": "none", "refine_steps": 1}  # constants that older stores do not know
+_BEFORE = {"ladder": False, "compete": False, "refine": "none", "refine_steps": 1}
+"""Constants that older stores do not know, and what they had."""
 EPSILON = 1e-5  # added to every maximum before dividing by it
 
 
@@ -79,6 +80,11 @@ class Recipe(BaseModel):
     iterations: int = Field(default=5, ge=1, le=100, description="at most this many on a tile")
     accumulate: Literal["max", "sum", "mean"] = Field(
         default="max", description="over iterations; a sum is divided by its own maximum at the end"
+    )
+    compete: bool = Field(
+        default=False,
+        description="after the first iteration a class's map counts only where, so far, no class of the image was "
+        "higher: what an erased image still answers often lies on its other objects",
     )
     mask_mirrored: bool = Field(
         default=True,

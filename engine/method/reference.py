@@ -154,6 +154,11 @@ def normalised(total: Float, floor: Float | float = 0.0, quantile: float = 1.0) 
     return np.minimum(total / (peak + np.float32(EPSILON))[:, None, None], np.float32(1))
 
 
+def where_highest(n: Float, before: Float) -> Float:
+    """Each class's map where no other's was higher before, else 0 (§3; Recipe.compete)."""
+    return np.where(before == before.max(axis=0), n, np.float32(0))
+
+
 def iterate(
     tile: Pixels,
     recipe: Recipe,
@@ -180,7 +185,10 @@ def iterate(
         n = normalised(total, floor, recipe.peak_quantile)
         if done == 0 and peak is None:
             peak = peaks(total, recipe.peak_quantile) / np.float32(views.count)
-        accumulated = np.maximum(accumulated, n) if recipe.accumulate == "max" else accumulated + n
+        counted = where_highest(n, accumulated) if recipe.compete and done else n
+        accumulated = (
+            np.maximum(accumulated, counted) if recipe.accumulate == "max" else accumulated + counted
+        )
         before = h * w if left is None else int(left.sum())
         highest = np.maximum(highest, n.max(axis=0))
         left = highest < np.float32(recipe.threshold)

@@ -5,13 +5,15 @@ that has converged leaves at once and what it held is refilled by the next image
 so the whole is tested against a simulated backend.
 
 Order: the older image first, so that images finish and free their memory; a bucket that fills a whole batch
-goes first, but the oldest view is passed over at most `patience` times, so none starves.
+goes first, but the oldest view is passed over at most `patience` times, so none starves. Where a backend
+cannot keep all shapes ready (Limits.keeps), a shape that is goes before one that would have to be prepared: on 300
+VOC photos of exact sizes with 8 shapes kept, `released` prepares 6,604 times in place of 11,775.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -152,6 +154,8 @@ class Scheduler:
         # Both below spare a look at every bucket at every turn: split tiles make hundreds, nearly all different.
         self._by_age: list[Entry] = []  # of all buckets; those handed out are dropped when they come up
         self._full: set[tuple[int, int]] = set()  # shapes with at least one whole batch
+        self._ready: OrderedDict[tuple[int, tuple[int, int]], None] = OrderedDict()
+        """Views in a batch and their size, of those that the backend keeps ready (Limits.keeps)."""
         self._urgent: deque[Work] = deque()  # Advance, Unite and single retries: they unblock or free
         self._live: dict[ImageTask, int] = {}  # image -> bytes
         self._bytes = 0
@@ -190,22 +194,51 @@ class Scheduler:
             return None
         bucket = self._buckets[shape]
         count, slots = self._batch(shape, bucket)
+        self._run(slots, shape)
         work = Respond(bucket.take(count), slots - count)
         self._note(shape, bucket)
         return self._hand_out(work)
 
     def _choose(self) -> tuple[int, int] | None:
-        """The shape to serve: the oldest full bucket's, or else the oldest view's."""
+        """The shape to serve: the oldest full bucket's, or else the oldest view's; where the backend cannot keep all
+        shapes ready, those that are go before."""
         while self._by_age and self._by_age[0][2].view is None:
             heapq.heappop(self._by_age)
         if not self._by_age:
             return None
         oldest = self._by_age[0][2].shape
-        chosen = min(self._full, key=lambda s: self._buckets[s].head(), default=oldest)
+        costly = 0 < self.limits.keeps <= len(self._ready)  # until then nothing that was ready is lost
+        rank = self._readiness_and_age if costly else self._age
+        chosen = min(self._full, key=rank, default=None) or (self._ready_or(oldest) if costly else oldest)
         if chosen != oldest and self._passed_over >= self.limits.patience:
             chosen = oldest
         self._passed_over = 0 if chosen == oldest else self._passed_over + 1
         return chosen
+
+    def _readiness_and_age(self, shape: tuple[int, int]) -> tuple[bool, tuple[int, int]]:
+        """What is ready goes first, and then the older image."""
+        return self._key(shape) not in self._ready, self._buckets[shape].head()
+
+    def _age(self, shape: tuple[int, int]) -> tuple[bool, tuple[int, int]]:
+        return False, self._buckets[shape].head()
+
+    def _key(self, shape: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """A batch of that bucket as the network runs it."""
+        return self._batch(shape, self._buckets[shape])[1], shape
+
+    def _ready_or(self, oldest: tuple[int, int]) -> tuple[int, int]:
+        """Where no batch is full: the oldest view's, or if that is not ready one that is, the oldest among those."""
+        if self._key(oldest) in self._ready:
+            return oldest
+        waiting = [s for slots, s in self._ready if s in self._buckets and self._key(s) == (slots, s)]
+        return min(waiting, key=lambda s: self._buckets[s].head(), default=oldest)
+
+    def _run(self, slots: int, shape: tuple[int, int]) -> None:
+        """Note that a batch of that shape is run, and so ready from now on, as long as the backend keeps it."""
+        self._ready[slots, shape] = None
+        self._ready.move_to_end((slots, shape))
+        while len(self._ready) > self.limits.keeps:
+            self._ready.popitem(last=False)
 
     def _note(self, shape: tuple[int, int], bucket: _Bucket) -> None:
         """Keep the index of buckets after one has changed."""

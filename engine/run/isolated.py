@@ -83,7 +83,9 @@ def respond(image: IsolatedImage) -> Result:
     """In the child: read one image and make its maps."""
     engine = _engine(image.engine)
     pixels = read_pixels(image.place, image.path, image.max_pixels)
-    classes = engine.predict(pixels, image.threshold) if image.classes is None else image.classes
+    classes = image.classes
+    if classes is None:
+        classes = engine.predict(pixels, image.threshold, image.recipe.ladder)
     result = next(iter(engine.stream([(image.id, pixels, classes)], image.recipe, image.mode)))
     if result.error is not None:
         raise result.error

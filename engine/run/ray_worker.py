@@ -117,7 +117,7 @@ class Worker:
 
     def _predict(self, pixels: np.ndarray) -> list[int]:
         assert self.task.predict is not None
-        scores = self.live.scores(pixels).result()
+        scores = self.live.scores(pixels, self.task.recipe.ladder).result()
         return [int(c) for c in np.flatnonzero(self.engine.probabilities(scores) > self.task.predict)]
 
     def _counts(self) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from infercam.engine.store.mapstore import MapRecord, MapStore
 
 __all__ = ["LabelLookup", "Predicted", "Run", "Summary", "Watcher", "record_of"]
 
+REMEMBER_AFTER = 100  # images
 REMOTE = 16  # requests to a remote place at once: it answers slowly, but many together
 
 
@@ -61,6 +62,10 @@ class Summary:
     network_pixels: int = 0
     views: int = 0
     batches: int = 0
+    prepared: int = 0
+    """Shapes of batches that were made ready before the first one, of `to_prepare` that earlier runs met (on a
+    GPU)."""
+    to_prepare: int = 0
     enlarged: int = 0
     """Views of a tile that were too small for the network, and were enlarged to the least that it takes."""
     map_bytes: int = 0
@@ -137,6 +142,7 @@ class Run:
         """Ids of images during which an earlier run was killed: each is done in a process of its own."""
         self._prints: dict[str, str] = {}  # id -> fingerprint, for images in flight
         self._counting = threading.Lock()
+        self._ended = 0
 
     def __call__(self) -> Summary:
         """Do it. Raises StoreError where the store cannot be written; what is done stays done."""
@@ -155,11 +161,13 @@ class Run:
             ends.callback(writes.close)
             if self._alone:
                 self._one_at_a_time([item for item in self.source if item.id in self._alone])
+            ends.callback(self.engine.remember)
             for result in self.engine.stream(self._items(), made.recipe, made.mode, self._turn):
                 if result.error is not None:
                     self._fail(result.id, result.error)
                 else:
                     writes.put(result)
+                self._remember_in_time()
                 self._turn(self.engine.scheduler)
         self._turn(self.engine.scheduler)  # the last images were written after the last turn
         return self.summary
@@ -169,6 +177,7 @@ class Run:
         """Images that are due, as the scheduler asks for them; the rest is counted here."""
         ahead = (REMOTE, 2 * REMOTE) if self.source.place else (2, 4)
         ahead = ahead if self.overlap else (1, 1)
+        ready = False
         for read in prefetch(self._read, self._until_stopped(), *ahead):
             if isinstance(read.outcome, Exception):
                 self._fail(read.id, read.outcome)
@@ -176,7 +185,24 @@ class Run:
                 self.summary.kept += 1
             else:
                 self._prints[read.id] = read.fingerprint
+                if not ready:  # there is something to do; meanwhile the next images are read
+                    self._get_ready()
+                    ready = True
                 yield read.id, *read.outcome
+
+    def _remember_in_time(self) -> None:
+        """Now and then: a run that is killed has learnt something, too."""
+        self._ended += 1
+        if self._ended % REMEMBER_AFTER == 0:
+            self.engine.remember()
+
+    def _get_ready(self) -> None:
+        """Prepare what earlier runs met."""
+        for step in self.engine.preparing(self.map_settings.recipe, self.map_settings.mode):
+            self.summary.prepared, self.summary.to_prepare = step
+            self._turn(None)
+            if self.stop.is_set():
+                return
 
     def _until_stopped(self) -> Iterator[Item]:
         for at in spread_first(len(self.source)):
@@ -188,6 +214,7 @@ class Run:
 
     def _read(self, item: Item) -> _Read:
         """On a reader thread."""
+        made = self.map_settings.recipe
         try:
             given, fingerprint = self.map_settings.of_image(self.labels, item.id)
             if self.store.done(item.id, fingerprint):
@@ -195,7 +222,7 @@ class Run:
             self.in_flight.begin(item.id)
             pixels = read_pixels(self.source.place, item.path, self.max_pixels)
             if isinstance(self.labels, Predicted):
-                classes = self.engine.predict(pixels, self.labels.threshold)
+                classes = self.engine.predict(pixels, self.labels.threshold, made.ladder)
             else:
                 classes = given or []
             return _Read(item.id, fingerprint, (pixels, classes))

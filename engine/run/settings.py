@@ -78,7 +78,7 @@ class MapSettings:
         if self.precision not in ("fp32", "tf32"):
             key.append(self.precision)
         if isinstance(labels, Predicted):
-            key.append(f"predict {labels.threshold}")
+            key.append(f"predict {labels.threshold}" + (" on the ladder" if self.recipe.ladder else ""))
         return hashlib.sha256(f"{' '.join(key)} {classes}".encode()).hexdigest()[:16]
 
     def of_image(self, labels: LabelLookup | Predicted, id: str) -> tuple[list[int] | None, str]:

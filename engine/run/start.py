@@ -117,7 +117,10 @@ class EngineSettings(BaseModel):
 
     model_config = _FROZEN
 
-    backend: str = option("auto", "auto (the best that works here), tensorrt, ort-cuda, ort-tensorrt or cpu.")
+    backend: str = option(
+        "auto",
+        "auto (the best that works here), tensorrt, tensorrt-rtx, ort-cuda, ort-tensorrt, openvino or cpu.",
+    )
     precision: str | None = option(
         None, "Which graph or plan of the bundle: fp32, tf32, fp16, bf16, int8, fp8."
     )
@@ -221,7 +224,7 @@ def open_run(
             cluster = _on_cluster(pool, bundle, settings, source, labels, out, say, how)
             job = opened.enter_context(cluster)
         say(f"backend: {job.map_settings.precision} on {job.map_settings.choice}")
-        if job.map_settings.backend.get("backend") != "cpu" and not chosen.ladder:
+        if job.map_settings.backend.get("backend") not in ("cpu", "openvino") and not chosen.ladder:
             say(WITHOUT_LADDER)
         yield job
 

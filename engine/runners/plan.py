@@ -6,8 +6,9 @@
       report.json              how it compares with ONNX Runtime (export/compare.py)
     BUNDLE/plans/rejected/KEY/ a plan that missed the tolerance: never loaded
 
-A plan is code for one TensorRT version and one GPU, made from one graph: where any of these differs, or the file
-is not the one that was recorded, it is not loaded. Several plans stand side by side.
+A plan is code for one version of one runtime, made from one graph: TensorRT's for one GPU, TensorRT-RTX's for cards
+of some compute capabilities, compiled to the end where it is loaded. Where any of these differs, or the file is not
+the one that was recorded, it is not loaded. Several plans stand side by side.
 """
 
 from __future__ import annotations
@@ -36,9 +37,14 @@ REJECTED = "rejected"
 PLAN_FILE = "plan.engine"
 RECORD_FILE = "plan.json"
 REPORT_FILE = "report.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: runtime, targets; what 1 lacks has defaults
 RECORD_BYTES = 16 << 20  # far more than any; a record is read whole
 
+RuntimeKind = Literal["tensorrt", "tensorrt-rtx"]
+RUNTIMES: dict[RuntimeKind, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+"""How messages call them."""
+Target = Annotated[str, Field(pattern=r"^sm[1-9][0-9]{1,2}$")]
+"""A compute capability as TensorRT-RTX names it: sm86 is 8.6."""
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -123,6 +129,37 @@ class PlanOptions(_Strict):
         return self
 
 
+class Maker(NamedTuple):
+    """What builds a plan, and for which cards."""
+
+    runtime: RuntimeKind
+    version: str
+    gpu: str = ""
+    """Of TensorRT, which builds on the GPU that the plan is for."""
+    compute_capability: tuple[int, int] = (0, 0)
+    targets: tuple[str, ...] = ()
+    """Of TensorRT-RTX; none: every card that it supports from compute 8.0 on, later ones too."""
+
+    @property
+    def cards(self) -> str:
+        """What the plan is for, in words."""
+        if self.runtime == "tensorrt":
+            return f"{self.gpu} (compute {_dotted(self.compute_capability)})"
+        return f"compute {', '.join(map(_dotted, map(_capability, self.targets))) or '8.0, 8.6, 8.9, 12.0 and later'}"
+
+    def made_for(self, capability: tuple[int, int]) -> bool:
+        """Whether a TensorRT-RTX plan runs on cards of that compute capability (9.0 to 11.x: never)."""
+        if not self.targets:
+            return capability in ((8, 0), (8, 6), (8, 9)) or capability >= (12, 0)
+        return capability in map(_capability, self.targets)
+
+
+def _capability(target: str) -> tuple[int, int]:
+    """sm120 is 12.0."""
+    number = int(target.removeprefix("sm"))
+    return number // 10, number % 10
+
+
 class Environment(NamedTuple):
     """What a plan must fit: the GPU, and the version of each TensorRT package (None: not installed)."""
 
@@ -131,6 +168,8 @@ class Environment(NamedTuple):
     tensorrt: str | None
     lean: str | None = None
     """Of `tensorrt_lean`, the small runtime that runs version-compatible plans."""
+    rtx: str | None = None
+    """Of `tensorrt_rtx`."""
 
 
 class PlanRecord(_Strict):
@@ -138,6 +177,7 @@ class PlanRecord(_Strict):
 
     schema_version: int = SCHEMA_VERSION
     created: str = Field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"))
+    runtime: RuntimeKind = "tensorrt"
     precision: Precision
     input_type: InputType
     bundle: str = Field(description="name of the bundle it was made from")
@@ -146,36 +186,47 @@ class PlanRecord(_Strict):
     structure: Hash | None = Field(default=None, description="hash of the graph without its weights")
     profiles: list[Profile] = Field(min_length=1)
     options: PlanOptions = Field(default_factory=PlanOptions)
-    tensorrt: str
-    gpu: str
-    compute_capability: tuple[int, int]
+    tensorrt: str = Field(description="version of the runtime's package")
+    gpu: str = Field(default="", description="that TensorRT built it on and for; empty for TensorRT-RTX")
+    compute_capability: tuple[int, int] = Field(default=(0, 0), description="of that GPU")
+    targets: tuple[Target, ...] = Field(
+        default=(), description="cards that TensorRT-RTX built it for; none: all from compute 8.0 on"
+    )
     plan: FileEntry
+
+    @model_validator(mode="after")
+    def _check(self) -> PlanRecord:
+        if self.runtime == "tensorrt" and (self.targets or not self.gpu):
+            raise ValueError("a TensorRT plan is for one GPU, not for targets")
+        if self.runtime == "tensorrt-rtx" and self.gpu:
+            raise ValueError("a TensorRT-RTX plan is for targets, not for one GPU")
+        return self
+
+    @property
+    def maker(self) -> Maker:
+        return Maker(self.runtime, self.tensorrt, self.gpu, self.compute_capability, self.targets)
 
     @property
     def key(self) -> str:
-        return plan_key(
-            self.onnx_sha256,
-            self.precision,
-            self.profiles,
-            self.options,
-            Environment(self.gpu, self.compute_capability, self.tensorrt),
-        )
+        return plan_key(self.onnx_sha256, self.precision, self.profiles, self.options, self.maker)
 
 
 def plan_key(
-    onnx_sha256: str, precision: str, profiles: list[Profile], options: PlanOptions, environment: Environment
+    onnx_sha256: str, precision: str, profiles: list[Profile], options: PlanOptions, maker: Maker
 ) -> str:
     """Identity of a build: 32 hexadecimal digits; anything that could change the plan changes it."""
     made_of = {
-        "schema": SCHEMA_VERSION,
+        "schema": 1,  # of this dictionary
         "onnx": onnx_sha256,
         "precision": precision,
         "profiles": [p.model_dump() for p in profiles],
         "options": options.model_dump(),
-        "tensorrt": environment.tensorrt,
-        "gpu": environment.gpu,
-        "compute_capability": environment.compute_capability,
+        "tensorrt": maker.version,
     }
+    if maker.runtime == "tensorrt":
+        made_of |= {"gpu": maker.gpu, "compute_capability": maker.compute_capability}
+    else:
+        made_of |= {"runtime": maker.runtime, "targets": maker.targets}
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -230,17 +281,29 @@ def _read_record(file: Path) -> PlanRecord:
 
 def misfit(record: PlanRecord, bundle: Bundle, environment: Environment) -> str | None:
     """Why a plan must not be used for this bundle here, in a few words; None if it may."""
+    return (
+        graph_misfit(record, bundle) or runtime_misfit(record, environment) or gpu_misfit(record, environment)
+    )
+
+
+def graph_misfit(record: PlanRecord, bundle: Bundle) -> str | None:
+    """Why a plan is not this bundle's, wherever it is to run; None if it is."""
     if graph_of(record.precision) not in bundle.manifest.graphs:
         return f"made from a {graph_of(record.precision)} graph, which the bundle has not"
     if graph_hash(bundle, record.precision) != record.onnx_sha256:
         return f"made from another {graph_of(record.precision)} graph (of bundle {record.bundle!r})"
     if record.bundle_hash != bundle.hash:
         return f"made for another bundle ({record.bundle!r}): its classes or its preprocessing differ"
-    return runtime_misfit(record, environment) or gpu_misfit(record, environment)
+    return None
 
 
 def runtime_misfit(record: PlanRecord, environment: Environment) -> str | None:
     """Why no installed TensorRT can run the plan; None if one can."""
+    if record.runtime == "tensorrt-rtx":
+        if environment.rtx is None:
+            return "needs TensorRT-RTX, which is not installed: pip install 'infercam[rtx]'"
+        same = record.tensorrt == environment.rtx
+        return None if same else f"made by TensorRT-RTX {record.tensorrt}, here is {environment.rtx}"
     if not record.options.version_compatible:
         if environment.tensorrt is None:
             return "needs TensorRT, which is not installed: pip install 'infercam[gpu]'"
@@ -257,6 +320,10 @@ def runtime_misfit(record: PlanRecord, environment: Environment) -> str | None:
 def gpu_misfit(record: PlanRecord, environment: Environment) -> str | None:
     """Why this GPU cannot run the plan; None if it can."""
     here = f"{environment.gpu} (compute {_dotted(environment.compute_capability)})"
+    maker = record.maker
+    if record.runtime == "tensorrt-rtx":
+        fits = maker.made_for(environment.compute_capability)
+        return None if fits else f"made for {maker.cards}, here is {here}"
     if record.options.hardware_compatible:
         return (
             None
@@ -264,7 +331,7 @@ def gpu_misfit(record: PlanRecord, environment: Environment) -> str | None:
             else f"made for compute 8.0 or later, here is {here}"
         )
     if (record.gpu, record.compute_capability) != (environment.gpu, environment.compute_capability):
-        return f"made for {record.gpu} (compute {_dotted(record.compute_capability)}), here is {here}"
+        return f"made for {maker.cards}, here is {here}"
     return None
 
 
@@ -339,16 +406,18 @@ def find_plan(
     precision: str | None,
     environment: Environment,
     cache: str | os.PathLike[str] | None = None,
+    runtime: RuntimeKind = "tensorrt",
 ) -> Plan:
-    """The newest plan of that precision (None: of any) that fits; one made for this very GPU goes first.
+    """The runtime's newest plan of that precision (None: of any) that fits; one made for this very GPU goes first.
 
     Raises PlanError saying why none does: there is none, or what is wrong with those there are.
     """
     root = plans_folder(bundle, cache)
-    build = f"infercam build {bundle.path}" + (f" --precision {precision}" if precision else "")
-    every = list_plans(bundle, environment, cache)
+    build = build_command(bundle, precision, runtime, environment.compute_capability)
+    found = list_plans(bundle, environment, cache)
+    every = [f for f in found if f.plan is None or f.plan.record.runtime == runtime]
     if not every:
-        raise PlanError(f"{root}: no TensorRT plan; make one with: {build}")
+        raise PlanError(f"{root}: no {RUNTIMES[runtime]} plan; make one with: {build}")
     wanted = [f for f in every if f.plan is None or precision in (None, f.plan.record.precision)]
     fitting = [f.plan for f in wanted if f.plan is not None and f.problem is None]
     if fitting:
@@ -361,15 +430,34 @@ def find_plan(
     raise PlanError(f"{first.folder}: {first.problem}{others}; make one with: {build}")
 
 
+def build_command(
+    bundle: Bundle,
+    precision: str | None = None,
+    runtime: RuntimeKind = "tensorrt",
+    capability: tuple[int, int] | None = None,
+) -> str:
+    """What makes such a plan, for a card of that compute capability. Without a precision the command takes fp16, of
+    which the bundle may have no graph; without targets TensorRT-RTX leaves 7.5 out."""
+    if precision is None and "fp16" not in bundle.manifest.graphs:
+        precision = "fp32"
+    options = f" --precision {precision}" if precision else ""
+    options += "" if runtime == "tensorrt" else f" --runtime {runtime}"
+    options += " --targets sm75" if runtime == "tensorrt-rtx" and capability == (7, 5) else ""
+    return f"infercam build {bundle.path}{options}"
+
+
 def describe_plan(plan: Plan) -> dict[str, Any]:
     """What results record of a plan."""
     r = plan.record
+    cards: dict[str, Any] = {"gpu": r.gpu, "compute_capability": _dotted(r.compute_capability)}
+    if r.runtime == "tensorrt-rtx":
+        cards = {"targets": list(r.targets)}
     return {
         "plan": r.key,
+        "runtime": r.runtime,
         "precision": r.precision,
         "tensorrt": r.tensorrt,
-        "gpu": r.gpu,
-        "compute_capability": _dotted(r.compute_capability),
+        **cards,
         "options": r.options.model_dump(),
         "profiles": [str(p) for p in r.profiles],
     }

@@ -1,99 +1,116 @@
-"""The network as a TensorRT plan, on device pointers and the backend's stream.
+"""The network as a plan of TensorRT or of TensorRT-RTX, on device pointers and the backend's stream.
 
-Several execution contexts, so that a shape that comes again needs no set-up; all of them share one block of
-scratch memory, because one stream runs them one after the other. The block grows to what the shapes at hand need
-rather than to what the largest profile could.
+An execution context for every shape, so that one that comes again needs no set-up, as far as the memory that contexts
+may take goes: then the least recently used one is set up anew. All of them share one block of scratch memory, because
+one stream runs them one after the other. The block grows to what the shapes at hand need rather than to what the
+largest profile could. What only TensorRT-RTX has is in rtx.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, cast
+
+import numpy as np
 
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import BackendError
-from infercam.engine.device.driver import DeviceInfo, DeviceOutOfMemory, Driver, Pointer
+from infercam.engine.device.driver import DeviceInfo, Driver, Pointer
+from infercam.engine.device.graphs import Capture, CudaCapture, Replay
 from infercam.engine.device.probe import probe
-from infercam.engine.device.runner import InputType, OutputShape
+from infercam.engine.device.runner import InputType, OutputShape, Runner
 from infercam.engine.method.backend import OutOfMemory
+from infercam.engine.runners import rtx
+from infercam.engine.runners.blocks import GrowingBlock, Memory
+from infercam.engine.runners.contexts import ContextPool, Contexts, ContextSlot, PlainContexts
+from infercam.engine.runners.options import RuntimeSwitches
 from infercam.engine.runners.plan import (
+    RUNTIMES,
     Environment,
     Plan,
     PlanError,
     Profile,
+    RuntimeKind,
     Shape,
+    build_command,
     describe_plan,
     find_plan,
     graph_of,
     misfit,
     pick_profile,
 )
+from infercam.engine.runners.response_size import ResponseSize
 from infercam.engine.runners.tensorrt_api import (
     ICudaEngine,
     IExecutionContext,
     Log,
     Runtime,
     TensorRT,
-    find_lean,
-    find_tensorrt,
     first_error,
+    installed,
     is_memory,
     make_log,
+    missing,
     require_lean,
     require_tensorrt,
 )
 
-CONTEXTS = 4
-
-
-class Memory(Protocol):
-    """Where scratch memory comes from: a Driver, or a pool over one."""
-
-    def allocate(self, nbytes: int) -> Pointer: ...
-    def free(self, pointer: Pointer) -> None: ...
+CONTEXTS = 256
+"""Most of them, whatever memory there is: more than a ladder has shapes."""
+SHARE = 0.1
+"""Of the GPU's free memory that contexts may take beside their scratch memory: weights of layers in another layout,
+kernels, what a runtime keeps for a shape. It is measured as they are made."""
 
 
 def environment(info: DeviceInfo) -> Environment:
     """The device, and the TensorRT packages that are installed."""
-    full, lean = find_tensorrt(), find_lean()
-    return Environment(
-        info.name,
-        info.compute_capability,
-        None if full is None else full.__version__,
-        None if lean is None else lean.__version__,
-    )
+    versions = installed("tensorrt"), installed("tensorrt-lean"), installed("tensorrt-rtx")
+    return Environment(info.name, info.compute_capability, *versions)
+
+
+def check_runtime(runtime: RuntimeKind, gpu: str, capability: tuple[int, int]) -> None:
+    """Raise BackendError where the runtime does not take that card, MissingExtra where it is not installed."""
+    if runtime == "tensorrt-rtx" and (why := rtx.card_obstacle(gpu, capability)) is not None:
+        raise BackendError(why)
+    if installed(runtime) is None and (runtime == "tensorrt-rtx" or installed("tensorrt-lean") is None):
+        raise missing(runtime, f"the {runtime} backend")
 
 
 def load_runner(
-    bundle: Bundle, driver: Driver, precision: str | None = None, cache: Path | None = None
+    bundle: Bundle,
+    driver: Driver,
+    precision: str | None = None,
+    cache: Path | None = None,
+    runtime: RuntimeKind = "tensorrt",
 ) -> TensorRTRunner:
-    """The bundle's best plan for this GPU as a runner; raises PlanError (see find_plan) or MissingExtra."""
-    if find_lean() is None:
-        require_tensorrt("the tensorrt backend")
-    return TensorRTRunner(find_plan(bundle, precision, environment(driver.info()), cache), bundle, driver)
+    """The bundle's best plan of that runtime for this GPU as a runner; raises PlanError (see find_plan) or
+    MissingExtra."""
+    info = driver.info()
+    check_runtime(runtime, info.name, info.compute_capability)
+    plan = find_plan(bundle, precision, environment(info), cache, runtime)
+    return TensorRTRunner(plan, bundle, driver, switches=RuntimeSwitches.of())
 
 
-@dataclass
-class _Slot:
-    """An execution context and what it is set up for."""
+class _Addresses(NamedTuple):
+    """What a run works on."""
 
-    context: IExecutionContext
-    profile: int = -1
-    shape: Shape | None = None
-    scratch: int = 0
-    """Bytes that it needs for `shape`."""
+    image: Pointer
+    scores: Pointer
+    response: Pointer
+    scratch: Pointer
 
 
-class TensorRTRunner:
+class TensorRTRunner(Runner):
     """A plan on a device; see device/runner.py: Runner. Not thread-safe: the backend's driver thread calls it, within
     `driver.current()`.
 
-    Raises PlanError where the plan does not fit the bundle, the GPU or the TensorRT that is installed, or is
-    damaged; DeviceError where there is no driver; MissingExtra where TensorRT is missing.
+    contexts: most of them. share: of the free memory that they may take. capture: how CUDA graphs are captured where
+    `switches` ask for them. Raises PlanError where the plan does not fit the bundle, the GPU or the TensorRT that is
+    installed, or is damaged; DeviceError where there is no driver; MissingExtra where the runtime is missing.
     """
-
-    name = "tensorrt"
 
     def __init__(
         self,
@@ -102,44 +119,77 @@ class TensorRTRunner:
         driver: Driver,
         memory: Memory | None = None,
         contexts: int = CONTEXTS,
+        share: float = SHARE,
+        switches: RuntimeSwitches | None = None,
+        capture: Capture | None = None,
     ) -> None:
         probe()  # without a driver, TensorRT would end the process
-        problem = misfit(plan.record, bundle, environment(driver.info()))
+        record = plan.record
+        here = environment(driver.info())
+        problem = misfit(record, bundle, here)
         if problem is not None:
-            raise PlanError(f"{plan.folder}: {problem}; build it again: infercam build {bundle.path}")
+            build = build_command(bundle, record.precision, record.runtime, here.compute_capability)
+            raise PlanError(f"{plan.folder}: {problem}; build it again: {build}")
+        self.name: str = record.runtime
         self.plan = plan
-        self.precision: str = plan.record.precision
-        self.input_type: InputType = plan.record.input_type
+        self.precision: str = record.precision
+        self.input_type: InputType = record.input_type
+        self._switches = switches or RuntimeSwitches()
         self._manifest = bundle.manifest
-        self._profiles = plan.record.profiles
+        self._profiles = record.profiles
         self._driver = driver
-        portable = plan.record.options.version_compatible
-        self._trt = require_lean("this plan") if portable else require_tensorrt("this plan")
+        portable = record.options.version_compatible
+        self._trt = require_lean("this plan") if portable else require_tensorrt("this plan", record.runtime)
         self._log = make_log(self._trt)
         self._runtime = self._trt.Runtime(self._log)  # kept: the engine lives in it
-        self._engine = _deserialise(self._runtime, self._log, plan)
-        if plan.record.options.stripped:
-            refit(self._trt, self._log, self._engine, bundle.graph(graph_of(plan.record.precision)))
+        free = driver.info().free_memory
+        self._engine = self._loaded()
+        if record.options.stripped:
+            refit(self._trt, self._log, self._engine, bundle.graph(graph_of(record.precision)))
         self._check_engine()
-        self._limit = contexts
-        self._slots: list[_Slot] = []  # least recently used first
-        self._asked: _Slot | None = None
-        self._scratch = _Block(driver, memory or driver)
-        self._unused = _Block(driver, memory or driver)
-        self._shapes: dict[tuple[int, int], OutputShape] = {}
+        self._contexts = self._context_maker(here)
+        self._capture = self._capturing(capture)
+        self.slots = ContextPool(driver, self._new_context, self._set_up, contexts, int(share * free))
+        self._kept_at = 1  # shapes: what was compiled is kept when there are twice as many
+        self._asked: ContextSlot | None = None
+        self._memory = memory or driver
+        self._scratch = GrowingBlock(driver, self._memory)
+        self._unused, self._unread = GrowingBlock(driver, self._memory), GrowingBlock(driver, self._memory)
+        self._staged = GrowingBlock(driver, self._memory), GrowingBlock(driver, self._memory)
+        self._size = ResponseSize(bundle.manifest, self._ask)
+
+    def _loaded(self) -> ICudaEngine:
+        data = self.plan.read()
+        if self.name == "tensorrt-rtx":
+            trt, runtime = cast(rtx.TensorRTRTX, self._trt), cast(rtx.RtxRuntime, self._runtime)
+            rtx.check_validity(trt, runtime, self._log, self.plan, data)
+        return _deserialise(self._runtime, self._log, self.plan, data)
+
+    def _context_maker(self, here: Environment) -> Contexts:
+        if self.name == "tensorrt":
+            return PlainContexts(self._trt, self._engine)
+        entry = rtx.cache_entry(self.plan.record.key, here, self._driver.info().driver_version)
+        trt, engine = cast(rtx.TensorRTRTX, self._trt), cast(rtx.RtxEngine, self._engine)
+        return rtx.RtxContexts(trt, engine, self._switches, entry)
+
+    def _capturing(self, capture: Capture | None) -> Capture | None:
+        """TensorRT-RTX captures by itself, when its kernels for a shape are there."""
+        if not self._switches.cuda_graphs or self.name == "tensorrt-rtx":
+            return None
+        return capture or CudaCapture(self._driver)
 
     # -- device/runner.py: Runner ----------------------------------------------------------------------------
     def response_shape(self, height: int, width: int) -> OutputShape:
         """Of one view; raises BackendError where no profile takes that size."""
-        found = self._shapes.get((height, width))
-        if found is None:
-            batch = min(p.smallest[0] for p in self._taking(height, width))
-            shape = (batch, height, width)
-            self._asked = self._asked or self._new_slot()  # its own, so that those that run keep their shapes
-            self._set_up(self._asked, self._profile(shape), shape)
-            _, classes, rows, columns = tuple(self._asked.context.get_tensor_shape(self._manifest.response))
-            found = self._shapes[height, width] = OutputShape(classes, rows, columns)
-        return found
+        self._taking(height, width)
+        return self._size(height, width)
+
+    def _ask(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the response, of a context that is only asked: those that run keep their shapes."""
+        self._asked = self._asked or ContextSlot(self._new_context())
+        self._set_up(self._asked, (min(p.smallest[0] for p in self._taking(height, width)), height, width))
+        _, _, rows, columns = tuple(self._asked.context.get_tensor_shape(self._manifest.response))
+        return rows, columns
 
     def max_batch(self, height: int, width: int) -> int:
         """Most views of that size that a profile takes; raises BackendError where none takes any."""
@@ -152,74 +202,129 @@ class TensorRTRunner:
             raise BackendError(self._outside(f"a view of {height}x{width}"))
         return fitting
 
+    @property
+    def keeps(self) -> int:
+        return self.slots.keeps
+
+    def prepare(self, batch: int, height: int, width: int) -> bool:
+        """Set up a context and run it once on blank views: kernels are loaded, TensorRT-RTX's compiled."""
+        shape = (batch, height, width)
+        self._profile(shape)
+        if self.slots.ready(shape):
+            return True
+        if not self.slots.has_room(shape):
+            return False
+        pixels, cells = self._nbytes(shape)
+        with self._blank(pixels, cells) as (image, response):
+            while not self.slots.ready(shape):
+                self.respond(*shape, image, response)
+            self._driver.record().wait()
+        return True
+
+    @contextmanager
+    def _blank(self, pixels: int, cells: int) -> Iterator[tuple[Pointer, Pointer]]:
+        """Room for black views and their responses, of so many bytes."""
+        blocks = GrowingBlock(self._driver, self._memory), GrowingBlock(self._driver, self._memory)
+        try:
+            image = blocks[0].at_least(pixels)
+            self._driver.zero(image, pixels)
+            yield image, blocks[1].at_least(cells)
+        finally:
+            for block in blocks:
+                block.release()
+
+    def _nbytes(self, shape: Shape) -> tuple[int, int]:
+        """Of a batch of views, and of their responses."""
+        batch, height, width = shape
+        pixels = batch * 3 * height * width * np.dtype(self.input_type).itemsize
+        return pixels, 4 * batch * math.prod(self.response_shape(height, width))
+
     def respond(self, batch: int, height: int, width: int, image: Pointer, response: Pointer) -> None:
+        """With CUDA graphs, over buffers that stay where they are: a graph has its addresses in it."""
+        shape = (batch, height, width)
+        slot = self.slots.of(shape)
         scores = self._unused.at_least(4 * batch * len(self._manifest.classes))
-        self._enqueue((batch, height, width), image, scores=scores, response=response)
+        scratch = self._scratch.at_least(slot.scratch)
+        if not self._switches.cuda_graphs:
+            self._launch(slot, shape, _Addresses(image, scores, response, scratch))
+            return
+        pixels, cells = self._nbytes(shape)
+        inside, outside = self._staged[0].at_least(pixels), self._staged[1].at_least(cells)
+        staged = _Addresses(inside, scores, outside, scratch)
+        self._driver.copy(staged.image, image, pixels)
+        self._launch(slot, shape, staged, slot.replay)
+        self._driver.copy(response, staged.response, cells)
 
     def scores(self, batch: int, height: int, width: int, image: Pointer, scores: Pointer) -> None:
-        classes, rows, columns = self.response_shape(height, width)
-        response = self._unused.at_least(4 * batch * classes * rows * columns)
-        self._enqueue((batch, height, width), image, scores=scores, response=response)
+        shape = (batch, height, width)
+        slot = self.slots.of(shape)
+        response = self._unread.at_least(self._nbytes(shape)[1])
+        scratch = self._scratch.at_least(slot.scratch)
+        self._launch(slot, shape, _Addresses(image, scores, response, scratch))
 
     def describe(self) -> dict[str, Any]:
-        return {"runner": self.name, "contexts": len(self._slots), **describe_plan(self.plan)}
+        return {
+            "runner": self.name,
+            "cuda_graphs": self._switches.cuda_graphs,
+            **({"kernels": self._switches.kernels} if self.name == "tensorrt-rtx" else {}),
+            **describe_plan(self.plan),
+        }
 
     def close(self) -> None:
-        """Wait for what is in flight, then drop contexts, scratch memory and the engine, in that order."""
-        if self._slots:
+        """Wait for what is in flight, keep what was compiled, then drop contexts, scratch memory and the engine, in
+        that order."""
+        if self.slots:
             self._driver.record().wait()
-        self._slots.clear()
+            self._contexts.keep()
+        self.slots.close()
         self._asked = None
-        self._scratch.release()
-        self._unused.release()
+        self._contexts = cast(Any, None)
+        for block in (self._scratch, self._unused, self._unread, *self._staged):
+            block.release()
         self._engine = self._runtime = cast(Any, None)  # nothing is asked of a closed runner
 
-    # -- one run ---------------------------------------------------------------------------------------------
-    def _enqueue(self, shape: Shape, image: Pointer, *, scores: Pointer, response: Pointer) -> None:
-        """Everything that can fail for want of memory comes before the launch."""
-        slot = self._slot(shape)
-        context = slot.context
-        context.set_device_memory(self._scratch.at_least(slot.scratch), self._scratch.nbytes)
-        m = self._manifest
-        for name, pointer in ((m.input.name, image), (m.scores, scores), (m.response, response)):
-            self._require(context.set_tensor_address(name, pointer), f"set the address of '{name}'")
-        self._require(context.execute_async_v3(self._driver.stream), f"run {_words(shape)}")
+    # -- one run: everything that can fail for want of memory comes before the launch -----------------------------
+    def _launch(self, slot: ContextSlot, shape: Shape, at: _Addresses, replay: Replay | None = None) -> None:
+        def enqueue() -> None:
+            context = slot.context
+            context.set_device_memory(at.scratch, self._scratch.nbytes)
+            m = self._manifest
+            for name, pointer in ((m.input.name, at.image), (m.scores, at.scores), (m.response, at.response)):
+                self._require(context.set_tensor_address(name, pointer), f"set the address of '{name}'")
+            self._require(context.execute_async_v3(self._driver.stream), f"run {_words(shape)}")
 
-    def _slot(self, shape: Shape) -> _Slot:
-        """A context set up for the shape: the one that has it, else one of its profile, else a new or the
-        longest unused one."""
-        profile = self._profile(shape)
-        slot = (
-            next((s for s in self._slots if s.shape == shape and s.profile == profile), None)
-            or self._spare(profile)
-            or self._new_slot()
-        )
-        if slot in self._slots:
-            self._slots.remove(slot)
-        self._slots.append(slot)
-        if slot.shape != shape or slot.profile != profile:
-            self._set_up(slot, profile, shape)
-        return slot
+        def run() -> None:
+            if replay is None:
+                enqueue()
+            else:
+                replay.run(at, enqueue)
 
-    def _spare(self, profile: int) -> _Slot | None:
-        """A context to give another shape, once there are as many as there may be: least recently used first,
-        and rather one whose profile can stay."""
-        if len(self._slots) < self._limit:
-            return None
-        return next((s for s in self._slots if s.profile == profile), self._slots[0])
+        if slot.ran:
+            run()
+            return
+        with self.slots.measured():
+            run()
+        slot.ran = replay is None or replay.settled
+        self._keep_compiled()
 
-    def _new_slot(self) -> _Slot:
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
+    def _keep_compiled(self) -> None:
+        """Whenever there are twice as many shapes: a process that is killed leaves half of its work at least."""
+        if len(self.slots) >= self._kept_at:
+            self._contexts.keep()
+            self._kept_at = 2 * len(self.slots)
+
+    def _new_context(self) -> IExecutionContext:
+        self._log.errors.clear()  # older complaints are no reason of what may fail now
+        context = self._contexts.make()
         if context is None:
             raise self._failure("make an execution context")
-        return _Slot(context)
+        return context
 
-    def _set_up(self, slot: _Slot, profile: int, shape: Shape) -> None:
-        self._log.errors.clear()  # older complaints are no reason of what may fail now
-        slot.shape = None  # until it is done: a failure leaves nothing that looks ready
+    def _set_up(self, slot: ContextSlot, shape: Shape) -> None:
+        self._log.errors.clear()
+        profile = self._profile(shape)
         if slot.profile != profile:
-            slot.profile = -1
+            slot.profile = -1  # until it is done: a failure leaves nothing that looks ready
             done = slot.context.set_optimization_profile_async(profile, self._driver.stream)
             self._require(done, f"take profile {profile}")
             slot.profile = profile
@@ -227,7 +332,7 @@ class TensorRTRunner:
         taken = slot.context.set_input_shape(self._manifest.input.name, (batch, 3, height, width))
         self._require(taken, f"take {_words(shape)}")
         slot.scratch = slot.context.update_device_memory_size_for_shapes()
-        slot.shape = shape
+        slot.replay = None if self._capture is None else Replay(self._capture, self._driver)
 
     def _profile(self, shape: Shape) -> int:
         profile = pick_profile(self._profiles, shape)
@@ -249,8 +354,12 @@ class TensorRTRunner:
 
     def _failure(self, what: str) -> BackendError:
         if is_memory(self._log):
-            return OutOfMemory(f"out of GPU memory: TensorRT cannot {what}: {first_error(self._log)}")
-        return BackendError(f"TensorRT cannot {what}: {first_error(self._log)}")
+            return OutOfMemory(f"out of GPU memory: {self._called} cannot {what}: {first_error(self._log)}")
+        return BackendError(f"{self._called} cannot {what}: {first_error(self._log)}")
+
+    @property
+    def _called(self) -> str:
+        return RUNTIMES[self.plan.record.runtime]
 
     def _check_engine(self) -> None:
         """What the record says must be what the plan is."""
@@ -270,39 +379,13 @@ class TensorRTRunner:
             raise PlanError(f"{self.plan.folder}: the plan has not the recorded profiles; build it again")
 
 
-class _Block:
-    """One piece of device memory that grows; only the stream's work uses it."""
-
-    def __init__(self, driver: Driver, memory: Memory) -> None:
-        self._driver, self._memory = driver, memory
-        self._pointer: Pointer | None = None
-        self.nbytes = 0
-
-    def at_least(self, nbytes: int) -> Pointer:
-        """Its address, after it has grown where needed; raises OutOfMemory and is empty then."""
-        if self._pointer is None or nbytes > self.nbytes:
-            if self._pointer is not None:
-                self._driver.record().wait()  # work in flight may still use it; growing is rare
-                self.release()
-            try:
-                self._pointer = self._memory.allocate(max(nbytes, 256))
-            except DeviceOutOfMemory as e:
-                raise OutOfMemory(str(e)) from None
-            self.nbytes = max(nbytes, 256)
-        return self._pointer
-
-    def release(self) -> None:
-        if self._pointer is not None:
-            self._memory.free(self._pointer)
-        self._pointer, self.nbytes = None, 0
-
-
-def _deserialise(runtime: Runtime, log: Log, plan: Plan) -> ICudaEngine:
-    engine = runtime.deserialize_cuda_engine(plan.read())
+def _deserialise(runtime: Runtime, log: Log, plan: Plan, data: bytes) -> ICudaEngine:
+    engine = runtime.deserialize_cuda_engine(data)
     if engine is None and is_memory(log):
         raise OutOfMemory(f"out of GPU memory: the plan cannot be loaded: {first_error(log)}")
     if engine is None:
-        raise PlanError(f"{plan.folder}: TensorRT refuses the plan: {first_error(log)}; build it again")
+        called = RUNTIMES[plan.record.runtime]
+        raise PlanError(f"{plan.folder}: {called} refuses the plan: {first_error(log)}; build it again")
     return engine
 
 

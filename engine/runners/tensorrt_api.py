@@ -1,4 +1,4 @@
-"""The part of TensorRT's Python API that is used here: what 10.16 and 11 have in common, with types.
+"""The part of TensorRT's Python API that is used here: what 10.16, 11 and TensorRT-RTX have in common, with types.
 
 TensorRT is found when it is used, never imported at the top. A test compares every name, parameter and enum member
 below, and every use of them, with the listings of both versions, so that neither is needed to stay right.
@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from infercam.engine.common.errors import MissingExtra
+from infercam.engine.runners.plan import RuntimeKind
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -136,9 +140,16 @@ class TensorRT(Protocol):
     NetworkDefinitionCreationFlag: Any
 
 
-def find_tensorrt() -> TensorRT | None:
-    """The full package, or None; never touches the driver."""
-    return cast(TensorRT | None, _module("tensorrt"))
+_PACKAGES: dict[RuntimeKind, tuple[str, str, str]] = {
+    "tensorrt": ("tensorrt", "tensorrt", "gpu"),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx-cu13", "rtx"),
+}
+"""Module, package and extra of each runtime."""
+
+
+def find_tensorrt(kind: RuntimeKind = "tensorrt") -> TensorRT | None:
+    """The runtime's full package, or None; never touches the driver."""
+    return cast(TensorRT | None, _module(_PACKAGES[kind][0]))
 
 
 def find_lean() -> TensorRT | None:
@@ -146,12 +157,30 @@ def find_lean() -> TensorRT | None:
     return cast(TensorRT | None, _module("tensorrt_lean"))
 
 
-def require_tensorrt(what: str) -> TensorRT:
-    """The full package; raises MissingExtra."""
-    found = find_tensorrt()
+def installed(kind: RuntimeKind | Literal["tensorrt-lean"]) -> str | None:
+    """The version of a runtime's package, or None. It is not imported: two of them in one process would register the
+    same C++ types, and only what runs a plan needs to be there."""
+    module, package = ("tensorrt_lean", kind) if kind == "tensorrt-lean" else _PACKAGES[kind][:2]
+    if module in sys.modules:
+        return getattr(sys.modules[module], "__version__", None)
+    try:
+        return version(package) if find_spec(module) else None
+    except PackageNotFoundError:
+        return None
+
+
+def require_tensorrt(what: str, kind: RuntimeKind = "tensorrt") -> TensorRT:
+    """The runtime's full package; raises MissingExtra, naming the extra that brings it."""
+    found = find_tensorrt(kind)
     if found is None:
-        raise MissingExtra("tensorrt", "gpu", what)
+        raise missing(kind, what)
     return found
+
+
+def missing(kind: RuntimeKind, what: str) -> MissingExtra:
+    """The error where a runtime is not there, naming the extra that brings it."""
+    _, package, extra = _PACKAGES[kind]
+    return MissingExtra(package, extra, what)
 
 
 def require_lean(what: str) -> TensorRT:
@@ -178,7 +207,7 @@ class Log(Protocol):
 _KEPT = 20
 _MEMORY = re.compile(r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|bad_alloc", re.IGNORECASE)
 _PREFIX = re.compile(r"^(\s*\[[^\]]*\]\s*)*(IRuntime|IBuilder|IExecutionContext|ICudaEngine)::\w+: ?")
-_WHERE = re.compile(r"\s*\(?(In|at) \S+ (at )?\S+:\d+\)?")
+_WHERE = re.compile(r"\s*\(?(In|at) \S+ (at )?\S+:\d+\)?|\[\S+\.(cpp|h):\d+: \w+\] ?")
 
 
 def make_log(trt: TensorRT) -> Log:
@@ -203,7 +232,8 @@ def first_error(log: Log, otherwise: str = "TensorRT does not say why") -> str:
     errors, log.errors = log.errors, []
     if not errors:
         return otherwise
-    return _WHERE.sub("", _PREFIX.sub("", " ".join(errors[0].split())))[:300]
+    text = _WHERE.sub("", _PREFIX.sub("", " ".join(errors[0].split())))[:300]
+    return text + ")" if text.count("(") > text.count(")") else text  # its end went with the place
 
 
 def is_memory(log: Log) -> bool:

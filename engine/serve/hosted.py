@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from infercam.engine.api import Engine
 from infercam.engine.common.errors import InputError
 from infercam.engine.live import LiveEngine
+from infercam.engine.method.backend import Preparing
 from infercam.engine.method.recipe import MODES, RECIPES, Recipe, recipe
 
 _WARM_SIZE = (96, 128)
+Watch = Callable[[str, Preparing], None]
 MAPS_SUFFIX = "_maps"
 
 
@@ -35,8 +37,11 @@ class HostedBundle:
     def classes(self) -> list[str]:
         return self.engine.manifest.classes
 
-    def warm_up(self, which: Recipe) -> None:
-        """Run one blank picture through: what is loaded or compiled when first used is there afterwards."""
+    def warm_up(self, which: Recipe, watch: Watch = lambda name, step: None) -> None:
+        """Prepare the shapes of batches that earlier runs of that recipe met, then run one blank picture through:
+        what is loaded or compiled when first used is there afterwards."""
+        for step in self.engine.preparing(which):
+            watch(self.name, step)
         blank = np.full((*_WARM_SIZE, 3), 127, np.uint8)
         self.live.submit("warm-up", blank, [0], which).result()
         self.live.scores(blank).result()
@@ -84,13 +89,17 @@ class Hosts:
         backend: str = "auto",
         precision: str | None = None,
         threads: int | None = None,
+        watch: Watch = lambda name, step: None,
     ) -> Hosts:
-        """Open bundles and warm them up; raises InfercamError where one cannot be served."""
+        """Open bundles and warm them up; raises InfercamError where one cannot be served.
+
+        watch: called with a bundle's name as the shapes of its batches are prepared.
+        """
         warm = recipe(default_recipe)
         hosts = cls()
         try:
             for path in bundles:
-                hosts.add(Engine.load(path, backend, threads, precision)).warm_up(warm)
+                hosts.add(Engine.load(path, backend, threads, precision)).warm_up(warm, watch)
         except BaseException:
             hosts.close(0)
             raise
@@ -122,6 +131,8 @@ class Hosts:
     def close(self, seconds: float) -> bool:
         """Finish what is in flight within that time, drop the rest; returns whether all was finished."""
         finished = [h.live.close(drain=seconds > 0, timeout=seconds) for h in self._all.values()]
+        for hosted in self._all.values():
+            hosted.engine.remember()
         self._open.close()
         return all(finished)
 

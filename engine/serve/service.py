@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from infercam.engine.api import Label, Result
 from infercam.engine.data.images import RGB, decode_image
-from infercam.engine.method.recipe import Mode
+from infercam.engine.method.recipe import Mode, recipe
 from infercam.engine.method.task import Inferred
 from infercam.engine.run.settings import EngineSpec
 from infercam.engine.serve.bounds import Bounds
@@ -182,8 +182,9 @@ class Service:
     async def _outcome(
         self, hosted: HostedBundle, id: str, pixels: RGB, wish: MapsRequest, ask: _Asks, began: float
     ) -> RequestOutcome:
+        ladder = recipe(wish.recipe).ladder
         if wish.classes is None:
-            scores = await ask(hosted, "scores", pixels)
+            scores = await ask(hosted, "scores", pixels, ladder)
             classes: Sequence[Label] = hosted.predicted(scores, wish.score_threshold)
             result = await self._maps(hosted, id, pixels, classes, wish, ask)
             return RequestOutcome(hosted, result, scores, time.perf_counter() - began)
@@ -191,7 +192,7 @@ class Service:
             result = await self._maps(hosted, id, pixels, wish.classes, wish, ask)
             return RequestOutcome(hosted, result, None, time.perf_counter() - began)
         scores, result = await asyncio.gather(
-            ask(hosted, "scores", pixels), self._maps(hosted, id, pixels, wish.classes, wish, ask)
+            ask(hosted, "scores", pixels, ladder), self._maps(hosted, id, pixels, wish.classes, wish, ask)
         )
         return RequestOutcome(hosted, result, scores, time.perf_counter() - began)
 

@@ -86,6 +86,7 @@ def export_arch(
     name: str | None = None,
     images: Sequence[np.ndarray] = (),
     tolerance: float = 1e-4,
+    fold_batch_norm: bool = True,
     overwrite: bool = False,
 ) -> Bundle:
     """Export a published classifier's checkpoint as a bundle; see `load_arch` and `from_torch`.
@@ -117,6 +118,7 @@ def export_arch(
         },
         images=images,
         tolerance=tolerance,
+        fold_batch_norm=fold_batch_norm,
         overwrite=overwrite,
     )
 

@@ -47,11 +47,15 @@ def build(
     ] = "fp16",
     device: Annotated[int, typer.Option(min=0, help="Number of the GPU.")] = 0,
 ) -> None:
-    """Build a TensorRT plan of the bundle for this GPU, tuned for your images and checked on them.
+    """Build a plan of the bundle: with TensorRT for this GPU, or with TensorRT-RTX for RTX cards, without a GPU.
 
-    The plan is compared with the fp32 graph in ONNX Runtime before it is installed; one that misses the tolerance
-    is kept aside with its report, and the exit code is 1.
+    Its profiles come from the ladder of view sizes, or from images like those to come. TensorRT's plan is compared
+    with the fp32 graph in ONNX Runtime before it is installed; one that misses the tolerance is kept aside with its
+    report, and the exit code is 1. TensorRT-RTX's is not run here.
     """
+    from infercam.export.requirements import require_onnx
+
+    require_onnx("infercam build")
     from infercam.export.plan.builder import BuildCancelled
     from infercam.export.plan.workflow import build_from_settings
 
@@ -123,18 +127,23 @@ def _watching(images: int, caught: list[int]) -> Iterator[BuildWatch]:
 
 
 # -- in the end ------------------------------------------------------------------------------------------------
-def _summary(built: Built, shapes: Shapes) -> None:
+def _summary(built: Built, shapes: Shapes | None) -> None:
+    from infercam.engine.runners.plan import RUNTIMES
     from infercam.export.plan.profiles import coverage
     from infercam.export.plan.table import profile_table
 
     r = built.plan.record
     took = (
-        f" in {built.seconds:.0f} s" if built.how != "kept" else " (nothing changed; --force builds it anew)"
+        f" in {built.seconds:.1f} s" if built.how != "kept" else " (nothing changed; --force builds it anew)"
     )
     stdout.print(
-        f"[green]{built.how}[/green] {r.precision} plan for {escape(r.gpu)}, TensorRT {escape(r.tensorrt)}, "
-        f"{r.plan.size / 1e6:.1f} MB{took} -> {escape(str(built.plan.folder))}",
+        f"[green]{built.how}[/green] {r.precision} plan for {escape(r.maker.cards)}, "
+        f"{RUNTIMES[r.runtime]} {escape(r.tensorrt)}, {r.plan.size / 1e6:.1f} MB{took} "
+        f"-> {escape(str(built.plan.folder))}",
         soft_wrap=True,
     )
-    stdout.print(f"against ONNX Runtime fp32: {built.report.fidelity.line()}", soft_wrap=True)
-    stdout.print(profile_table(r.profiles, coverage(r.profiles, shapes)))
+    if built.report is not None:
+        stdout.print(f"against ONNX Runtime fp32: {built.report.fidelity.line()}", soft_wrap=True)
+    else:
+        stdout.print("not compared with ONNX Runtime: that needs one of these cards", soft_wrap=True)
+    stdout.print(profile_table(r.profiles, None if shapes is None else coverage(r.profiles, shapes)))

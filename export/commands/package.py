@@ -137,12 +137,10 @@ def _summary(out: Path, done: Packaged, checked: bool) -> None:
         stdout.print(f"left out {kind}: {escape(why)}", soft_wrap=True)
     if not checked:
         stdout.print("not checked against Triton's schema: pip install tritonclient", soft_wrap=True)
-    flags = ""
-    if done.plan is not None:
-        record = done.plan.record
-        stdout.print(escape(f"the plan is for {record.gpu} and TensorRT {record.tensorrt}"), soft_wrap=True)
-        if record.options.version_compatible:
-            flags = " --backend-config=tensorrt,version-compatible=true"
+    for line in done.needs:
+        stdout.print(escape(line), soft_wrap=True)
+    portable = done.plan is not None and done.plan.record.options.version_compatible
+    flags = " --backend-config=tensorrt,version-compatible=true" if portable else ""
     if any(folder.name.endswith("_maps") for folder in done.models):
         what = "infercam[cpu] or infercam[gpu] in the server's Python, 3.11 or later (Triton 24.12 or later)"
         stdout.print(f"the maps need {escape(what)}", soft_wrap=True)

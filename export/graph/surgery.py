@@ -28,6 +28,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from infercam.engine.bundle import AFFINITY_OUTPUT, BIAS_OUTPUT, Decomposition, Method
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.attention import write_affinity
+from infercam.export.graph.batch_norms import fold_batch_norms
 from infercam.export.graph.begins import Normalisation, make_float, own_normalisation
 from infercam.export.graph.building import NodeBuilder, joined_maps, maps_of, to_map
 from infercam.export.graph.customary import own_scores, write_customary
@@ -131,6 +132,7 @@ def response_graph(
     output: str | None = None,
     input_name: str | None = None,
     sizes: SizeWishes = SizeWishes(),
+    fold_batch_norm: bool = True,
     maps: MapWishes = MapWishes(),
 ) -> ResponseGraph:
     """Turn a classifier into its response graph; `model` itself is not changed.
@@ -138,7 +140,8 @@ def response_graph(
     `keep_classes` keeps these rows of the linear layer, in this order (a 21-way classifier with background first:
     `range(1, 21)`). `output` picks the logits where the model has several outputs, `input_name` the picture
     where it has several inputs. Batch, height and width are made free where the graph allows (and `sizes` wants it),
-    by running it; what prevents it is in `notes`, with the node's name. `maps`: what else is wished for.
+    by running it; what prevents it is in `notes`, with the node's name. `fold_batch_norm`: batch norms go into the
+    layer before them, or become a scale and a shift (batch_norms.py). `maps`: what else is wished for.
 
     Raises ExportError, naming the node, if the model does not end in a global average pooling and a linear layer.
     """
@@ -166,6 +169,8 @@ def response_graph(
         write_affinity(NodeBuilder(work), head.poolings[0], maps.affinity, AFFINITY)
         work.graph.output.append(helper.make_tensor_value_info(AFFINITY, TensorProto.FLOAT, ["N", "P", "P"]))
     tidy(work)
+    if fold_batch_norm:
+        notes += fold_batch_norms(work)
     positions = interpolate_positions(work)
     if channels_last:
         notes.append(f"input '{picture}' is channels-last; a transpose was put before it")

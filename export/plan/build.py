@@ -1,4 +1,5 @@
-"""`infercam build`: a bundle's graph as a TensorRT plan for this machine, checked on real images before it counts.
+"""`infercam build`: a bundle's graph as a plan: TensorRT's for this GPU, checked there on images before it counts;
+TensorRT-RTX's for cards that need not be here.
 
 Made aside and renamed into place when it has passed, so that a build that is killed leaves nothing that could be
 mistaken for a plan. The layout on disk and what makes a plan stale are in engine/runners/plan.py.
@@ -14,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,8 @@ from infercam.engine.runners.plan import (
     RECORD_FILE,
     REJECTED,
     REPORT_FILE,
+    Environment,
+    Maker,
     Plan,
     PlanError,
     PlanOptions,
@@ -40,9 +43,9 @@ from infercam.engine.runners.plan import (
     Precision,
     Profile,
     graph_hash,
+    graph_misfit,
     graph_of,
     list_plans,
-    misfit,
     plan_key,
     plans_folder,
 )
@@ -67,7 +70,8 @@ class Built(NamedTuple):
 
     plan: Plan
     how: How
-    report: FidelityReport
+    report: FidelityReport | None
+    """None: TensorRT-RTX built it, and it was not run."""
     seconds: float
 
 
@@ -88,6 +92,8 @@ class BuildRequest:
     """Folder of plans; None: `plans` in the bundle."""
     force: bool = False
     """Build even where a plan that fits is there."""
+    rtx: Maker | None = None
+    """TensorRT-RTX, and the cards to build for (rtx.py: rtx_maker); None: TensorRT, for the driver's GPU."""
 
 
 class BuildWatch:
@@ -103,14 +109,15 @@ class BuildWatch:
         """So many more images have been compared."""
 
 
-def build_plan(request: BuildRequest, driver: Driver, watch: BuildWatch | None = None) -> Built:
+def build_plan(request: BuildRequest, driver: Driver | None, watch: BuildWatch | None = None) -> Built:
     """Build, check and install one plan, or keep the one there is.
 
+    driver: of the GPU to build on; None with `rtx`, whose plans are installed unchecked.
     Raises ExportError where TensorRT does not take the graph, or the plan misses the tolerance (it is then kept
     aside, in `rejected`, with its report); BundleError for a precision that the bundle has no graph of;
     MissingExtra, DeviceError or BackendError where it cannot run here; StoreError where it cannot be written.
     """
-    with driver.current():
+    with nullcontext() if driver is None else driver.current():
         job = _Job(request, driver, watch or BuildWatch())
         kept = None if request.force else job.kept()
         return kept or _make(job)
@@ -125,36 +132,39 @@ def _make(job: _Job) -> Built:
 
 
 class _Job:
-    def __init__(self, request: BuildRequest, driver: Driver, watch: BuildWatch) -> None:
+    def __init__(self, request: BuildRequest, driver: Driver | None, watch: BuildWatch) -> None:
         self.request, self.driver, self.watch = request, driver, watch
         self.bundle, self.options = request.bundle, request.options
         self.tolerance = request.tolerance or TOLERANCES[request.precision]
         self.graph = _graph(request.bundle, request.precision)
-        trt = require_tensorrt("infercam build")
-        if self.options.version_compatible:
-            require_lean("a version-compatible plan")  # what runs it, and so what checks it
-        probe()
-        self.environment = environment(driver.info())
-        self.builder = PlanBuilder(trt, self.bundle.manifest, watch.building, watch.stopped)
+        self.maker = request.rtx or _tensorrt(driver, self.options)
+        trt = require_tensorrt("infercam build", self.maker.runtime)
+        self.builder = PlanBuilder(trt, self.bundle.manifest, self.maker, watch.building, watch.stopped)
         self.network = self.builder.parse(self.graph)
         self.profiles = _profiles(request.profiles, self.network, self.graph)
         self.onnx_sha256 = graph_hash(self.bundle, request.precision)
         self.root = plans_folder(self.bundle, request.cache)
-        key = plan_key(self.onnx_sha256, request.precision, self.profiles, self.options, self.environment)
+        key = plan_key(self.onnx_sha256, request.precision, self.profiles, self.options, self.maker)
         self.folder = self.root / key
 
     def kept(self) -> Built | None:
         """The installed plan of this very key, if it is whole and within today's tolerance."""
         try:
             plan = Plan.load(self.folder)
-            report = FidelityReport.model_validate_json((self.folder / REPORT_FILE).read_bytes())
+            report = self._report()
         except (PlanError, OSError, ValidationError):
             return None
-        if plan.record.key != self.folder.name or misfit(plan.record, self.bundle, self.environment):
+        if plan.record.key != self.folder.name or graph_misfit(plan.record, self.bundle):
             return None
-        if not plan.intact() or report.fidelity.missed(self.tolerance):
+        if not plan.intact() or (report is not None and report.fidelity.missed(self.tolerance)):
             return None
         return Built(plan, "kept", report, 0.0)
+
+    def _report(self) -> FidelityReport | None:
+        """Of the installed plan; raises OSError or ValidationError where there should be one and is none."""
+        if self.request.rtx is not None:
+            return None
+        return FidelityReport.model_validate_json((self.folder / REPORT_FILE).read_bytes())
 
     def make(self, work: Path) -> Built:
         """Build into `work`, check, and rename into place."""
@@ -162,6 +172,8 @@ class _Job:
         how, data = self._serialised()
         seconds = time.monotonic() - started
         plan = self._write(work, data)
+        if self.request.rtx is not None:
+            return Built(Plan(_install(work, self.folder), plan.record), how, None, seconds)
         report = self._check(plan)
         with atomic_write(work / REPORT_FILE, "w") as f:
             f.write(report.model_dump_json(indent=2) + "\n")
@@ -177,14 +189,17 @@ class _Job:
         refitted = self._refitted() if self.options.refittable else None
         if refitted is not None:
             return "refitted", refitted
-        timings = timing_cache_file(str(self.environment.tensorrt), self.environment.gpu)
+        timings = None  # TensorRT-RTX times nothing
+        if self.request.rtx is None:
+            timings = timing_cache_file(self.maker.version, self.maker.gpu)
         plan = self.builder.build(self.network, self.request.precision, self.profiles, self.options, timings)
         return "built", bytes(plan)
 
     def _refitted(self) -> bytes | None:
         """From a plan that differs in nothing but its weights; None where there is none, or it cannot be done:
         building anew takes longer and is always right."""
-        for found in list_plans(self.bundle, self.environment, self.request.cache):
+        anywhere = Environment("", (0, 0), None)  # _can_be_refitted says which
+        for found in list_plans(self.bundle, anywhere, self.request.cache):
             if found.plan is None or not self._can_be_refitted(found.plan.record):
                 continue
             try:
@@ -196,21 +211,23 @@ class _Job:
         return None
 
     def _can_be_refitted(self, record: PlanRecord) -> bool:
-        here = self.environment
-        same_place = (record.gpu, record.compute_capability, record.tensorrt) == (
-            here.gpu,
-            here.compute_capability,
-            here.tensorrt,
-        )
         wanted = (
+            self.maker,
             self.structure,
             self.request.precision,
             self.profiles,
             self.options,
             self.network.input_type,
         )
-        have = (record.structure, record.precision, record.profiles, record.options, record.input_type)
-        return same_place and wanted == have
+        have = (
+            record.maker,
+            record.structure,
+            record.precision,
+            record.profiles,
+            record.options,
+            record.input_type,
+        )
+        return wanted == have
 
     @cached_property
     def structure(self) -> str | None:
@@ -226,9 +243,11 @@ class _Job:
             structure=self.structure,
             profiles=self.profiles,
             options=self.options,
-            tensorrt=str(self.environment.tensorrt),
-            gpu=self.environment.gpu,
-            compute_capability=self.environment.compute_capability,
+            runtime=self.maker.runtime,
+            tensorrt=self.maker.version,
+            gpu=self.maker.gpu,
+            compute_capability=self.maker.compute_capability,
+            targets=self.maker.targets,
             plan=FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data)),
         )
         with atomic_write(work / PLAN_FILE) as f:
@@ -238,6 +257,7 @@ class _Job:
         return Plan(work, record)
 
     def _check(self, plan: Plan) -> FidelityReport:
+        assert self.driver is not None
         reference = OnnxNetwork(self.bundle.graph("fp32"), self.bundle.manifest)
         runner = TensorRTRunner(plan, self.bundle, self.driver)
         try:
@@ -260,12 +280,24 @@ class _Job:
             raise BuildCancelled("stopped before the plan was checked; nothing was installed")
 
 
+def _tensorrt(driver: Driver | None, options: PlanOptions) -> Maker:
+    """TensorRT on the driver's GPU; raises MissingExtra or DeviceError."""
+    require_tensorrt("infercam build")
+    if options.version_compatible:
+        require_lean("a version-compatible plan")  # what runs it, and so what checks it
+    probe()
+    assert driver is not None
+    here = environment(driver.info())
+    return Maker("tensorrt", str(here.tensorrt), here.gpu, here.compute_capability)
+
+
 # -- the graph -------------------------------------------------------------------------------------------------
 def _graph(bundle: Bundle, precision: Precision) -> Path:
     name = graph_of(precision)
     if name not in bundle.manifest.graphs:
         raise BundleError(
-            f"{bundle.path}: no {name} graph; make it with: infercam precision {bundle.path} --to {name}"
+            f"{bundle.path}: no {name} graph; make it with: infercam precision {bundle.path} --to {name} "
+            f"(there are: {', '.join(bundle.manifest.graphs)}; --precision says which to build)"
         )
     return bundle.graph(name)
 

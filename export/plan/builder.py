@@ -1,5 +1,5 @@
-"""From an ONNX graph to a serialised TensorRT plan: strongly typed (the graph says the precision), one profile per
-size, timing cache kept between builds. What is done with the plan is in build.py.
+"""From an ONNX graph to a serialised plan of TensorRT or TensorRT-RTX: strongly typed (the graph says the precision),
+one profile per size, TensorRT's timing cache kept between builds. What is done with the plan is in build.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from infercam.engine.common.atomic import atomic_write
 from infercam.engine.common.cache import cache_folder
 from infercam.engine.common.errors import BackendError, ExportError
 from infercam.engine.device.runner import InputType
-from infercam.engine.runners.plan import PlanOptions, Precision, Profile, Shape
+from infercam.engine.runners.plan import RUNTIMES, Maker, PlanOptions, Precision, Profile, Shape
 from infercam.engine.runners.tensorrt import refit
 from infercam.engine.runners.tensorrt_api import (
     IBuilderConfig,
@@ -29,6 +29,7 @@ from infercam.engine.runners.tensorrt_api import (
     is_memory,
     make_log,
 )
+from infercam.export.plan.rtx import set_targets
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -65,11 +66,14 @@ class PlanBuilder:
         self,
         trt: TensorRT,
         manifest: Manifest,
+        maker: Maker,
         progress: BuildProgress | None = None,
         stopped: threading.Event | None = None,
     ) -> None:
         self._trt = trt
         self._manifest = manifest
+        self._maker = maker
+        self._runtime = RUNTIMES[maker.runtime]
         self._log = make_log(trt)
         self._builder = trt.Builder(self._log)
         self._stopped = stopped or threading.Event()
@@ -83,7 +87,7 @@ class PlanBuilder:
         parser = trt.OnnxParser(network, self._log)
         if not parser.parse_from_file(str(graph)):
             raise ExportError(
-                f"{graph}: TensorRT cannot take this graph: {_parser_errors(parser, self._log)}"
+                f"{graph}: {self._runtime} cannot take this graph: {_parser_errors(parser, self._log)}"
             )
         tensors = _tensors(network)
         for name in (m.input.name, m.scores, m.response):
@@ -111,8 +115,13 @@ class PlanBuilder:
         options: PlanOptions,
         timing_cache: Path | None = None,
     ) -> Buffer:
-        """The serialised plan; takes minutes. Raises ExportError, BackendError out of memory, or BuildCancelled."""
+        """The serialised plan; TensorRT takes minutes, TensorRT-RTX seconds.
+
+        Raises ExportError, BackendError out of memory, or BuildCancelled.
+        """
         config = self._config(precision, options)
+        if self._maker.runtime == "tensorrt-rtx":
+            set_targets(self._trt, config, self._maker.targets)
         if network.dynamic:
             self._add_profiles(config, profiles)
         if timing_cache is not None:
@@ -130,7 +139,7 @@ class PlanBuilder:
                 "--batch-pixels N, or free the GPU"
             )
         if plan is None:
-            raise ExportError(f"TensorRT cannot build the plan: {first_error(self._log)}")
+            raise ExportError(f"{self._runtime} cannot build the plan: {first_error(self._log)}")
         return plan
 
     def refit(self, plan: bytes, graph: Path) -> Buffer:
@@ -174,7 +183,7 @@ class PlanBuilder:
             shapes = [(n, 3, h, w) for n, h, w in (p.smallest, p.best, p.largest)]
             profile.set_shape(self._manifest.input.name, shapes[0], shapes[1], shapes[2])
             if config.add_optimization_profile(profile) < 0:
-                raise ExportError(f"TensorRT refuses the profile of {p}: {first_error(self._log)}")
+                raise ExportError(f"{self._runtime} refuses the profile of {p}: {first_error(self._log)}")
 
     def _load_timings(self, config: IBuilderConfig, file: Path) -> None:
         """Start from the timings of earlier builds; an absent, damaged or foreign file counts as empty."""
@@ -222,7 +231,7 @@ def _parser_errors(parser: OnnxParser, log: Log) -> str:
     """The first errors, on one line; without any, what the log has."""
     texts = [" ".join(str(parser.get_error(i)).split()) for i in range(parser.num_errors)]
     log_says = first_error(log, "no reason given")
-    plain = [re.sub(r"\S+\.(cpp|h|hpp):\d+:? ?", "", t) for t in texts[:_SHOWN_ERRORS]]
+    plain = [re.sub(r"\S+\.(cpp|h|hpp):\d+:? ?|: (false|true)$", "", t) for t in texts[:_SHOWN_ERRORS]]
     more = f" (and {len(texts) - _SHOWN_ERRORS} more)" if len(texts) > _SHOWN_ERRORS else ""
     return "; ".join(plain) + more if plain else log_says
 

@@ -1,17 +1,17 @@
-"""Which shapes a plan is tuned for: those of the batches that the scheduler forms over a sample of the user's
-images, not a guess.
+"""Which shapes a plan is tuned for: those that the ladder of view sizes has, or, for a recipe of exact sizes, those
+of the batches that the scheduler forms over a sample of the user's images.
 
-The real scheduler runs on the images' sizes with a device's limits; nothing is inferred. Where the tiles are
-split and when they stop erasing is drawn (seeded), or replayed from a run of the CPU engine over the sample.
+For the latter the real scheduler runs on the images' sizes with a device's limits; nothing is inferred. Where tiles
+are split and when they stop erasing is drawn (seeded), or replayed from a run of the CPU engine over the sample.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from math import ceil, floor
+from math import ceil, floor, log
 from typing import NamedTuple
 
 import numpy as np
@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 
 from infercam.engine.api import Engine
 from infercam.engine.backends.cpu import CpuBackend
-from infercam.engine.backends.device import BATCH_PIXELS, DEPTH, IMAGES, PATIENCE
+from infercam.engine.backends.device import DEPTH
+from infercam.engine.backends.device_limits import BATCH_PIXELS, IMAGES, PATIENCE
 from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.common.errors import InputError
 from infercam.engine.data.images import read_image
 from infercam.engine.data.sources import Item
-from infercam.engine.method.backend import Limits
-from infercam.engine.method.geometry import Box, ViewSizes
+from infercam.engine.method.backend import Limits, Preparing
+from infercam.engine.method.geometry import Box, ViewSizes, ladder_sides
 from infercam.engine.method.recipe import Mode, Recipe
-from infercam.engine.method.scheduler import Stats
+from infercam.engine.method.scheduler import SMALL, Stats
 from infercam.engine.method.task import Advance, Advanced, Done, ImageTask, Respond, Tile, Work
 from infercam.engine.method.trace import Inspected
 from infercam.engine.runners.plan import Profile, Shape, pick_profile, pixels
@@ -46,7 +47,9 @@ DEVICE_LIMITS = Limits(
 """Of the batches a plan is tuned for: about 20 views of 500x375. Device memory is not simulated."""
 PROFILES = 4
 MARGIN = 1 / 8
-"""A profile reaches this share of a side beyond the shapes that were seen."""
+"""A profile reaches this share of a side beyond the shapes that were seen: half of a ladder's step."""
+LADDER_ASPECT = 2.0
+"""Aspect of the views that a ladder's profiles are tuned for; the last profile takes every other."""
 
 _BINS = 256
 _CLASS_SHARES = (0.6, 0.3, 0.1)  # images with one, two, three classes: about as in VOC
@@ -90,6 +93,8 @@ class Simulated(NamedTuple):
     stats: Stats
     changes: int
     """Batches of another (views, height, width) than the one before."""
+    prepared: int
+    """Batches of a shape that was not ready, where the backend keeps `limits.keeps` of them (0: all)."""
 
 
 def simulate(
@@ -118,7 +123,7 @@ def simulate(
     if not backend.shapes:
         raise InputError("no images to measure batches on")
     assert engine.scheduler is not None
-    return Simulated(backend.shapes, engine.scheduler.stats, backend.changes)
+    return Simulated(backend.shapes, engine.scheduler.stats, backend.changes, backend.prepared)
 
 
 def _blank(height: int, width: int) -> NDArray[np.uint8]:
@@ -141,6 +146,8 @@ class _Simulated:
     shapes: Shapes = field(default_factory=Counter)
     changes: int = 0
     last: Shape | None = None
+    prepared: int = 0
+    ready: OrderedDict[Shape, None] = field(default_factory=OrderedDict)
     queue: deque[Work] = field(default_factory=deque)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
     name: str = "simulated"
@@ -161,6 +168,12 @@ class _Simulated:
     def estimate(self, image: ImageTask) -> int:
         return 0
 
+    def preparing(self, recipe: Recipe, mode: Mode) -> Iterator[Preparing]:
+        return iter(())
+
+    def remember(self) -> None:
+        pass
+
     def has_room(self) -> bool:
         return len(self.queue) < DEPTH
 
@@ -170,7 +183,16 @@ class _Simulated:
             self.shapes[shape] += 1
             self.changes += shape != self.last
             self.last = shape
+            self._run(shape)
         self.queue.append(work)
+
+    def _run(self, shape: Shape) -> None:
+        """As a runner keeps its shapes: the least recently run one goes."""
+        self.prepared += shape not in self.ready
+        self.ready[shape] = None
+        self.ready.move_to_end(shape)
+        if 0 < self.device.keeps < len(self.ready):
+            self.ready.popitem(last=False)
 
     def collect(self) -> list[Done]:
         if not self.queue:
@@ -203,7 +225,7 @@ class _Simulated:
     def release(self, image: ImageTask) -> None:
         pass
 
-    def scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def scores(self, pixels: NDArray[np.uint8], ladder: bool = False) -> NDArray[np.float32]:
         raise NotImplementedError("nothing is inferred")
 
     def describe(self) -> dict[str, object]:
@@ -260,6 +282,27 @@ def _predicted(engine: Engine, pixels: NDArray[np.uint8]) -> list[int]:
     return engine.predict(pixels) or [int(engine.scores(pixels).argmax())]
 
 
+# -- which shapes a ladder has ---------------------------------------------------------------------------------
+def ladder_shapes(manifest: Manifest, largest: int | None = None, limits: Limits = DEVICE_LIMITS) -> Shapes:
+    """Both batches, the full and the small one (scheduler.py: SMALL), of every pair of the ladder's rungs up to
+    `largest` pixels and an aspect of LADDER_ASPECT, once each: every size counts by the pixels of its batches.
+
+    largest: default the largest square view of no more than limits.batch_pixels.
+    """
+    spec = manifest.input
+    rungs = [
+        s for s in ladder_sides(spec.smallest, spec.multiple) if s <= (largest or limits.batch_pixels**0.5)
+    ]
+    rungs = rungs or list(ladder_sides(spec.smallest, spec.multiple)[:1])
+    sizes = [(h, w) for h in rungs for w in rungs if max(h, w) <= LADDER_ASPECT * min(h, w)]
+    shapes: Shapes = Counter()
+    for h, w in [spec.fixed_size] if spec.fixed_size else sizes:
+        full = max(1, min(limits.batch_views, limits.batch_pixels // (h * w))) if spec.dynamic_batch else 1
+        batches = {1, full} if spec.fixed_size else {max(1, round(full / SMALL)), full}
+        shapes.update((n, h, w) for n in batches)
+    return shapes
+
+
 # -- which profiles serve them ---------------------------------------------------------------------------------
 class Reach(NamedTuple):
     """Sides in pixels that a plan must take although the sample has none of them."""
@@ -281,14 +324,29 @@ def choose_profiles(
     """At most `count` profiles: each tuned for views of about one size, the last one takes the whole range.
 
     The sizes are parted so that the spread of log(view pixels) within a profile, weighted by the pixels inferred,
-    is smallest (exact, by dynamic programming). A profile is tuned for the batch, height and width in the middle
-    of its pixels, and reaches 1/8 of a side beyond what was seen. The last one also takes the same sizes turned
-    by 90 degrees and the sides of `reach`, in batches of no more pixels than the largest seen.
+    is smallest (exact, by dynamic programming). A profile is tuned for the shape in the middle of its pixels, and
+    reaches 1/8 of a side beyond what was seen, as far as the network takes it. The last one also takes the same sizes
+    turned by 90 degrees and the sides of `reach`, in batches of no more pixels than the largest seen.
     """
-    if manifest.input.fixed_size is not None:
-        return [_profile(shapes, margin=0)]
+    sizes = ViewSizes.of_network(manifest.input)
+    if sizes.fixed is not None:
+        return [_profile(shapes, sizes, margin=0)]
     groups = _partition(shapes, count - 1) if count > 1 else []
-    return list(dict.fromkeys([*map(_profile, groups), _whole_range(shapes, reach)]))
+    return list(dict.fromkeys([*(_profile(g, sizes) for g in groups), _whole_range(shapes, sizes, reach)]))
+
+
+def ladder_profiles(
+    manifest: Manifest,
+    count: int = PROFILES,
+    largest: int | None = None,
+    limits: Limits = DEVICE_LIMITS,
+    smallest: int | None = None,
+) -> list[Profile]:
+    """At most `count` profiles of the ladder's shapes (`ladder_shapes`); the last takes every size from `smallest`
+    (default: the network's smallest) to the largest rung."""
+    shapes = ladder_shapes(manifest, largest, limits)
+    longest = max(max(shape[1:]) for shape in shapes)
+    return choose_profiles(shapes, manifest, count, Reach(smallest or manifest.input.smallest, longest))
 
 
 def coverage(profiles: Sequence[Profile], shapes: Shapes) -> list[float]:
@@ -298,31 +356,43 @@ def coverage(profiles: Sequence[Profile], shapes: Shapes) -> list[float]:
     return [runs[i] / total for i in range(len(profiles))]
 
 
-def _profile(shapes: Shapes, margin: float = MARGIN) -> Profile:
-    best = tuple(_middle(shapes, axis) for axis in range(3))
+def _profile(shapes: Shapes, sizes: ViewSizes, margin: float = MARGIN) -> Profile:
+    best = _tuned_for(shapes)
     highest = max(s[0] for s in shapes)
     sides = [[s[axis] for s in shapes] for axis in (1, 2)]
-    low = [max(1, floor(min(side) * (1 - margin))) for side in sides]
-    high = [ceil(max(side) * (1 + margin)) for side in sides]
+    step = sizes.multiple
+    # no side that the network does not take: the builder tries the ends
+    low = [
+        max(min(sizes.smallest, min(side)), ceil(floor(min(side) * (1 - margin)) / step) * step)
+        for side in sides
+    ]
+    high = [ceil(max(side) * (1 + margin)) // step * step for side in sides]
     lowest = 1 if margin else min(s[0] for s in shapes)
     return Profile(
         smallest=(lowest, low[0], low[1]),
-        best=(best[0], best[1], best[2]),
+        best=best,
         largest=(highest, high[0], high[1]),
     )
 
 
-def _whole_range(shapes: Shapes, reach: Reach | None) -> Profile:
+def _whole_range(shapes: Shapes, sizes: ViewSizes, reach: Reach | None) -> Profile:
     """From the smallest to the largest side on both axes; the batch such that its largest is no more pixels
     than the largest batch seen."""
-    seen = _profile(shapes)
+    seen = _profile(shapes, sizes)
     low, high = min(seen.smallest[1:]), max(seen.largest[1:])
     if reach is not None:
-        low, high = min(low, reach.smallest), max(high, reach.largest)
+        low = min(low, reach.smallest)
+        high = max(high, ceil(reach.largest / sizes.multiple) * sizes.multiple)
     most = max(map(pixels, shapes))
     batch = max(1, min(seen.largest[0], most // (high * high)))
     best = (min(seen.best[0], batch), seen.best[1], seen.best[2])
     return Profile(smallest=(1, low, low), best=best, largest=(batch, high, high))
+
+
+def _tuned_for(shapes: Shapes) -> Shape:
+    """The shape nearest to the middle of the pixels on every axis: one that was seen, so no larger than a batch."""
+    middle = [_middle(shapes, axis) for axis in range(3)]
+    return min(shapes, key=lambda s: sum(abs(log(side / m)) for side, m in zip(s, middle, strict=True)))
 
 
 def _middle(shapes: Shapes, axis: int) -> int:

@@ -11,7 +11,7 @@ from infercam.engine.inputs import SourceSettings
 
 
 class PlanSourceSettings(BaseModel):
-    """Images like those to come; see `SourceSettings`."""
+    """Images like those to come, for an exact recipe; without any the plan is for the ladder. See SourceSettings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,6 +30,19 @@ class BuildSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    runtime: str | None = option(
+        None,
+        "tensorrt (for this GPU) or tensorrt-rtx (for RTX cards, no GPU needed); default: what can run here.",
+    )
+    targets: str | None = option(
+        None, "tensorrt-rtx: cards to build for, as sm75,sm86,sm120; default: all from compute 8.0 on."
+    )
+    largest_view: int | None = option(
+        None,
+        "Without images: longest side in pixels of the views that the plan takes; default: of the largest square "
+        "view that --batch-pixels allows.",
+        ge=64,
+    )
     labels: str | None = option(
         None, "The images' classes, as in `infercam run`; default: their numbers are drawn."
     )

@@ -1,4 +1,5 @@
-"""A TensorRT plan from settings: the images it is tuned for and checked on, how far it may be off, what it runs on.
+"""A plan from settings: for which runtime and cards, the shapes it is tuned for, the images it is checked on, how far
+it may be off.
 
 The work is in profiles.py (shapes), builder.py (TensorRT) and build.py (checking, installing);
 `build_from_settings` is what a Python user calls.
@@ -6,7 +7,7 @@ The work is in profiles.py (shapes), builder.py (TensorRT) and build.py (checkin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +19,15 @@ from infercam.engine.common.progress import counting_bar, stderr
 from infercam.engine.data import voc
 from infercam.engine.data.images import image_size
 from infercam.engine.data.sources import Source
+from infercam.engine.demo.scenes import scene, scene_id
 from infercam.engine.device.driver import Driver
 from infercam.engine.inputs import SourceSettings
 from infercam.engine.method.backend import Limits
 from infercam.engine.method.geometry import ViewSizes
 from infercam.engine.method.recipe import Mode, Recipe, checked_mode, recipe
-from infercam.engine.runners.plan import PlanOptions, Precision
+from infercam.engine.runners.plan import RUNTIMES, PlanOptions, Precision
 from infercam.engine.runners.tensorrt_api import require_tensorrt
-from infercam.export.compare import TOLERANCES, Tolerance, read_samples
+from infercam.export.compare import TOLERANCES, Sample, Tolerance, read_samples
 from infercam.export.plan.build import BuildRequest, BuildWatch, Built, build_plan
 from infercam.export.plan.profiles import (
     DEVICE_LIMITS,
@@ -34,11 +36,15 @@ from infercam.export.plan.profiles import (
     Reach,
     Shapes,
     choose_profiles,
+    ladder_profiles,
     record,
     simulate,
     smallest_view,
 )
+from infercam.export.plan.rtx import rtx_maker
+from infercam.export.plan.runtimes import caution, check_options, choose_runtime
 from infercam.export.plan.settings import BuildSettings
+from infercam.export.precision.pictures import shrunk
 
 _LOOKED_AT = 20_000  # headers read to find the largest image: a few seconds
 Run = Callable[[Callable[[], Built]], Built]
@@ -51,11 +57,13 @@ def build_from_settings(
     s: BuildSettings,
     open_driver: Callable[[], Driver],
     watching: Callable[[int], tuple[BuildWatch, Run]] | None = None,
-) -> tuple[Built, Shapes]:
-    """Build (or keep) the plan and compare it with the fp32 graph; the plan, and the shapes it is tuned for.
+) -> tuple[Built, Shapes | None]:
+    """Build (or keep) the plan; TensorRT's is compared with the fp32 graph. Returns it, and the batches of the images
+    that it is tuned for (None: the ladder's).
 
-    open_driver: the GPU, opened once everything else is known to be right. watching: given the number of images to
-    check on, where the build reports to and how its call is made (by default here, silently).
+    source: with no field set the profiles come from the ladder of view sizes, and a plan is compared on drawn scenes.
+    open_driver: the GPU, opened once everything else is known to be right; not for TensorRT-RTX. watching: given the
+    number of images to check on, where the build reports to and how its call is made (by default here, silently).
     Raises InputError, BundleError, MissingExtra, BackendError, PlanError; BuildCancelled where a watch stops it.
     """
     if s.centres not in ("drawn", "cpu"):
@@ -66,34 +74,68 @@ def build_from_settings(
         s.version_compatible, s.hardware_compatible, s.strip_weights, s.refit, s.workspace
     )
     chosen, mode = _recipe(s.recipe, s.mode)
-    images = source.open()
+    kind, why = choose_runtime(s.runtime)
+    check_options(kind, plan_options, s.targets)
+    images = _images(source, s)
     loaded = Bundle.load(bundle)
-    require_tensorrt("infercam build")  # before anything that takes time
-    gpu = open_driver()
+    trt = require_tensorrt("infercam build", kind)  # before anything that takes time
+    maker = rtx_maker(s.targets) if kind == "tensorrt-rtx" else None
+    stderr.print(f"runtime: {RUNTIMES[kind]} {trt.__version__} ({why})", markup=False, soft_wrap=True)
+    if (said := caution(kind, checked)) is not None:
+        stderr.print(f"note: {said}", soft_wrap=True)
+    gpu = open_driver() if maker is None else None
     try:
-        check, masks = spread(images, s.check_images), _masks_fit(images, loaded)
-        classes_of = _classes_of(s.labels, loaded, source)
         limits = replace(DEVICE_LIMITS, batch_pixels=s.batch_pixels)
-        if s.centres == "cpu":
-            shapes = _replayed(loaded, check, chosen, mode, limits, classes_of)
+        if images is None:
+            m = loaded.manifest
+            smallest = smallest_view(chosen, ViewSizes.of_network(m.input))
+            tuned, shapes = ladder_profiles(m, s.profiles, s.largest_view, limits, smallest), None
+            longest = int(max(tuned[-1].largest[1:]) / max(chosen.views.scales))
+            count, samples = s.check_images, lambda: _scenes(s.check_images, longest)
         else:
-            shapes = _simulated(loaded, spread(images, s.limit), chosen, mode, limits, classes_of)
-        tuned = choose_profiles(shapes, loaded.manifest, s.profiles, _reach(loaded, images, chosen))
+            check, masks = spread(images, s.check_images), _masks_fit(images, loaded)
+            classes_of = _classes_of(s.labels, loaded, source)
+            if s.centres == "cpu":
+                shapes = _replayed(loaded, check, chosen, mode, limits, classes_of)
+            else:
+                shapes = _simulated(loaded, spread(images, s.limit), chosen, mode, limits, classes_of)
+            tuned = choose_profiles(shapes, loaded.manifest, s.profiles, _reach(loaded, images, chosen))
+            count, samples = len(check), lambda: read_samples(check, classes_of, masks)
         request = BuildRequest(
             loaded,
             checked,
             tuned,
-            lambda: read_samples(check, classes_of, masks),
+            samples,
             plan_options,
             within,
             scales=chosen.views.scales,
             cache=s.cache,
             force=s.force,
+            rtx=maker,
         )
-        watch, run = (BuildWatch(), lambda call: call()) if watching is None else watching(len(check))
+        watch, run = (BuildWatch(), lambda call: call()) if watching is None else watching(count)
         return run(lambda: build_plan(request, gpu, watch)), shapes
     finally:
-        gpu.close()
+        if gpu is not None:
+            gpu.close()
+
+
+def _images(source: SourceSettings, s: BuildSettings) -> Source | None:
+    """The images like those to come; None where none are given."""
+    if source != SourceSettings():
+        return source.open()
+    for option, given in (("--labels", s.labels is not None), ("--centres cpu", s.centres == "cpu")):
+        if given:
+            raise InputError(f"{option}: needs images (--images, --voc or --list)")
+    return None
+
+
+def _scenes(count: int, longest: int) -> Iterator[Sample]:
+    """Drawn pictures, the same every time, for a plan to be compared on where there are no others.
+
+    longest: side in pixels that the plan takes at the largest scale.
+    """
+    return (Sample(scene_id(i), shrunk(scene(i).image, longest)) for i in range(count))
 
 
 def _precision(name: str) -> Precision:

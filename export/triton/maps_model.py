@@ -141,7 +141,7 @@ class TritonPythonModel:
         job.pixels = decode_image(job.image, job.id, self._max_pixels)
         job.image = b""
         if job.classes is None or "scores" in job.wanted:
-            future = self._live.scores(job.pixels)
+            future = self._live.scores(job.pixels, recipe(job.recipe).ladder)
             future.add_done_callback(lambda done: self._go_on(job, self._scored, done))
         else:
             self._infer(job, job.classes)

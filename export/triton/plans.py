@@ -1,11 +1,23 @@
-"""Which of a bundle's TensorRT plans goes into the repository: chosen by the GPU's name, no GPU needed here."""
+"""Which of a bundle's plans go into the repository: chosen by the GPU's name, no GPU needed here.
+
+Triton's TensorRT backend takes a plan of TensorRT. TensorRT-RTX's go with the maps model, whose engine runs them.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from infercam.engine.bundle import Bundle
-from infercam.engine.runners.plan import Environment, Plan, PlanRecord, list_plans, misfit, plans_folder
+from infercam.engine.runners.plan import (
+    RUNTIMES,
+    Environment,
+    Plan,
+    PlanRecord,
+    build_command,
+    graph_misfit,
+    list_plans,
+    plans_folder,
+)
 
 
 class NoPlan(Exception):
@@ -15,19 +27,18 @@ class NoPlan(Exception):
 def choose_plan(
     bundle: Bundle, precision: str | None = None, gpu: str | None = None, cache: Path | None = None
 ) -> Plan:
-    """The newest plan made from this bundle, of that precision and for that GPU where they are given.
+    """TensorRT's newest plan made from this bundle, of that precision and for that GPU where they are given.
 
     gpu: part of the GPU's name, in any case, or its compute capability (`9.0`). Where it is not given and plans
     for several GPUs are there, none is chosen. A plan for one very GPU goes before a portable one. Its SHA-256
     is checked. Raises NoPlan.
     """
-    build = f"build one on the server's GPU with: infercam build {bundle.path}" + (
-        f" --precision {precision}" if precision else ""
-    )
-    anywhere = Environment("", (0, 0), None)
-    loaded = [f.plan for f in list_plans(bundle, anywhere, cache) if f.plan is not None]
+    build = f"build one on the server's GPU with: {build_command(bundle, precision)}"
+    every = _loaded(bundle, cache)
+    loaded = [plan for plan in every if plan.record.runtime == "tensorrt"]
     if not loaded:
-        raise NoPlan(f"there is no plan in {plans_folder(bundle, cache)}; {build}")
+        others = " but TensorRT-RTX's, which Triton's TensorRT backend does not take" if every else ""
+        raise NoPlan(f"there is no plan in {plans_folder(bundle, cache)}{others}; {build}")
     problems = [_problem(plan.record, bundle) for plan in loaded]
     fitting = [
         plan
@@ -53,6 +64,43 @@ def choose_plan(
     return chosen
 
 
+def rtx_plans(
+    bundle: Bundle, precision: str | None = None, gpu: str | None = None, cache: Path | None = None
+) -> list[Plan]:
+    """TensorRT-RTX's plans made from this bundle, of that precision where it is given: of those for the same cards
+    the newest that is intact. gpu: only those that run on it, where it is a compute capability (`8.9`)."""
+    wanted = [
+        plan
+        for plan in _loaded(bundle, cache)
+        if plan.record.runtime == "tensorrt-rtx"
+        and precision in (None, plan.record.precision)
+        and _runs_on(plan.record, gpu)
+        and graph_misfit(plan.record, bundle) is None
+        and plan.intact()
+    ]
+    newest = {(plan.record.precision, plan.record.targets): plan for plan in reversed(wanted)}
+    return list(reversed(newest.values()))
+
+
+def needs(plan: Plan) -> str:
+    """Where a plan runs, in words."""
+    record = plan.record
+    return f"the {record.precision} plan is for {record.maker.cards} and {RUNTIMES[record.runtime]} {record.tensorrt}"
+
+
+def _loaded(bundle: Bundle, cache: Path | None) -> list[Plan]:
+    """Every plan whose record can be read, newest first."""
+    anywhere = Environment("", (0, 0), None)
+    return [f.plan for f in list_plans(bundle, anywhere, cache) if f.plan is not None]
+
+
+def _runs_on(record: PlanRecord, gpu: str | None) -> bool:
+    parts = (gpu or "").split(".")
+    if len(parts) != 2 or not all(p.isdigit() for p in parts):
+        return True  # a name, which a plan for targets does not know
+    return record.maker.made_for((int(parts[0]), int(parts[1])))
+
+
 def _is_for(record: PlanRecord, gpu: str) -> bool:
     dotted = ".".join(map(str, record.compute_capability))
     return gpu.lower() in record.gpu.lower() or gpu == dotted
@@ -64,8 +112,7 @@ def _problem(record: PlanRecord, bundle: Bundle) -> str | None:
         return "it holds no weights, and Triton cannot put them in: build it without --strip-weights"
     if any(profile.smallest[0] > 1 for profile in record.profiles):
         return "it takes no single picture"
-    at_home = Environment(record.gpu, record.compute_capability, record.tensorrt, record.tensorrt)
-    return misfit(record, bundle, at_home)
+    return graph_misfit(record, bundle)
 
 
 def largest_batch(record: PlanRecord) -> int:

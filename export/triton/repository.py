@@ -23,12 +23,12 @@ from typing import Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from infercam.engine.backends.cpu import GPU_ONLY
 from infercam.engine.bundle import MANIFEST, Bundle, FileEntry, file_entry, sha256_file
 from infercam.engine.common.atomic import TEMP_PREFIX
 from infercam.engine.common.errors import ExportError
 from infercam.engine.method.recipe import recipe
 from infercam.engine.onnx_files import external_locations
+from infercam.engine.runners.ort_cpu import GPU_ONLY
 from infercam.engine.runners.plan import PLAN_FILE, PLANS, RECORD_FILE, Plan, graph_of
 from infercam.export.triton.config import (
     LABELS,
@@ -38,7 +38,7 @@ from infercam.export.triton.config import (
     onnx_config,
     tensorrt_config,
 )
-from infercam.export.triton.plans import NoPlan, choose_plan
+from infercam.export.triton.plans import NoPlan, choose_plan, needs, rtx_plans
 from infercam.export.triton.signature import read_signature
 from infercam.export.triton.text_format import Message
 
@@ -96,6 +96,15 @@ class Packaged(NamedTuple):
     models: dict[Path, int]
     left_out: dict[Kind, str]
     plan: Plan | None
+    """TensorRT's, for its model and the maps."""
+    rtx: list[Plan]
+    """TensorRT-RTX's, for the maps."""
+
+    @property
+    def needs(self) -> list[str]:
+        """What each plan needs of the server, in words."""
+        full = [] if self.plan is None else [needs(self.plan)]
+        return full + [f"{needs(plan)}, with infercam[gpu,rtx]: the maps only" for plan in self.rtx]
 
 
 def package(request: PackageRequest) -> Packaged:
@@ -123,6 +132,7 @@ class _Job:
         self.manifest_sha256 = sha256_file(self.bundle.path / MANIFEST)
         self.kinds = list(dict.fromkeys(request.only or KINDS))
         self.left_out: dict[Kind, str] = {}
+        self.rtx = self._rtx()
         self.plan = self._plan()
         self._check_labels()
         if "maps" in self.kinds:
@@ -149,11 +159,12 @@ class _Job:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         written = [repository / name for name in names.values()]
-        return Packaged({f: _size(f) for f in written}, self.left_out, self.plan)
+        return Packaged({f: _size(f) for f in written}, self.left_out, self.plan, self.rtx)
 
     # -- what is asked for ------------------------------------------------------------------------------------
     def _plan(self) -> Plan | None:
-        """The plan to serve, or None and why not in `left_out`; raises ExportError if it was asked for by name."""
+        """TensorRT's plan to serve, or None and why not in `left_out`; raises ExportError if it was asked for by name
+        (a GPU may be one for TensorRT-RTX's)."""
         if "tensorrt" not in self.kinds and ("maps" not in self.kinds or self.serving.device == "cpu"):
             return None
         asked = self.request.only is not None and "tensorrt" in self.kinds
@@ -162,12 +173,17 @@ class _Job:
                 raise NoPlan("TensorRT needs a GPU, and --cpu was given")
             return choose_plan(self.bundle, self.request.precision, self.request.plan_gpu, self.request.plans)
         except NoPlan as e:
-            if asked or self.request.plan_gpu is not None:
+            if asked or (self.request.plan_gpu is not None and not self.rtx):
                 raise ExportError(str(e)) from None
             if "tensorrt" in self.kinds:
                 self.kinds.remove("tensorrt")
                 self.left_out["tensorrt"] = str(e)
             return None
+
+    def _rtx(self) -> list[Plan]:
+        if "maps" not in self.kinds or self.serving.device == "cpu":
+            return []
+        return rtx_plans(self.bundle, self.request.precision, self.request.plan_gpu, self.request.plans)
 
     def _check_labels(self) -> None:
         """Triton's file of labels has one a line."""
@@ -209,9 +225,9 @@ class _Job:
         bundle = folder / VERSION / "bundle"
         for name in [MANIFEST, *self.bundle.manifest.files]:
             _copy(self.bundle.path / name, bundle / name)
-        if self.plan is not None:
+        for plan in [*([self.plan] if self.plan else []), *self.rtx]:
             for name in (PLAN_FILE, RECORD_FILE):
-                _copy(self.plan.folder / name, bundle / PLANS / self.plan.folder.name / name)
+                _copy(plan.folder / name, bundle / PLANS / plan.folder.name / name)
         Bundle.load(bundle)  # the copy is what was checked
         self._config(folder, maps_config(folder.name, self.bundle, self.serving, self.request.precision))
         return self.request.precision or "any"

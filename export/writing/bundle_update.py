@@ -6,10 +6,19 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from onnx import ModelProto
 
-from infercam.engine.bundle import MANIFEST, Manifest, PrecisionReport, file_entry, read_manifest
+from infercam.engine.bundle import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    Manifest,
+    PrecisionReport,
+    RuntimeReport,
+    file_entry,
+    read_manifest,
+)
 from infercam.engine.common.atomic import TEMP_PREFIX, atomic_write
 from infercam.engine.common.errors import ExportError
 from infercam.export.runtime import save
@@ -42,19 +51,40 @@ def _put(root: Path, precision: str, model: ModelProto, report: PrecisionReport)
         shutil.rmtree(folder, ignore_errors=True)
     old = read_manifest(root)  # as it is now: making the graph took a while
     stale = _files_of(old, precision)
-    manifest = old.model_copy(
-        update={
+    _rewrite(
+        root,
+        old,
+        {
             "graphs": old.graphs | {precision: name},
             "files": {k: v for k, v in old.files.items() if k not in stale} | entries,
             "precisions": old.precisions | {precision: report},
             "tools": old.tools | {f"{precision} {k}": v for k, v in tool_versions().items() if k in _MADE_BY},
-        }
+        },
     )
-    with atomic_write(root / MANIFEST, "w") as f:
-        f.write(manifest.model_dump_json(indent=2) + "\n")
     for file_name in stale - set(entries):
         (root / file_name).unlink(missing_ok=True)
     return root / name
+
+
+def put_runtime(root: Path, report: RuntimeReport) -> None:
+    """Record what a runtime's own arithmetic does to the maps, in place of an earlier record of the same.
+
+    Raises ExportError where the manifest cannot be written, BundleError for a bad one.
+    """
+    old = read_manifest(root)
+    same = (report.runtime, report.precision)
+    others = [r for r in old.runtimes if (r.runtime, r.precision) != same]
+    try:
+        _rewrite(root, old, {"runtimes": [*others, report]})
+    except OSError as e:
+        raise ExportError(f"{root}: cannot write the manifest: {e.strerror or e}") from None
+
+
+def _rewrite(root: Path, old: Manifest, changes: dict[str, Any]) -> None:
+    """Put the manifest in one step, in today's schema: what an earlier one lacked is written out."""
+    manifest = old.model_copy(update={"schema_version": SCHEMA_VERSION, **changes})
+    with atomic_write(root / MANIFEST, "w") as f:
+        f.write(manifest.model_dump_json(indent=2) + "\n")
 
 
 _MADE_BY = ("infercam", "onnx", "onnxruntime", "onnxruntime-gpu")

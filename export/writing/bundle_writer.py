@@ -19,6 +19,7 @@ from infercam.engine.bundle import (
     Bundle,
     InputSpec,
     Manifest,
+    ResponseCells,
     Verification,
     file_entry,
     read_manifest,
@@ -30,6 +31,7 @@ from infercam.engine.data.class_names import unique_names
 from infercam.export.graph.dynamic import SizeWishes
 from infercam.export.graph.surgery import ResponseGraph
 from infercam.export.runtime import save
+from infercam.export.writing.cells import UnknownCells, find_cells
 from infercam.export.writing.verify import Disagreement, verify
 
 GRAPH_FILE = "response.onnx"
@@ -78,8 +80,17 @@ def write_bundle(
         }
     )
     verification = verify(graph, source_scores, spec, images=images, tolerance=tolerance)
+    cells: ResponseCells | None = None
     try:
-        return _write(out, graph, names, spec, multi_label, dict(source), verification, name, overwrite)
+        cells = find_cells(graph)
+    except UnknownCells as e:
+        graph = replace(
+            graph, notes=[*graph.notes, f"GPU runtimes are run once to tell the response's size: {e}"]
+        )
+    try:
+        return _write(
+            out, graph, names, spec, multi_label, dict(source), verification, cells, name, overwrite
+        )
     except OSError as e:
         raise ExportError(f"{out}: cannot write the bundle: {e.strerror or e}") from None
 
@@ -155,6 +166,7 @@ def _write(
     multi_label: bool,
     source: dict[str, Any],
     verification: Verification,
+    cells: ResponseCells | None,
     name: str | None,
     overwrite: bool,
 ) -> Bundle:
@@ -179,6 +191,7 @@ def _write(
                 source={**source, "notes": [*source.get("notes", []), *graph.notes]},
                 tools=tool_versions(),
                 verification=verification,
+                cells=cells,
             )
         except ValidationError as e:
             raise ExportError(f"the manifest is not valid: {first_problem(e)}") from None

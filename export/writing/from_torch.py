@@ -44,6 +44,7 @@ def from_torch(
     keep_classes: Sequence[int] | None = None,
     images: Sequence[np.ndarray] = (),
     tolerance: float = 1e-4,
+    fold_batch_norm: bool = True,
     attention: bool = False,
     recipro: bool = False,
     affinity: int = 0,
@@ -65,6 +66,8 @@ def from_torch(
     recipro: of any head, and of one size: what it answers to one position of the last feature map at a time.
     affinity: the self-attention among patches, averaged over so many last blocks, as a further output.
     source: where the weights come from, recorded in the manifest as it is.
+    fold_batch_norm: batch norms that PyTorch's exporter left go into the layer before them, or become a scale and a
+    shift.
 
     Raises ExportError where the module cannot be traced, has no such head, or does not agree with its
     response graph within `tolerance`; MissingExtra without torch or onnx.
@@ -89,6 +92,7 @@ def from_torch(
                 model,
                 keep_classes=keep_classes,
                 sizes=sizes,
+                fold_batch_norm=fold_batch_norm,
                 maps=MapWishes(attention=attention, recipro=recipro, affinity=affinity),
             )
 

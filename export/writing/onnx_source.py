@@ -47,6 +47,7 @@ def export_onnx(
     images: Sequence[np.ndarray] = (),
     tolerance: float = 1e-4,
     slim: bool = True,
+    fold_batch_norm: bool = True,
     size: tuple[int, int] | None = None,
     attention: bool = False,
     recipro: bool = False,
@@ -61,9 +62,10 @@ def export_onnx(
     normalises by itself; and scale 1 for one that takes uint8. `classes` defaults to names in the
     model's metadata, else the 20 of VOC if it has 20 outputs, else class_0, …; `multi_label` to False only if the
     model closes with a softmax. `size` (height, width) fixes the input's size, which else is free where the model
-    allows, or the model's own. `recipro`: of any head, one position at a time.
-    `attention`: a class token's map times the last block's attention. `affinity`: the attention of so many last
-    blocks as an output. `images` are (H, W, 3) uint8 RGB arrays to verify on besides generated ones.
+    allows, or the model's own. `fold_batch_norm`: batch norms go into the layer before them, or become a scale and
+    a shift. `recipro`: of any head, one position at a time. `attention`: a class token's map times the last block's
+    attention. `affinity`: the attention of so many last blocks as an output. `images` are (H, W, 3) uint8 RGB arrays
+    to verify on besides generated ones.
 
     Raises ExportError: one line saying what is wrong with the file and which node prevents the surgery.
     """
@@ -80,11 +82,12 @@ def export_onnx(
                 output=output,
                 input_name=input_name,
                 sizes=sizes,
+                fold_batch_norm=fold_batch_norm,
                 maps=MapWishes(attention=attention, recipro=recipro, affinity=affinity),
             )
         except ExportError as e:
             raise ExportError(f"{file}: {e}") from None
-        return simplify(graph) if slim else graph
+        return simplify(graph, fold_batch_norm=fold_batch_norm) if slim else graph
 
     def write(graph: ResponseGraph) -> Bundle:
         names, named_by = (list(classes), "given") if classes else default_classes(graph.classes, metadata)

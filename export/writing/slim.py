@@ -15,9 +15,10 @@ from infercam.export.runtime import GraphSession, RunError
 
 MAX_BYTES = 1 << 30  # onnxslim serialises the model several times
 _TOLERANCE = 1e-5
+_BATCH_NORM = ("FusionConvBN", "FusionConvTransposeBN")  # onnxslim's names
 
 
-def simplify(graph: ResponseGraph) -> ResponseGraph:
+def simplify(graph: ResponseGraph, *, fold_batch_norm: bool = True) -> ResponseGraph:
     """Fold constants and fuse nodes; if that fails or changes results, the graph as it was, with a note."""
     try:
         import onnxslim
@@ -30,7 +31,7 @@ def simplify(graph: ResponseGraph) -> ResponseGraph:
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        slimmed = onnxslim.slim(copy)
+        slimmed = onnxslim.slim(copy, skip_fusion_patterns=None if fold_batch_norm else list(_BATCH_NORM))
     except BaseException as e:  # it ends the process with SystemExit on some graphs
         if isinstance(e, KeyboardInterrupt):
             raise

@@ -17,7 +17,7 @@ from infercam.engine import kernels
 HERE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas")
 SANITIZED = ("-O1", "-g", "-fsanitize=address", "-fno-omit-frame-pointer")
-ENTRY = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\(\w+\)\s+)?(\w+)\(')
+ENTRY = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)\(')
 
 
 def compiler() -> str | None:

@@ -190,6 +190,11 @@ class EmulatedDriver:
         else:
             self.enqueue(lambda: self._move(_still(alive, address), source, nbytes))
 
+    def copy(self, target: Pointer, source: Pointer, nbytes: int) -> None:
+        self._check_range(target, nbytes)
+        self._check_range(source, nbytes)
+        self.enqueue(lambda: self._move(target, source, nbytes))
+
     def zero(self, pointer: Pointer, nbytes: int) -> None:
         self._check_range(pointer, nbytes)
         self.enqueue(lambda: (ctypes.memset(pointer, 0, nbytes), None)[1])

@@ -249,6 +249,18 @@ template <typename T>
 T atomicAdd(T* at, T value) { return std::exchange(*at, *at + value); }
 template <typename T>
 T atomicMax(T* at, T value) { return std::exchange(*at, max(*at, value)); }
+template <typename T>
+T __ldg(const T* at) { return *at; }
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+    const std::uint64_t bytes = static_cast<std::uint64_t>(b) << 32 | a;
+    unsigned out = 0;
+    for (int i = 0; i < 4; ++i) out |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+    return out;
+}
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
+    for (int i = 0; i < 4; ++i) sum += (a >> 8 * i & 0xff) * (b >> 8 * i & 0xff);
+    return sum;
+}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __float_as_int(float value) {
     int bits;

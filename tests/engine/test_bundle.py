@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from infercam.engine.bundle import Bundle, InputSpec, Manifest, file_entry, read_manifest
+from infercam.engine.bundle import SCHEMA_VERSION, Bundle, InputSpec, Manifest, file_entry, read_manifest
 from infercam.engine.common.errors import BundleError
 
 
@@ -143,7 +143,7 @@ def test_graph_that_is_not_among_the_files(bundle):
 # --- the manifest --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [4, 99])
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 99])
 def test_newer_schema_says_to_upgrade(bundle, version):
     """Whatever else a newer manifest holds, the version is what is reported."""
     rewrite(bundle, schema_version=version, invented={"a": 1})
@@ -274,3 +274,37 @@ def test_damaged_bytes_of_the_manifest(bundle, data, at, cut):
         Bundle.load(bundle)
     except BundleError as e:
         assert "\n" not in str(e)
+
+
+# --- the response's size -------------------------------------------------------------------------------------
+
+
+CELLS = {"step": 2, "rows": [0, 1, 1, 1], "columns": [0, 0, 1, 1], "checked": 9}
+
+
+def test_cells_are_arithmetic(bundle):
+    rewrite(bundle, schema_version=3, cells=CELLS, input={"smallest": 8, "multiple": 2})
+    found = read_manifest(bundle).cells
+    assert (
+        found.size(16, 16, 8) == (2, 2)
+        and found.size(18, 18, 8) == (3, 2)
+        and found.size(22, 22, 8) == (3, 3)
+    )
+    rewrite(bundle)
+    assert read_manifest(bundle).cells is None, "older bundles: the runtime is asked"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": 3}, "does not divide the stride 8"),
+        ({"rows": [0]}, "1 rows and 4 columns, not 4 each"),
+        ({"rows": [-1, 1, 1, 1]}, "no response at 8x8"),
+        ({"columns": [0, 0, 0, 99]}, "columns"),
+        ({"checked": 0}, "checked"),
+        ({"formula": "h / 8"}, "formula"),
+    ],
+)
+def test_cells_that_cannot_be(bundle, change, said):
+    rewrite(bundle, cells=CELLS | change, input={"smallest": 8, "multiple": 2})
+    assert said in refusal(bundle)

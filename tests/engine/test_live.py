@@ -107,7 +107,7 @@ def test_mixed_requests_from_many_threads_get_the_maps_that_they_get_alone(tiny_
 def test_giving_memory_back_changes_nothing(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     with Engine.load(tiny_bundle, threads=1) as engine:
         want = engine.maps(PICTURE, [0, 1])
-        monkeypatch.setattr("infercam.engine.backends.cpu.SHRINK_EVERY", 1)
+        monkeypatch.setattr("infercam.engine.runners.ort_cpu.SHRINK_EVERY", 1)
         np.testing.assert_array_equal(engine.maps(PICTURE, [0, 1]), want)
 
 
@@ -174,6 +174,8 @@ def test_scores_are_the_engine_s(live: LiveEngine) -> None:
         pixels = tiny.picture(*size)
         want = live.engine.scores(pixels)
         np.testing.assert_allclose(live.scores(pixels).result(), want, atol=1e-6)
+        on_ladder = live.engine.scores(pixels, ladder=True)
+        np.testing.assert_allclose(live.scores(pixels, ladder=True).result(), on_ladder, atol=1e-6)
 
 
 def test_equal_shapes_of_waiting_requests_are_batched(gated: tuple[LiveEngine, Gate]) -> None:

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from infercam.engine.bundle import Bundle, InputSpec, Manifest, file_entry
+from infercam.engine.bundle import Bundle, InputSpec, Manifest, ResponseCells, file_entry
 
 CLASSES = ["cat", "dog", "horse", "cow", "sheep"]
 
@@ -85,11 +85,13 @@ def build(
     smallest: int = 1,
     multiple: int = 1,
     per_image_bias: bool = False,
+    cells: bool = False,
 ) -> Bundle:
-    """Write the bundle and load it."""
+    """Write the bundle and load it. cells: with the response's size as arithmetic (side over stride, rounded up)."""
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(model(stride, len(CLASSES), fixed, batch, per_image_bias), str(folder / "response.onnx"))
     height, width = fixed or (None, None)
+    up = [0] + [1] * (stride - 1)
     manifest = Manifest(
         name=f"tiny-{stride}",
         classes=CLASSES,
@@ -107,6 +109,7 @@ def build(
         per_image_bias=per_image_bias,
         graphs={"fp32": "response.onnx"},
         files={"response.onnx": file_entry(folder / "response.onnx")},
+        cells=ResponseCells(step=1, rows=up, columns=up, checked=1) if cells else None,
     )
     (folder / "manifest.json").write_text(manifest.model_dump_json())
     return Bundle.load(folder)

@@ -3,8 +3,10 @@
     python -m tests.robustness            everything, as the README's figures (about 20 minutes on 2 cores)
     python -m tests.robustness --quick    a few rounds of each
     python -m tests.robustness --only kill-run,full-disk
+    python -m tests.robustness --backend openvino --precision bf16      runs and servers on another engine
 
-Prints rounds, inputs tried and losses, and writes results/robustness.json, where `--only` replaces its own sections.
+Prints rounds, inputs tried and losses, and writes results/robustness.json (robustness_BACKEND.json), where `--only`
+replaces its own sections.
 Exit code 1 if anything was lost.
 """
 
@@ -35,6 +37,7 @@ from tests.robustness.outcome import FULL, QUICK, Outcome, Say, Size, Skipped
 from tests.robustness.pictures import corrupt_pictures
 from tests.robustness.rig import Rig
 from tests.robustness.soak import soak
+from tests.robustness.starts import starts
 
 Section = Callable[[Rig, Size, Say], "Outcome | list[Outcome]"]
 
@@ -50,6 +53,7 @@ SECTIONS: dict[str, Section] = {
     "corrupt-files": corrupt_files,
     "attacks": attack_server,
     "soak": soak,
+    "starts": starts,
     "audit": audit_dependencies,
 }
 IMAGES = 200
@@ -62,6 +66,8 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="A few rounds of each.")] = False,
     only: Annotated[str, typer.Option(help=f"Of {', '.join(SECTIONS)}; separated by commas.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice but the machine's timing.")] = 0,
+    backend: Annotated[str, typer.Option(help="Of runs, servers and starts.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Of that backend.")] = "",
     results: Annotated[Path, typer.Option(help="Folder to write robustness.json to.")] = RESULTS,
     work: Annotated[Path | None, typer.Option(help="Scratch folder (default: a temporary one).")] = None,
 ) -> None:
@@ -71,11 +77,13 @@ def main(
         raise typer.BadParameter(f"no section {unknown[0]!r}; there are: {', '.join(SECTIONS)}")
     size = Size(**{**asdict(QUICK if quick else FULL), "seed": seed})
     with tempfile.TemporaryDirectory(prefix="infercam-robustness-", dir=work) as scratch:
-        outcomes = [o for name in names for o in prove(name, Path(scratch), size)]
+        outcomes = [o for name in names for o in prove(name, Path(scratch), size, (backend, precision))]
     Console().print(table(outcomes))
-    kept = _others(results / "robustness.json", names) if only else []
-    content = {"size": asdict(size), "sections": kept + [o.to_json() for o in outcomes]}
-    console.print(f"-> {write_result('robustness', content, results)}", soft_wrap=True)
+    file = "robustness" if backend == "auto" else f"robustness_{backend}"
+    kept = _others(results / f"{file}.json", names) if only else []
+    engine = {"backend": backend, "precision": precision}
+    content = {"size": asdict(size), "engine": engine, "sections": kept + [o.to_json() for o in outcomes]}
+    console.print(f"-> {write_result(file, content, results)}", soft_wrap=True)
     if any(outcome.losses for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -89,12 +97,14 @@ def _others(file: Path, names: list[str]) -> list[dict[str, Any]]:
     return [section for section in before if section["section"] not in names]
 
 
-def prove(name: str, folder: Path, size: Size) -> list[Outcome]:
+def prove(name: str, folder: Path, size: Size, engine: tuple[str, str]) -> list[Outcome]:
     """One section, timed, on images of its own seed; one that cannot be tried here says why."""
     began = time.monotonic()
     with console.status(name) as status:
         try:
-            rig = Rig(folder / name, IMAGES if size.rounds > QUICK.rounds else IMAGES // 2, size.seed)
+            count = IMAGES if size.rounds > QUICK.rounds else IMAGES // 2
+            backend, precision = engine
+            rig = Rig(folder / name, count, size.seed, backend=backend, precision=precision)
             found = SECTIONS[name](rig, size, lambda line: status.update(line))
         except Skipped as e:
             found = Outcome(name.replace("-", " "), skipped=str(e))

@@ -34,7 +34,7 @@ def attack_server(rig: Rig, size: Size, say: Say) -> list[Outcome]:
     picture = sorted(rig.images.iterdir())[0].read_bytes()
     outcome = Outcome("attacks on the server")
     bad = Outcome("corrupt pictures to the server", rounds=1)
-    with Server(rig.folder) as server:
+    with Server(rig.folder, 0, *rig.engine) as server:
         _fill_pools(server, picture)
         before = server.maps(picture)
         memory, handles = server.memory_mb(), server.handles()

@@ -7,7 +7,7 @@ import pytest
 from tests.robustness.outcome import Outcome, Size
 from tests.robustness.rig import Rig
 
-SMALL = Size(rounds=2, images=45, files=6, soak=250, connections=50, seed=3)
+SMALL = Size(rounds=2, images=45, files=6, soak=250, connections=50, starts=2, seed=3)
 
 
 @pytest.fixture(scope="session")

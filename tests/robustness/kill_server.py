@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-from pathlib import Path
 
 from tests.robustness.outcome import Outcome, Say, Size
 from tests.robustness.rig import Rig
@@ -21,7 +20,7 @@ def kill_server(rig: Rig, size: Size, say: Say) -> Outcome:
     """Each round: clients ask for maps of their pictures; the server dies in the middle and is started again."""
     outcome = Outcome("kill -9 of the server")
     pictures = [file.read_bytes() for file in sorted(rig.images.iterdir())[:PICTURES]]
-    with Server(rig.folder) as server:
+    with Server(rig.folder, 0, *rig.engine) as server:
         began = time.monotonic()
         expected = [server.maps(picture) for picture in pictures]
         seconds = time.monotonic() - began
@@ -30,7 +29,7 @@ def kill_server(rig: Rig, size: Size, say: Say) -> Outcome:
             outcome.lose(f"picture {i}: answered with {status} by an undisturbed server")
     retried = 0
     for number in range(size.rounds):
-        clients = _Clients(rig.folder, pictures, outcome, f"round {number}", expected)
+        clients = _Clients(rig, pictures, outcome, f"round {number}", expected)
         clients.run(float(rig.rng.uniform(0.1, 0.9)) * seconds / 2)
         retried += clients.retried
         say(f"kill -9 of the server: round {number + 1} of {size.rounds}")
@@ -45,14 +44,14 @@ class _Clients:
 
     def __init__(
         self,
-        folder: Path,
+        rig: Rig,
         pictures: list[bytes],
         outcome: Outcome,
         where: str,
         expected: list[tuple[int, bytes]],
     ) -> None:
         self.retried = 0
-        self._folder = folder
+        self._rig = rig
         self._pictures = pictures
         self._outcome = outcome
         self._where = where
@@ -60,7 +59,7 @@ class _Clients:
         self._server: Server | None = None
 
     def run(self, kill_after: float) -> None:
-        self._server = Server(self._folder)
+        self._server = Server(self._rig.folder, 0, *self._rig.engine)
         port = self._server.port
         threads = [threading.Thread(target=self._client, args=(n,)) for n in range(CLIENTS)]
         try:
@@ -68,7 +67,7 @@ class _Clients:
                 thread.start()
             time.sleep(kill_after)
             self._server.kill()
-            self._server = Server(self._folder, port)
+            self._server = Server(self._rig.folder, port, *self._rig.engine)
             for thread in threads:
                 thread.join(GIVE_UP + 60)
         finally:

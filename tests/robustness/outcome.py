@@ -24,11 +24,13 @@ class Size:
     """Images through one process."""
     connections: int
     """Held open at the server at once."""
+    starts: int
+    """Fresh processes, one after the other."""
     seed: int = 0
 
 
-FULL = Size(rounds=20, images=500, files=120, soak=20_000, connections=1_000)
-QUICK = Size(rounds=2, images=50, files=12, soak=600, connections=100)
+FULL = Size(rounds=20, images=500, files=120, soak=20_000, connections=1_000, starts=500)
+QUICK = Size(rounds=2, images=50, files=12, soak=600, connections=100, starts=10)
 
 
 @dataclass

@@ -40,20 +40,39 @@ class Finished:
 
 
 class Rig:
-    """A scratch folder with `count` images; the recipe `fast`, so that a run takes seconds."""
+    """A scratch folder with `count` images; the recipe `fast`, so that a run takes seconds.
 
-    def __init__(self, folder: Path, count: int, seed: int = 0, size: tuple[int, int] = (96, 120)) -> None:
+    backend, precision: of runs and servers; "": what the bundle's default is.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        seed: int = 0,
+        size: tuple[int, int] = (96, 120),
+        backend: str = "auto",
+        precision: str = "",
+    ) -> None:
         self.folder = folder
+        self.backend = backend
+        self.precision = precision
         self.rng = np.random.default_rng(seed)
         self.images = folder / "images"
         self.labels = folder / "labels.json"
         self.count = count
         draw(self.images, self.labels, count, seed, size)
 
+    @property
+    def engine(self) -> list[str]:
+        """The options that say which engine."""
+        return ["--backend", self.backend, *(["--precision", self.precision] if self.precision else [])]
+
     def command(self, out: Path, *more: object, images: Path | None = None) -> list[str]:
         """`infercam run` over the rig's images into `out`."""
         source = ["--images", str(images or self.images), "--labels", str(self.labels)]
-        return [*COMMAND, "run", str(BUNDLE), *source, "-o", str(out), "--recipe", "fast", *map(str, more)]
+        engine = [*self.engine, "--recipe", "fast"]
+        return [*COMMAND, "run", str(BUNDLE), *source, "-o", str(out), *engine, *map(str, more)]
 
     def run(self, out: Path, *more: object, images: Path | None = None, **options: object) -> Finished:
         """The same, to its end."""

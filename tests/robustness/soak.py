@@ -38,7 +38,7 @@ def soak(rig: Rig, size: Size, say: Say, judge_rate: bool = True) -> Outcome:
     if not Path("/proc/self/status").exists():
         raise Skipped("needs /proc")
     outcome = Outcome("soak", rounds=1, inputs=size.soak)
-    small = Rig(rig.folder / "soak", size.soak, seed=1, size=SIZE)
+    small = Rig(rig.folder / "soak", size.soak, 1, SIZE, rig.backend, rig.precision)
     out = small.folder / "maps"
     with running(small.command(out)) as child:
         samples = [s for s in _watch(child, out / INDEX, size.soak, say) if s.done]

@@ -20,6 +20,7 @@ from tests.robustness.outcome import Outcome, Size, Skipped
 from tests.robustness.pictures import corrupt_pictures
 from tests.robustness.rig import Rig, differences
 from tests.robustness.soak import Sample
+from tests.robustness.starts import starts
 from tests.robustness.victim import Victim
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="breaks things in Linux's ways")
@@ -36,7 +37,9 @@ def _or_skip(section, rig: Rig, size: Size):
         pytest.skip(str(e))
 
 
-@pytest.mark.parametrize("section", [kill_run, full_disk, closed_folders, clock_jumps, corrupt_pictures])
+@pytest.mark.parametrize(
+    "section", [kill_run, full_disk, closed_folders, clock_jumps, corrupt_pictures, starts]
+)
 def test_nothing_is_lost(section, rig: Rig, size: Size, nothing_lost) -> None:
     nothing_lost(_or_skip(section, rig, size))
 

@@ -45,7 +45,7 @@ def make_labels(
             raise InputError(
                 "the dense CRF needs the photos: --voc ROOT --split NAME, --images DIR or --list FILE (or --no-crf)"
             )
-    ids = _ids(store, photos)
+    ids = chosen_ids(store, photos)
     settings = {"stage": "labels", "config": config.model_dump(mode="json"), "maps": str(store.path)}
     folder = LabelFolder.create_or_open(out, store.info.classes, settings)
     maker = _LabelMaker(store, photos, folder, config)
@@ -75,7 +75,7 @@ class _LabelMaker:
         record = read_maps(self.store, id)
         image = None
         if self.photos is not None:
-            _check_size(record, self.photos.size(id))
+            check_size(record, self.photos.size(id))
             image = self.photos.image(id) if self.config.crf else None
         label = make_label(self.config, record.maps, record.classes, image)
         self.folder.write(id, label, fingerprint)
@@ -104,7 +104,7 @@ def make_walk(
 
     if config.crf is not None:
         check_crf()
-    ids = _ids(store, photos)
+    ids = chosen_ids(store, photos)
     network = load_affinity(checkpoint, inference_device(device, threads))
     origin = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     inputs = {"maps": str(store.path), "affinity": {"file": str(checkpoint), "sha256": origin}}
@@ -120,7 +120,7 @@ def make_walk(
 
     def prepare(id: str) -> tuple[Any, ...]:
         record = read_maps(store, id)
-        _check_size(record, photos.size(id))
+        check_size(record, photos.size(id))
         image = photos.image(id)
         scores = _walked(network, image, record.maps, config)
         return scores, record.classes, image if config.crf else None, [due(id) for due in prints]
@@ -198,7 +198,7 @@ def read_maps(store: MapStore, id: str) -> MapRecord:
     return store.read(id)
 
 
-def _check_size(record: MapRecord, size: tuple[int, int]) -> None:
+def check_size(record: MapRecord, size: tuple[int, int]) -> None:
     if record.maps.shape[1:] != size:
         (h, w), (photo_h, photo_w) = record.maps.shape[1:], size
         raise InputError(
@@ -206,7 +206,7 @@ def _check_size(record: MapRecord, size: tuple[int, int]) -> None:
         )
 
 
-def _ids(store: MapStore, photos: Photos | None) -> list[str]:
+def chosen_ids(store: MapStore, photos: Photos | None) -> list[str]:
     """The images to do; raises InputError where the maps are of other images altogether."""
     if photos is None:
         ids = store.ids()

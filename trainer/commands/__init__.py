@@ -11,6 +11,7 @@ COMMANDS: tuple[str, ...] = (
     "classify",
     "labels",
     "pipeline",
+    "refine",
     "saliency",
     "saliency_compare",
     "segment",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from infercam.engine.common.options import Changes, options
+from infercam.engine.common.progress import stderr
 from infercam.engine.inputs import SourceSettings
 from infercam.trainer.affinity.settings import AffinityLabelConfig, label_config
 from infercam.trainer.commands.shared import (
@@ -45,6 +46,12 @@ def labels(
     crf: CrfOption = None,
     config: ConfigOption = None,
     workers: PoolOption = None,
+    to: Annotated[
+        str | None, typer.Option(help="Also as: coco-rle, yolo-seg, label-studio, cvat, datumaro (into OUT).")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="With --to: pixels that a polygon's border may move by.")
+    ] = 1.0,
 ) -> None:
     """Turn response maps into label PNGs: 0 background, 1.. the classes, 255 left open.
 
@@ -55,13 +62,20 @@ def labels(
     from infercam.engine.store.output_folder import check_output
     from infercam.trainer.affinity.crf import with_crf
     from infercam.trainer.affinity.pseudo_labels import make_labels
+    from infercam.trainer.annotations.write import check_format, write_annotations
     from infercam.trainer.photos.job import pool_size
     from infercam.trainer.photos.photos import open_photos
 
+    if to is not None:
+        check_format(to)
     given = {"threshold": threshold, "ignore_between": ignore_between}
     changes = {**alphas, **{k: v for k, v in given.items() if v is not None}}
     settings = with_crf(label_config(kind, config, **changes), crf)
     store = open_maps(maps, fmt, classes)
     photos = None if source == SourceSettings(limit=source.limit) else open_photos(source)
     check_output(out, [] if photos is None else photos.ends(), [maps])
-    report(make_labels(store, photos, out, settings, workers=pool_size(workers, settings.crf)), "labels", out)
+    done = make_labels(store, photos, out, settings, workers=pool_size(workers, settings.crf))
+    if to is not None and not done.stopped:
+        file = write_annotations(out, store, photos, to, tolerance)
+        stderr.print(f"{to}: {file}", soft_wrap=True)
+    report(done, "labels", out)

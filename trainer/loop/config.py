@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -86,15 +87,22 @@ def save_config(out: Path, stage: str, config: BaseModel, inputs: dict[str, Any]
     file = out / CONFIG
     if file.exists():
         _check_same(out, _saved(file), new, machine)
-    tools = {name: version(name) for name in ("infercam", "torch", "numpy")} | {
-        "python": platform.python_version()
-    }
+    tools = _tools()
     try:
         with atomic_write(file, "w") as f:
             json.dump({**new, "tools": tools}, f, indent=1)
             f.write("\n")
     except OSError as e:
         raise StoreError(f"{file}: cannot be written: {e.strerror}") from None
+
+
+def _tools() -> dict[str, str]:
+    """Versions of what is installed; not every stage needs torch."""
+    found = {"python": platform.python_version()}
+    for name in ("infercam", "torch", "numpy", "onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _saved(file: Path) -> dict[str, Any]:

@@ -25,13 +25,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import dijkstra
 
 from infercam.engine.bundle import sha256_file
-from infercam.engine.common.atomic import atomic_write
-from infercam.engine.common.errors import InputError, StoreError, shown
-from infercam.engine.common.paths import check_id
-from infercam.engine.data.images import read_image
 from infercam.trainer.loop.config import save_config
 from infercam.trainer.photos.job import JobSummary, run_job
 from infercam.trainer.photos.photos import Photos
+from infercam.trainer.saliency.files import saliency_file, write_saliency
 from infercam.trainer.saliency.superpixels import border, lab, means, neighbours, slic
 
 if TYPE_CHECKING:
@@ -252,33 +249,3 @@ class SaliencyWriter:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_network": None}
-
-
-def saliency_file(folder: Path, item_id: str) -> Path:
-    return folder / f"{check_id(item_id)}.png"
-
-
-def write_saliency(file: Path, saliency: Map) -> None:
-    """0..1 as an 8-bit grey PNG (0: background, 255: salient), atomically; raises StoreError."""
-    ok, data = cv2.imencode(".png", (saliency * 255 + 0.5).astype(np.uint8))
-    assert ok
-    try:
-        with atomic_write(file) as f:
-            f.write(data.tobytes())
-    except OSError as e:
-        raise StoreError(f"{shown(file)}: cannot be written: {e.strerror}") from None
-
-
-def read_saliency(file: Path, size: tuple[int, int]) -> Pixels:
-    """A saliency PNG as H×W uint8, 0..255, as OAA, EPS and others keep them.
-
-    8-bit grey, or colours that are all grey. One of another size than its photo (height, width) is resized,
-    as saliency networks often write a fixed size. Raises InputError, naming the file, where it cannot be read.
-    """
-    image = read_image(file)
-    plane: Any = image[:, :, 0]
-    if not (np.array_equal(plane, image[:, :, 1]) and np.array_equal(plane, image[:, :, 2])):
-        raise InputError(f"{shown(file)}: has colours; a saliency map is grey, 0 background to 255 salient")
-    if plane.shape != size:
-        plane = cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR)
-    return np.ascontiguousarray(plane)

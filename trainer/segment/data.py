@@ -22,7 +22,7 @@ from infercam.engine.common.errors import InputError, shown
 from infercam.trainer.photos.augment import random_crop, random_flip, random_scale, to_tensor
 from infercam.trainer.photos.label_png import IGNORE
 from infercam.trainer.photos.labelled import LabelledPhotos
-from infercam.trainer.saliency.saliency import read_saliency, saliency_file
+from infercam.trainer.saliency.files import read_saliency, saliency_file
 from infercam.trainer.segment.saliency_loss import THRESHOLD
 
 if TYPE_CHECKING:

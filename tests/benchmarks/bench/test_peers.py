@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn
 
-from infercam.benchmarks.bench import process, worker
+from infercam.benchmarks.bench import peers, process, worker
 from infercam.benchmarks.bench.job import BenchJob, NotMeasured
 from infercam.benchmarks.bench.pictures import collect, save
 from infercam.benchmarks.yardsticks import pytorch_loop
@@ -85,6 +85,63 @@ def test_the_loop_over_the_module_and_over_the_graph_give_the_same(given, tmp_pa
     assert seen == seen_too
     for name, maps in over_torch.items():
         assert np.abs(maps - over_onnx[name]).max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("manner", peers.manners(8))
+def test_torch_cam_in_every_manner_is_the_loops_baseline(given, tmp_path, monkeypatch, manner) -> None:
+    pytest.importorskip("torchcam", reason="needs torchcam")
+    monkeypatch.setattr(peers, "fastest", lambda call, every: manner)
+    theirs, seen = measured(given, tmp_path, kind="torch-cam", views=8)
+    loop, _ = measured(given, tmp_path, kind="loop", mode="baseline")
+    assert sum(seen.values()) == 2 * 8
+    for name, maps in loop.items():
+        assert np.abs(maps - theirs[name]).max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("manner", peers.manners(8))
+def test_grad_cam_in_every_manner_gives_the_same(given, tmp_path, monkeypatch, manner) -> None:
+    _needs_grad_cam()
+    monkeypatch.setattr(peers, "fastest", lambda call, every: manner)
+    found, _ = measured(given, tmp_path, kind="grad-cam", views=8)
+    monkeypatch.setattr(peers, "fastest", lambda call, every: peers.Manner(False, False))
+    plain, _ = measured(given, tmp_path, kind="grad-cam", views=8, threads=1)
+    for name, maps in plain.items():
+        assert np.abs(maps - found[name]).max() < 1e-4
+
+
+@pytest.mark.parametrize("job", [{"kind": "loop"}, {"kind": "loop", "mode": "baseline"}])
+def test_autocast_moves_the_maps_a_little(given, tmp_path, job) -> None:
+    plain, _ = measured(given, tmp_path, **job)
+    low, _ = measured(given, tmp_path, **job, autocast=True)
+    apart = [np.abs(low[name] - maps) for name, maps in plain.items()]
+    assert all(0 < a.mean() < 0.05 for a in apart)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["torch-cam", "grad-cam"])
+def test_the_libraries_under_autocast(given, tmp_path, kind) -> None:
+    pytest.importorskip("torchcam", reason="needs torchcam")
+    if kind == "grad-cam":
+        _needs_grad_cam()
+    plain, _ = measured(given, tmp_path, kind=kind)
+    low, _ = measured(given, tmp_path, kind=kind, autocast=True)
+    for name, maps in plain.items():
+        assert 0 < np.abs(low[name] - maps).mean() < 0.05
+
+
+def test_the_fastest_manner_is_the_one_with_the_shortest_call(monkeypatch) -> None:
+    now = [0.0]
+    every = peers.manners(8)
+    took = dict(zip(every, ([9, 5, 4], [9, 3, 9], [1, 8, 8], [9, 4, 4]), strict=True))
+    assert len(set(every)) == 4 and len(peers.manners(1)) == 2
+
+    def call(manner) -> None:
+        now[0] += took[manner].pop(0)
+
+    monkeypatch.setattr(peers.time, "perf_counter", lambda: now[0])
+    assert peers.fastest(call, every) == every[1]  # the third was short in the call that prepares
 
 
 @pytest.mark.slow

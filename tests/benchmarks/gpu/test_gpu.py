@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 from infercam.benchmarks.gpu import measure as gpu
 from infercam.benchmarks.gpu import rig as gpu_rig
 from infercam.benchmarks.gpu.kernels import WallClock, measure_kernels
+from infercam.benchmarks.gpu.ort_cuda import ort_cuda
 from infercam.benchmarks.gpu.profile import WaitingDriver, copy_rate, matmul_rate, union
 from infercam.engine.common.errors import BackendError
 from tests.cuda_emulator.driver import EmulatedDriver
@@ -186,3 +187,29 @@ def test_the_whole_command_dry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     small = record["memory"]["small_budget"]
     assert small["failed"] == [] and small["memory_peak"] <= small["memory_budget"]
     assert len(record["goals"]) >= 5
+
+
+def test_the_engines_own_runner_prepares_what_it_met(tmp_path: Path) -> None:
+    bundle = tiny.build(tmp_path / "b", cells=True)
+    plan = dataclasses.replace(SMALLEST, sizes=((70, 90), (90, 70)), images=3)
+    found = ort_cuda(bench(plan), bundle)
+    assert found.pop("precision") == "fp32"
+    for row in found.values():
+        assert row["prepared"] == row["sessions_made"] > 2 and row["sessions_made_after_preparing"] == 0
+        assert min(row[f"{kind}images_per_second"] for kind in ("", "cold_", "prepared_")) > 0
+        assert row["preparing_seconds"] > 0 and not row["nhwc"]
+
+
+def test_preparing_is_counted_and_changes_nothing() -> None:
+    one, _ = bench().engine(gpu_rig.GpuSwitches(batching=True, channels_last=True))
+    with one:
+        runner = one.backend.runner
+        with one.backend.driver.current():
+            assert runner.prepare(2, 9, 12) and runner.prepare(2, 9, 12)
+        assert runner.prepared == {(2, 3, 9, 12)}
+        maps = one.maps(np.full((9, 12, 3), 99, np.uint8), [0], "released", "baseline")
+        assert len(runner.prepared) == 4, "one was prepared, three were met"
+    two, _ = bench().engine(gpu_rig.GpuSwitches(batching=True, channels_last=True))
+    with two:
+        same = two.maps(np.full((9, 12, 3), 99, np.uint8), [0], "released", "baseline")
+    assert np.array_equal(maps, same)

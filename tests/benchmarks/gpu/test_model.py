@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from infercam.benchmarks.gpu import model
 from infercam.benchmarks.gpu.model import predicted, read_rates, read_sizes, report, simulated
+from infercam.engine.backends.device_limits import device_limits
 from infercam.engine.common.errors import InputError
 from infercam.engine.method.recipe import recipe
+from infercam.export.plan import profiles
 
 SIZES = Path(__file__).with_name("voc_sizes.json")
 """[height, width, number of classes] of the 300 photos of `train` that the project measures on."""
@@ -49,12 +54,51 @@ def test_exact_sizes_are_each_a_shape_of_its_own(sizes) -> None:
 def test_predictions_are_of_the_measured_kind(sizes) -> None:
     """Before the ladder an H100 made 0.47 to 0.64 images/s of `released` through PyTorch, cold."""
     rates = read_rates()
-    before = predicted(simulated(sizes, recipe("released")), len(sizes), rates)
-    after = predicted(simulated(sizes, recipe("released", ladder=True)), len(sizes), rates)
+    before = predicted(sizes, recipe("released"), "both", rates)
+    after = predicted(sizes, recipe("released", ladder=True), "both", rates)
     assert 0.4 < before["pytorch"]["cold"] < 0.7
     assert before["ort-cuda, one session"]["warm"] < 0.3
     for name in rates.runtimes:
         assert after[name]["cold"] > 3 * before[name]["cold"] and after[name]["warm"] > before[name]["warm"]
+
+
+@pytest.mark.parametrize(
+    ("ladder", "keeps", "plain", "most"),
+    [(False, 8, 11_000, 7_000), (True, 32, 500, 350), (True, 64, 220, 180)],
+)
+def test_what_is_ready_goes_first_where_not_all_is_kept(sizes, ladder, keeps, plain, most) -> None:
+    """plain: least preparations in the order of age alone, replayed with as many shapes kept."""
+    chosen = recipe("released", ladder=ladder)
+    asked: list[tuple[int, int, int]] = []
+    kept: OrderedDict[tuple[int, int, int], None] = OrderedDict()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiles._Simulated, "_run", lambda self, shape: asked.append(shape))
+        by_age = simulated(sizes, chosen)
+    prepared = 0
+    for shape in asked:
+        prepared += shape not in kept
+        kept[shape] = None
+        kept.move_to_end(shape)
+        if len(kept) > keeps:
+            kept.popitem(last=False)
+    found = simulated(sizes, chosen, keeps=keeps)
+    assert prepared > plain and found.prepared < most
+    assert found.stats.pixels == pytest.approx(by_age.stats.pixels, rel=0.02)
+    assert found.stats.views / found.stats.batches > 0.85 * by_age.stats.views / by_age.stats.batches
+
+
+@pytest.mark.parametrize("gigabytes", [2, 4, 8, 24, 80])
+def test_small_devices_have_full_batches_too(sizes, gigabytes: int) -> None:
+    """Images in flight and batches by the memory, `released` at stride 8 with 20 classes; memory itself is
+    simulated by the number of images."""
+    budget, typical = int(0.56 * gigabytes * (1 << 30)), 17 << 20
+    limits = device_limits(budget, 7.25, typical, host_memory=64 << 30)
+    limits = replace(limits, images=min(limits.images, limits.memory // typical), memory=1 << 40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "DEVICE_LIMITS", limits)
+        found = report(sizes, recipe("released", ladder=True), "both", read_rates())
+    assert found["waste"] <= 0.1 and found["distinct_batches"] <= 150
+    assert found["mpx_per_batch"] > (1.8 if gigabytes >= 24 else 0.2)
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -203,6 +203,8 @@ EXOTIC = {
     "later views": Recipe(later_views=Views(scales=(1.0, 0.5), mirror=False)),
     "centre views": Recipe(centre_views=HALF),
     "sum": Recipe(accumulate="sum", iterations=3),
+    "compete": Recipe(accumulate="mean", iterations=3, compete=True, split="none", threshold=0.4),
+    "compete, max": Recipe(iterations=3, compete=True, threshold=0.4),
     "mean": Recipe(accumulate="mean", iterations=3, peak_floor=0.5, whole="mean", whole_iterations=2),
     "paper, whole": RECIPES["paper"].model_copy(update={"whole": "max"}),
 }

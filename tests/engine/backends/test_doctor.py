@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from infercam.engine.backends import doctor
+from infercam.engine.backends import BACKENDS, doctor
 from infercam.engine.backends.doctor import Finding, Report, examine
 from infercam.engine.bundle import Bundle
 from infercam.engine.cli import app
@@ -39,6 +39,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[Gpu]:
     monkeypatch.setattr(doctor, "probe", lambda: Probe((13, 1), gpus))
     monkeypatch.setattr(doctor, "device_obstacle", lambda: None)
     monkeypatch.setattr(doctor, "obstacle", lambda name, bundle: None)
+    monkeypatch.setattr(doctor, "objection", lambda name, bundle: None)
     monkeypatch.setattr(doctor, "plan_environment", lambda: None)
     return gpus
 
@@ -84,7 +85,7 @@ def test_with_a_gpu(gpu: list[Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_plans_that_fit_and_that_do_not(gpu, tiny_bundle: Bundle, monkeypatch, tmp_path: Path) -> None:
-    record = SimpleNamespace(precision="fp16", profiles=["1-8 views"])
+    record = SimpleNamespace(precision="fp16", profiles=["1-8 views"], runtime="tensorrt-rtx")
     plan = SimpleNamespace(record=record)
     found = [
         Found(tmp_path / "0123456789", plan, None),
@@ -98,9 +99,50 @@ def test_plans_that_fit_and_that_do_not(gpu, tiny_bundle: Bundle, monkeypatch, t
         ("fp16 abcdefgh", "problem"),
         ("plan broken00", "problem"),
     ]
-    assert plans[1].remedy.startswith("infercam build") and "TensorRT 9" in plans[1].detail
+    assert plans[0].detail == "TensorRT-RTX, fits; 1-8 views" and plans[0].remedy == ""
+    assert plans[1].remedy == f"infercam build {tiny_bundle.path} --precision fp32 --runtime tensorrt-rtx"
+    assert (
+        "TensorRT 9" in plans[1].detail
+        and plans[2].remedy == f"infercam build {tiny_bundle.path} --precision fp32"
+    )
     monkeypatch.setattr(doctor, "list_plans", lambda bundle, environment: [])
     assert examine(tiny_bundle.path).sections["plans"][0].state == "missing"
+
+
+def test_what_holds_for_tensorrt_rtx(gpu: list[Gpu], monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("INFERCAM_CUDA_GRAPHS", raising=False)
+    monkeypatch.setenv("INFERCAM_RTX_KERNELS", "eager")
+    monkeypatch.setattr(doctor, "installed", {"tensorrt-rtx": "1.7.1.116"}.get)
+    report = examine()
+    assert one(report, "TensorRT-RTX", "package").detail.startswith("1.7.1.116")
+    refused = one(report, "TensorRT-RTX", "GPU")
+    assert refused.state == "note" and "does not run on NVIDIA H100 (compute 9.0)" in refused.detail
+    assert (
+        one(report, "TensorRT-RTX", "switches").detail
+        == "INFERCAM_RTX_KERNELS=eager, INFERCAM_CUDA_GRAPHS=off"
+    )
+    folder = tmp_path / "infercam" / "rtx"
+    kernels = one(report, "TensorRT-RTX", "kernels")
+    assert (kernels.state, kernels.detail) == ("note", f"those of 0 plans, 0.0 MB, kept in {folder}")
+    folder.mkdir(parents=True)
+    (folder / "a.kernels").write_bytes(b"x" * 2_500_000)
+    gpu[:] = [Gpu("RTX 4090", (8, 9), 24 << 30)]
+    monkeypatch.setenv("INFERCAM_CUDA_GRAPHS", "maybe")
+    monkeypatch.setattr(doctor, "installed", lambda kind: None)
+    report = examine()
+    assert one(report, "TensorRT-RTX", "GPU") == Finding("GPU", "ok", "takes RTX 4090")
+    assert one(report, "TensorRT-RTX", "package").remedy == "pip install 'infercam[rtx]'"
+    assert one(report, "TensorRT-RTX", "kernels").detail.startswith("those of 1 plans, 2.5 MB")
+    assert one(report, "TensorRT-RTX", "switches").state == "problem"
+    assert not [f for f in report.sections["TensorRT-RTX"] if f.name == "driver"]
+    monkeypatch.setattr(doctor, "probe", lambda: Probe((12, 9), gpu))
+    assert one(examine(), "TensorRT-RTX", "driver").detail == "runs CUDA up to 12.9, 13.0 is needed"
+
+
+def test_without_a_gpu_rtx_can_build(no_gpu) -> None:
+    found = one(examine(), "TensorRT-RTX", "GPU")
+    assert (found.state, found.detail) == ("note", "none to run plans on: no NVIDIA driver")
 
 
 def test_both_builds_of_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +162,9 @@ def test_onnxruntime_missing_or_broken(no_gpu, monkeypatch: pytest.MonkeyPatch) 
     assert result.exit_code == 1 and "no backend works here" in result.output
 
 
-@pytest.mark.parametrize("part", ["machine", "gpus", "packages", "cuda", "_graphs", "plans", "_backends"])
+@pytest.mark.parametrize(
+    "part", ["machine", "gpus", "packages", "cuda", "tensorrt_rtx", "_graphs", "plans", "_backends"]
+)
 def test_whatever_breaks_there_is_a_report(part: str, tiny_bundle: Bundle, monkeypatch) -> None:
     def broken(*args):
         raise RuntimeError("never seen\nbefore")
@@ -128,7 +172,7 @@ def test_whatever_breaks_there_is_a_report(part: str, tiny_bundle: Bundle, monke
     monkeypatch.setattr(doctor, part, broken)
     report = examine(tiny_bundle.path)
     (failure,) = [f for fs in report.sections.values() for f in fs if f.name == "doctor"]
-    assert failure.detail == "RuntimeError: never seen\\nbefore" and len(report.sections) == 7
+    assert failure.detail == "RuntimeError: never seen\\nbefore" and len(report.sections) == 8
 
 
 def test_a_bundle_that_is_none(tmp_path: Path) -> None:
@@ -156,7 +200,10 @@ def test_memory_is_told_where_the_system_tells_it(monkeypatch: pytest.MonkeyPatc
 
 def test_obstacles_are_told_per_backend(no_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     why = BackendError("does not fit")
-    monkeypatch.setattr(doctor, "obstacle", lambda name, bundle: None if name == "ort-cuda" else why)
+    for what in ("obstacle", "objection"):
+        monkeypatch.setattr(doctor, what, lambda name, bundle: None if name == "ort-cuda" else why)
     report = examine()
     assert report.backend == "ort-cuda"
-    assert [f.state for f in report.sections["backends"]] == ["missing", "ok", "missing", "missing"]
+    assert [f.state for f in report.sections["backends"]] == [
+        "ok" if name == "ort-cuda" else "missing" for name in BACKENDS
+    ]

@@ -86,6 +86,7 @@ class FakeCuda:
             setattr(cuda, name, getattr(self, name))
         for name in ("pagelocked_empty", "memcpy_htod_async", "memcpy_dtoh_async", "memset_d8_async"):
             setattr(cuda, name, getattr(self, name))
+        cuda.memcpy_dtod_async = self.memcpy_dtod_async  # type: ignore[attr-defined]
         cuda.module_from_buffer = self.module_from_buffer  # type: ignore[attr-defined]
         cuda.Device = lambda ordinal: Device(self, ordinal)  # type: ignore[attr-defined]
         cuda.Stream = lambda flags=0: Stream(self, flags)  # type: ignore[attr-defined]
@@ -134,6 +135,11 @@ class FakeCuda:
         assert type(src) is int and isinstance(stream, Stream)
         assert memoryview(dest).contiguous and not memoryview(dest).readonly
         self.emulated.copy_out(dest, src)
+
+    def memcpy_dtod_async(self, dest: int, src: int, size: int, stream: Any = None) -> None:
+        self.needs_context("memcpy_dtod_async")
+        assert type(dest) is int and type(src) is int and isinstance(stream, Stream)
+        self.emulated.copy(dest, src, size)
 
     def memset_d8_async(self, dest: int, data: int, size: int, stream: Any = None) -> None:
         self.needs_context("memset_d8_async")

@@ -10,12 +10,12 @@ import onnxruntime as ort
 
 from infercam.engine.bundle import Bundle
 from infercam.engine.device.driver import Pointer
-from infercam.engine.device.runner import InputType, OutputShape
+from infercam.engine.device.runner import InputType, OutputShape, Runner
 from infercam.engine.method.backend import OutOfMemory
 from tests.cuda_emulator.driver import EmulatedDriver
 
 
-class HostRunner:
+class HostRunner(Runner):
     """Runs a bundle's fp32 graph in the emulated stream's order.
 
     before: called with each batch's input (N×3×h×w) when it is enqueued; may raise what a runner raises.

@@ -35,6 +35,8 @@ EXOTIC = {
     "same size twice": Recipe(views=Views(scales=(1.0, 1.0, 0.75)), mask_cascade=True),
     "later views": Recipe(later_views=Views(scales=(1.0, 0.5), mirror=False), snap=8, overlap=0.2),
     "sum with whole": Recipe(accumulate="sum", iterations=3, split="paper", whole="max"),
+    "compete": Recipe(accumulate="mean", iterations=3, compete=True, split="none", threshold=0.4),
+    "compete, max": Recipe(iterations=3, compete=True, threshold=0.4),
     "mean": Recipe(accumulate="mean", iterations=3, peak_floor=0.5, whole="mean", whole_iterations=2),
 }
 
@@ -100,8 +102,12 @@ def test_half_precision_input(tiny_bundle: Bundle, tiny_engine: Engine, device_e
 
 def test_scores(tiny_bundle: Bundle, tiny_engine: Engine, device_engine: MakeEngine) -> None:
     pixels = tiny.picture(37, 41)
-    got = device_engine(tiny_bundle).scores(pixels)
-    np.testing.assert_allclose(got, tiny_engine.scores(pixels), atol=1e-6)
+    engine = device_engine(tiny_bundle)
+    for ladder in (False, True):
+        np.testing.assert_allclose(
+            engine.scores(pixels, ladder), tiny_engine.scores(pixels, ladder), atol=1e-6
+        )
+    assert np.abs(engine.scores(pixels, True) - engine.scores(pixels)).max() > 1e-4, "another size"
 
 
 @pytest.mark.parametrize("n", [1, 5])
@@ -229,7 +235,7 @@ def test_advances_that_are_due_together_are_one_launch(
     assert all(r.error is None for r in engine.stream(same, "released", "baseline"))
     launches = device(engine).driver.launches  # type: ignore[attr-defined]
     assert launches["upsample"] == 1 and launches["accumulate"] == 1
-    assert launches["erase_float"] == launches["gather"] == 4  # scales
+    assert launches["erase_words_float"] == launches["gather"] == 4  # scales
 
 
 # -- memory --------------------------------------------------------------------------------------------------------

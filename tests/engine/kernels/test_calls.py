@@ -115,8 +115,9 @@ def test_bytes_moved() -> None:
     items = [Resize(0, 20, Box(0, 0, 10, 20), (5, 8), 0)]
     assert traffic.resize(items) == {"resize_first": 3 * (200 + 80), "resize_second": 3 * (80 + 40)}
     slots = [Slot(0), Slot(0, erased=1, tile=(10, 20))]
-    assert traffic.erase(slots, (5, 8), "float32") == {"erase_float": 2 * 3 * 40 * 5 + 200}
-    assert traffic.erase(slots[:1], (5, 8), "float16") == {"erase_half": 3 * 40 * 3}
+    assert traffic.erase(slots, (5, 8), "float32") == {"erase_words_float": 2 * 3 * 40 * 5 + 200}
+    assert traffic.erase(slots[:1], (5, 8), "float16") == {"erase_words_half": 3 * 40 * 3}
+    assert traffic.erase(slots[:1], (8, 5), "float16") == {"erase_half": 3 * 40 * 3}
     shape = OutputShape(20, 2, 3)
     assert traffic.gather([Gather(0, [1, 2], 0, 1), Gather(0, [3], 0, add=True)], shape) == {
         "gather": 24 * 2 * 3 + 24 * 3

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from infercam.engine.bundle import InputSpec
 from infercam.engine.device.descriptors import Resize, Slot
-from infercam.engine.device.layouts import PLANES_AT
+from infercam.engine.device.layouts import PLANES_AT, STRUCTS, normalisation
 from infercam.engine.device.ops import picture_nbytes
 from infercam.engine.method import host_ops, reference
 from infercam.engine.method.geometry import Box, view_size, whole_box
@@ -51,6 +51,9 @@ def twin_of(pixels: np.ndarray, box: Box, size: tuple[int, int], spec: InputSpec
 @given(SHAPES, st.lists(SHAPES, min_size=1, max_size=4), SEEDS, SPECS)
 @example((1, 1), [(1, 1), (97, 64)], 1, InputSpec())
 @example((300, 7), [(2, 300), (299, 1)], 2, InputSpec(colour="BGR"))
+@example(
+    (61, 97), [(66, 260), (65, 258), (31, 261), (128, 512)], 3, InputSpec()
+)  # several blocks; all ways to store
 @few
 def test_resizing_is_pillow_s(
     shape: tuple[int, int], sizes: list[tuple[int, int]], seed: int, spec: InputSpec
@@ -66,6 +69,18 @@ def test_resizing_is_pillow_s(
             np.testing.assert_allclose(
                 rig.get(picture + 24, (3,), np.float32), twin.fill(), rtol=1.2e-7, atol=1e-9
             )
+
+
+@pytest.mark.parametrize(
+    "spec", [InputSpec(), InputSpec(scale=1.0, mean=(0.0, 90.0, 255.0), std=(1e-2, 1.0, 77.0))]
+)
+def test_a_byte_s_value_in_fixed_point_is_the_table_s(spec: InputSpec) -> None:
+    """What resize_second sums: first + step * byte + rest is the normalised value, and the rest is small."""
+    (found,) = normalisation(spec).view(STRUCTS["Normalisation"])
+    fixed = found["first"][:, None] + found["step"][:, None] * np.arange(256) + found["rest"]
+    table = host_ops.normalise_table(spec)
+    np.testing.assert_allclose(fixed * found["unit"], table, rtol=0, atol=found["unit"] / 2)
+    assert (found["rest"][:, 0] == 0).all() and np.abs(found["rest"]).max() < 1 << 16
 
 
 def test_resizing_extremes_saturates_as_pillow_does() -> None:
@@ -103,6 +118,8 @@ def slots_of(
 @given(SHAPES, SHAPES, st.integers(1, 5), SEEDS, SPECS)
 @example((3, 5), (1, 1), 5, 3, InputSpec())
 @example((64, 97), (97, 131), 3, 4, InputSpec(colour="BGR"))  # several blocks
+@example((61, 97), (128, 192), 4, 6, InputSpec(colour="BGR"))  # whole words, several blocks
+@example((5, 3), (2, 4), 5, 7, InputSpec())  # a word a row
 @example((250, 1), (334, 2), 2, 5, InputSpec())  # where float32 decides the mask's row
 @few
 def test_the_network_s_input(

@@ -55,13 +55,12 @@ def constant(name: str) -> str:
         ("THREADS", layouts.THREADS),
         ("PLANES_AT", layouts.PLANES_AT),
         ("RANK_BINS", layouts.RANK_BINS),
-        ("SUM_ROUNDS", ops.SUM_ROUNDS),
         ("ERASE_VALUES", ops.ERASE_VALUES),
         ("ERASE_ROUNDS", ops.ERASE_ROUNDS),
+        ("WORD_ROUNDS", ops.WORD_ROUNDS),
         ("PEAK_ROUNDS", ops.PEAK_ROUNDS),
         ("CENTRE_THREADS", ops.CENTRE_THREADS),
-        ("UPSAMPLE_COLUMNS", ops.CELL[1]),
-        ("UNITE_COLUMNS", ops.CELL[1]),
+        ("UNITE_COLUMNS", ops.UNITE_CELL[1]),
         *((f"MODE_{name.upper()}", value) for name, value in layouts.MODES.items()),
         *((f"JOIN_{name.upper()}", value) for name, value in layouts.JOINS.items()),
     ],
@@ -70,10 +69,19 @@ def test_constants(name: str, value: int) -> None:
     assert int(constant(name)) == value
 
 
-@pytest.mark.parametrize("kernel", ["UPSAMPLE", "UNITE"])
-def test_rows_of_a_block(kernel: str) -> None:
-    per_thread, columns = int(constant(f"{kernel}_ROWS")), int(constant(f"{kernel}_COLUMNS"))
-    assert layouts.THREADS // columns * per_thread == ops.CELL[0]
+@pytest.mark.parametrize(
+    ("cell", "rows", "columns", "each"),
+    [
+        (ops.UPSAMPLE_CELL, "UPSAMPLE_ROWS", ops.UPSAMPLE_CELL[1], "COLUMNS_EACH"),
+        (ops.UNITE_CELL, "UNITE_ROWS", int(constant("UNITE_COLUMNS")), None),
+        (ops.FIRST_CELL, "FIRST_ROWS", ops.FIRST_CELL[1], None),
+        (ops.SECOND_CELL, "SECOND_ROWS", ops.SECOND_CELL[1], "SIDE_BY_SIDE"),
+    ],
+)
+def test_what_a_block_covers(cell: tuple[int, int], rows: str, columns: int, each: str | None) -> None:
+    """Threads across, the columns of each; what is left of them down, the rows of each."""
+    across = columns // (int(constant(each)) if each else 1)
+    assert (layouts.THREADS // across * int(constant(rows)), columns) == cell
 
 
 def test_ranks_cover_all_bits_of_a_positive_float() -> None:

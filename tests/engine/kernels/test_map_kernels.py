@@ -73,6 +73,7 @@ class Job:
     threshold: float = 0.7
     accumulates: bool = True
     locate: bool = False
+    compete: bool = False
 
     @property
     def classes(self) -> int:
@@ -123,7 +124,7 @@ def run(jobs: list[Job], seed: int) -> list[Outcome]:
             items.append(
                 Accumulate(
                     job.tile, job.classes, lows, job.quantile, job.floor, accumulated, erased,
-                    job.before is None, job.mode, job.threshold, job.locate,
+                    job.before is None, job.mode, job.threshold, job.locate, job.compete,
                 )
             )  # fmt: skip
         results = rig.driver.allocate(results_nbytes(items))
@@ -163,7 +164,8 @@ def check(job: Job, got: Outcome) -> None:
         assert got.result.erased == 0
         return
     before = np.zeros_like(n) if job.before is None else job.before
-    want = np.maximum(before, n) if job.mode == "max" else before + n
+    counted = reference.where_highest(n, before) if job.compete and job.before is not None else n
+    want = np.maximum(before, counted) if job.mode == "max" else before + counted
     np.testing.assert_allclose(got.accumulated, want, rtol=0, atol=atol)
     was = np.zeros(job.tile, bool) if job.erased is None else job.erased
     reached = n.max(axis=0) >= np.float32(job.threshold)
@@ -182,12 +184,12 @@ def random_job(rng: np.random.Generator, tile: tuple[int, int]) -> Job:
             low[-1] = 0  # a class that nothing responds to
     job = Job(lows, tile, mode=str(rng.choice(["max", "sum", "mean"])), accumulates=bool(rng.integers(5)))
     job.quantile = float(rng.choice([1.0, 1.0, 0.99, 0.5, 1e-9]))
-    job.locate = bool(rng.integers(2))
+    job.locate, job.compete = bool(rng.integers(2)), bool(rng.integers(2))
     job.threshold = float(rng.choice([0.7, 0.3, 1.0]))
     if rng.integers(2):
         job.floor = rng.random(count).astype(np.float32) * 3
     if rng.integers(2) and job.accumulates:
-        job.before = rng.random((count, *tile), np.float32)
+        job.before = rng.random((count, *tile), np.float32).round(int(rng.choice([1, 7])))  # ties, or none
         job.erased = rng.random(tile) < 0.3
     return job
 
@@ -226,6 +228,45 @@ def test_neither_batch_nor_order_changes_a_bit(seed: int) -> None:
         if job.accumulates:
             np.testing.assert_array_equal(alone.accumulated, one.accumulated)
             np.testing.assert_array_equal(alone.erased, one.erased)
+
+
+def summed(job: Job) -> np.ndarray:
+    """The kernel's sum of the low maps, in its order: the columns' taps, then the rows', scale by scale."""
+    total = np.zeros((job.classes, *job.tile), np.float32)
+    for low in job.lows:
+        (y0, y1, down), (x0, x1, across) = (
+            taps(n, source) for n, source in zip(job.tile, low.shape[1:], strict=True)
+        )
+        rows = low[:, :, x0] * (1 - across) + low[:, :, x1] * across
+        total += rows[:, y0] * (1 - down)[:, None] + rows[:, y1] * down[:, None]
+    return total
+
+
+def taps(target: int, source: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each place the source's neighbours, and the share of the second, float32."""
+    numerator = np.maximum((2 * np.arange(target) + 1) * source - target, 0)
+    low = np.minimum(numerator // (2 * target), source - 1)
+    share = (numerator - low * 2 * target).astype(np.float32) / np.float32(2 * target)
+    return low, np.minimum(low + 1, source - 1), share
+
+
+@given(st.tuples(st.integers(1, 300), st.integers(1, 300)), SEEDS)
+@example((129, 128), 1)  # a row more than a block has
+@example((128, 129), 2)
+@example((1, 300), 3)
+@settings(max_examples=3 if SANITIZED else 12, deadline=None)
+def test_sums_are_numpy_s_to_the_bit(tile: tuple[int, int], seed: int) -> None:
+    """Maps smaller and larger than the tile, up to 7 of them: whole rows are passed over, or seen many times."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 4))
+    sizes = [(int(rng.integers(1, 40)), int(rng.integers(1, 40))) for _ in range(int(rng.integers(1, 8)))]
+    lows = [np.maximum(rng.normal(size=(count, *s)), 0).astype(np.float32) for s in sizes]
+    job = Job(lows, tile, mode="sum")
+    (got,) = run([job], seed)
+    want = summed(job)
+    np.testing.assert_array_equal(got.result.peak, host_ops.peaks(want))
+    want = host_ops.normalise_in_place(want, 0.0, host_ops.peaks(want))
+    np.testing.assert_array_equal(got.accumulated, want)
 
 
 def exact(maps: np.ndarray, **changes: object) -> Job:

@@ -189,6 +189,7 @@ limits = st.builds(
     memory=st.sampled_from([1 << 40, 10_000, 1]),
     images=st.sampled_from([64, 3, 1]),
     patience=st.sampled_from([0, 1, 8]),
+    keeps=st.sampled_from([0, 1, 3, 16]),
 )
 
 

@@ -115,7 +115,7 @@ def test_a_run_writes_the_engine_s_maps(
 
 SUMMARY = {
     **dict.fromkeys(("images", "done", "kept", "failed", "left", "tiles", "network_pixels", "views"), int),
-    **dict.fromkeys(("batches", "enlarged", "map_bytes"), int),
+    **dict.fromkeys(("batches", "prepared", "to_prepare", "enlarged", "map_bytes"), int),
     **dict.fromkeys(("seconds", "images_per_second", "mean_iterations"), float),
     **{"reasons": list, "gave_up": str, "settings": dict},
 }
@@ -239,6 +239,12 @@ def test_predicted_labels(
         infercam, tiny_bundle, data, tmp_path / "0.5", "--labels", "predict", "--score-threshold", 0.4
     )
     assert again["done"] == 7, "another threshold may give other classes"
+    out = tmp_path / "ladder"
+    options = ["--labels", "predict", "--recipe", "fast", "--mode", "baseline"]
+    summary(infercam, tiny_bundle, data, out, *options)
+    for record in MapStore.open(out):
+        pixels = data / "images" / f"{record.id}.png"
+        assert record.classes == tiny_engine.predict(pixels, ladder=True)
 
 
 # -- resuming --------------------------------------------------------------------------------------------------

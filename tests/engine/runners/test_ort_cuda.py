@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,11 @@ from infercam.engine.common.errors import BackendError, BundleError, MissingExtr
 from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.runners import ort_cuda
 from infercam.engine.runners.host import HostNetwork
-from infercam.engine.runners.ort_cuda import OrtRunner, provider_options
+from infercam.engine.runners.ort_cuda import NHWC_SESSIONS, SESSION_BYTES, OrtRunner, provider_options
 from tests.engine import tiny
 from tests.host_driver import HostDriver
 
+NO_SYNC = "disable_synchronize_execution_providers"
 SIZES = [(40, 52), (41, 52), (43, 55), (64, 64), (97, 131), (400, 53), (5, 7), (42, 54)]
 
 
@@ -68,10 +70,70 @@ def test_a_fixed_graph_takes_its_size_alone(tmp_path: Path, driver: HostDriver) 
 def test_sizes_are_learnt_once_per_remainder(tiny_bundle: Bundle, driver: HostDriver, monkeypatch) -> None:
     runner = runner_of(tiny_bundle, driver)
     probed, probe = [], runner._probe
-    monkeypatch.setattr(runner, "_probe", lambda h, w: probed.append((h, w)) or probe(h, w))
+    monkeypatch.setattr(runner._size, "_probe", lambda h, w: probed.append((h, w)) or probe(h, w))
     for side in range(20, 120):
         assert runner.response_shape(side, side) == (5, -(-side // 4), -(-side // 4))
     assert probed == [(20, 20), (21, 21), (22, 22), (23, 23)]
+
+
+def test_recorded_cells_are_believed_and_nothing_is_run(
+    tmp_path: Path, driver: HostDriver, monkeypatch
+) -> None:
+    bundle = tiny.build(tmp_path / "b", cells=True)
+    runner, plain = runner_of(bundle, driver), tiny.network(bundle)
+    monkeypatch.setattr(runner._size, "_probe", lambda *a: pytest.fail("a probing run"))
+    network = HostNetwork(runner, driver)
+    for height, width in SIZES:
+        x = np.random.default_rng(height).standard_normal((1, 3, height, width), dtype=np.float32)
+        np.testing.assert_allclose(network(x), plain(x), atol=1e-5)
+
+
+def test_cells_that_lie_are_an_error_and_no_write_outside(tmp_path: Path, driver: HostDriver) -> None:
+    bundle = tiny.build(tmp_path / "b", cells=True)
+    raw = json.loads((bundle.path / "manifest.json").read_text())
+    raw["cells"]["rows"] = [0, 1, 2, 1]
+    (bundle.path / "manifest.json").write_text(json.dumps(raw))
+    network = HostNetwork(runner_of(Bundle.load(bundle.path), driver), driver)
+    assert network(np.zeros((1, 3, 40, 40), np.float32)).shape == (1, 5, 10, 10)
+    with pytest.raises(BackendError, match="ort-cpu failed on 1x3x42x40"):
+        network(np.zeros((1, 3, 42, 40), np.float32))
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_session_for_every_shape(tmp_path: Path, driver: HostDriver, graphs: bool) -> None:
+    """Shapes in turn, again and again: each is prepared once. graphs: over buffers that stay where they are."""
+    bundle = tiny.build(tmp_path / "b", cells=True)
+    runner, plain = runner_of(bundle, driver, graphs=graphs), tiny.network(bundle)
+    network, rng = HostNetwork(runner, driver), np.random.default_rng(3)
+    for _ in range(3):
+        for n, height, width in [(1, 40, 52), (2, 40, 52), (1, 64, 41)]:
+            x = rng.standard_normal((n, 3, height, width), dtype=np.float32)
+            np.testing.assert_allclose(network(x), plain(x), atol=1e-5)
+    assert len(runner.sessions) == runner.sessions.made == 3
+    assert runner.shared is not None and runner.describe()["cuda_graphs"] == graphs
+    staged = sum(s.image_bytes + s.response_bytes for s in runner._staged.values())
+    assert driver.held == staged and bool(staged) == graphs
+    with driver.current():
+        runner.close()
+    assert driver.held == 0
+
+
+def test_shapes_are_prepared_beforehand_as_long_as_there_is_room(tmp_path: Path, driver: HostDriver) -> None:
+    bundle = tiny.build(tmp_path / "b", cells=True)
+    runner = runner_of(bundle, driver, most=2)
+    with driver.current():
+        assert runner.keeps == 2
+        assert runner.prepare(2, 40, 52) and runner.prepare(1, 64, 64) and runner.prepare(2, 40, 52)
+        assert not runner.prepare(1, 40, 52), "it would take the place of another one"
+        HostNetwork(runner, driver)(np.zeros((2, 3, 40, 52), np.float32))
+    assert runner.sessions.made == 2 and driver.held == 0
+    HostNetwork(runner, driver)(np.zeros((3, 3, 40, 52), np.float32))  # a run takes the place that it needs
+    assert len(runner.sessions) == 2
+    driver.budget = 100
+    with driver.current():
+        runner = runner_of(bundle, driver)
+        assert not runner.prepare(1, 40, 52), "no memory for a blank batch"
+    assert driver.held == 0
 
 
 def test_describe_and_precision(tiny_bundle: Bundle, driver: HostDriver) -> None:
@@ -97,6 +159,7 @@ class Session:
             raise self.failure
         self.file, self.asked, self.options = file, providers, provider_options
         self.bound: list[tuple] = []
+        self.runs: list[dict[str, str]] = []
         self.made.append(self)
 
     def get_providers(self):
@@ -105,7 +168,7 @@ class Session:
     def get_inputs(self):
         return [SimpleNamespace(type=self.input_type, name="image")]
 
-    def run(self, outputs, feeds):
+    def run(self, outputs, feeds, options):
         (x,) = feeds.values()
         assert x.dtype == (np.float16 if self.input_type == "tensor(float16)" else np.float32)
         return [np.zeros((1, 5, -(-x.shape[2] // 4), -(-x.shape[3] // 4)), np.float32)]
@@ -116,7 +179,8 @@ class Session:
         )
 
     def run_with_iobinding(self, binding, options):
-        assert options.entries == {"disable_synchronize_execution_providers": "1"}
+        assert options.entries[NO_SYNC] == "1"
+        self.runs.append(options.entries)
         if self.failure is not None:
             raise self.failure
 
@@ -163,6 +227,42 @@ def test_the_stream_and_the_pointers_are_handed_over(gpu, tiny_bundle: Bundle, d
         ("response", "cuda", 0, np.float32, (3, 5, 10, 13), 0x2000),
     ]
     assert runner.name == "ort-cuda"
+
+
+def test_half_precision_is_nhwc_where_many_sessions_fit(gpu, tiny_bundle: Bundle, driver: HostDriver) -> None:
+    least = NHWC_SESSIONS * (tiny_bundle.graph().stat().st_size + SESSION_BYTES)
+    m = tiny_bundle.manifest
+    wider = m.model_copy(update={"graphs": m.graphs | {"fp16": m.graphs["fp32"]}})
+    bundle = Bundle(tiny_bundle.path, wider)
+    for precision, budget, nhwc in [
+        ("fp16", least, True),
+        ("fp16", least - 1, False),
+        ("fp32", 2 * least, False),
+    ]:
+        runner = OrtRunner(bundle, driver, precision, sessions_budget=budget)
+        assert runner.nhwc == nhwc and ("prefer_nhwc" in gpu.sessions.made[-1].options[0]) == nhwc
+
+
+def test_cuda_graphs_are_asked_for_by_a_variable(
+    gpu, tiny_bundle: Bundle, driver: HostDriver, monkeypatch
+) -> None:
+    """Scores take another output than the graph that was captured: they are run without one."""
+    OrtRunner(tiny_bundle, driver)
+    assert "enable_cuda_graph" not in gpu.sessions.made[-1].options[0]
+    monkeypatch.setenv("INFERCAM_CUDA_GRAPHS", "1")
+    runner = OrtRunner(tiny_bundle, driver)
+    session = gpu.sessions.made[-1]
+    assert session.options[0]["enable_cuda_graph"] == "1"
+    with driver.current():
+        image, target = driver.allocate(4 * 3 * 40 * 52), driver.allocate(4 * 5 * 10 * 13)
+        runner.respond(1, 40, 52, image, target)
+        first = [b[5] for b in session.bound]
+        runner.respond(1, 40, 52, image, target)
+        assert [b[5] for b in session.bound[2:]] == first and image not in first, "the same buffers, not ours"
+        runner.scores(1, 40, 52, image, target)
+    assert session.runs[:2] == [{NO_SYNC: "1"}] * 2 and session.runs[2]["gpu_graph_id"] == "-1"
+    monkeypatch.setenv("INFERCAM_CUDA_GRAPHS", "0")
+    assert not OrtRunner(tiny_bundle, driver).graphs
 
 
 def test_a_half_input_is_bound_as_one(gpu, tiny_bundle: Bundle, driver: HostDriver) -> None:

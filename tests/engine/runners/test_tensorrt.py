@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from infercam.engine.device.runner import OutputShape
 from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.runners import plan as plans
 from infercam.engine.runners.host import HostNetwork
+from infercam.engine.runners.options import RuntimeSwitches
 from infercam.engine.runners.plan import (
     Environment,
     Plan,
@@ -35,6 +37,7 @@ from infercam.engine.runners.plan import (
 )
 from infercam.engine.runners.tensorrt import TensorRTRunner, environment, load_runner
 from tests.engine import tiny
+from tests.fake_graphs import FakeCapture
 
 SMALL = Profile(smallest=(1, 8, 8), best=(4, 32, 32), largest=(8, 48, 48))
 LARGE = Profile(smallest=(1, 16, 16), best=(2, 96, 96), largest=(2, 128, 128))
@@ -173,18 +176,220 @@ def test_a_shape_that_comes_again_needs_no_set_up(runner, driver, trt):
     for _ in range(3):
         for shape in [(1, 20, 20), (2, 24, 20), (1, 100, 100)]:
             network(inputs(*shape))
-    # and once each to ask for the response's shape, in a context of its own
-    assert trt.state.shapes_set == 3 + 3 and trt.state.contexts == 3 + 1
+    # and once, for a remainder of the stride, to ask for the response's size, in a context of its own
+    assert trt.state.shapes_set == 3 + 1 and trt.state.contexts == 3 + 1
 
 
-def test_contexts_are_bounded_and_the_profile_is_kept_where_it_can_be(bundle, trt, driver, tmp_path):
+def test_a_bundle_that_knows_its_responses_size_is_not_asked(trt, driver, tmp_path):
+    bundle = tiny.build(tmp_path / "b", cells=True)
+    runner = TensorRTRunner(write_plan(bundle, trt, tmp_path / "p"), bundle, driver)
+    for side in (20, 33, 128):
+        assert runner.response_shape(side, side) == OutputShape(5, -(-side // 4), -(-side // 4))
+    with pytest.raises(BackendError, match="outside the plan's profiles"):
+        runner.response_shape(129, 20)
+    assert trt.state.contexts == 0
+    runner.close()
+
+
+def test_the_least_recently_used_shape_gives_its_context_away(bundle, trt, driver, tmp_path):
     runner = TensorRTRunner(write_plan(bundle, trt, tmp_path / "p"), bundle, driver, contexts=2)
     network = HostNetwork(runner, driver)
-    for side in range(20, 40):
+    for side in (20, 24, 28):
+        runner.response_shape(side, side)
+    asked = trt.state.shapes_set
+    for side in (20, 24, 20, 28, 20, 24):  # 24 gives way to 28, then 28 to 24
         network(inputs(1, side, side))
-    assert trt.state.contexts == 2 + 1 and trt.state.profiles_set == 2 + 1  # one asks for shapes
-    assert runner.describe()["contexts"] == 2
+    assert trt.state.shapes_set - asked == 4 and runner.keeps == 2
+    assert trt.state.contexts == 2 + 1 and len(runner.slots) == 2  # one asks for shapes
     runner.close()
+
+
+def test_contexts_take_no_more_than_their_share_of_the_memory(bundle, trt, driver, tmp_path):
+    trt.state.context_bytes = 1 << 20
+    driver.budget = 100 << 20
+    runner = TensorRTRunner(write_plan(bundle, trt, tmp_path / "p"), bundle, driver, share=0.05)
+    assert runner.keeps > 5, "not known yet"
+    network = HostNetwork(runner, driver)
+    for side in range(20, 30):
+        network(inputs(1, side, side))
+        assert runner.keeps == 5
+    assert len(runner.slots) == 5 and trt.state.contexts == 5 + 1
+    runner.close()
+    assert driver.held == 0
+
+
+def test_a_context_that_finds_no_memory_takes_anothers_place(bundle, trt, driver, tmp_path):
+    trt.state.context_bytes = 1 << 20
+    runner = TensorRTRunner(write_plan(bundle, trt, tmp_path / "p"), bundle, driver, share=1)
+    for side in (20, 30):
+        runner.response_shape(side, side)
+    network = HostNetwork(runner, driver)
+    driver.budget = driver.held + (1 << 20) + 200_000  # one more and no further
+    for side in (20, 30):
+        x = inputs(1, side, side)
+        np.testing.assert_allclose(network(x), tiny.network(bundle)(x), atol=1e-5)
+    assert len(runner.slots) == 1
+    runner.close()
+    runner = TensorRTRunner(runner.plan, bundle, driver, share=1)
+    driver.budget = driver.held + (1 << 20) + 4096  # for the one that asks for shapes
+    runner.response_shape(20, 20)
+    with pytest.raises(OutOfMemory, match="TensorRT cannot make an execution context"):
+        runner.respond(1, 20, 20, 1, 2)
+    runner.close()
+
+
+# -- getting ready ---------------------------------------------------------------------------------------------
+def test_a_shape_that_is_ready_needs_nothing_more(runner, driver, trt):
+    held = driver.held
+    assert runner.prepare(2, 24, 20) and trt.state.runs == [(2, 3, 24, 20)]
+    seen = trt.state.shapes_set, trt.state.contexts
+    assert runner.prepare(2, 24, 20) and len(trt.state.runs) == 1, "it was"
+    assert driver.held > held
+    HostNetwork(runner, driver)(inputs(2, 24, 20))
+    assert (trt.state.shapes_set, trt.state.contexts) == seen
+
+
+def test_getting_ready_takes_no_other_shapes_place(bundle, trt, driver, tmp_path):
+    runner = TensorRTRunner(write_plan(bundle, trt, tmp_path / "p"), bundle, driver, contexts=2)
+    assert [runner.prepare(1, side, side) for side in (20, 24, 28, 20)] == [True, True, False, True]
+    assert trt.state.runs == [(1, 3, 20, 20), (1, 3, 24, 24)]
+    with pytest.raises(BackendError, match="9 views of 20x20 is outside"):
+        runner.prepare(9, 20, 20)
+    runner.close()
+    assert driver.held == 0
+
+
+def test_getting_ready_without_memory_leaves_nothing_behind(runner, driver, trt):
+    runner.prepare(1, 20, 20)
+    runner.response_shape(128, 128)
+    held, driver.budget = driver.held, driver.held + 100_000
+    with pytest.raises(OutOfMemory):
+        runner.prepare(2, 128, 128)
+    assert driver.held <= held and not runner.slots.ready((2, 128, 128))
+    driver.budget = 1 << 30
+    assert runner.prepare(2, 128, 128)
+
+
+def test_a_shape_that_cannot_be_set_up_costs_no_context(runner, driver, trt, monkeypatch):
+    network = HostNetwork(runner, driver)
+    runner.response_shape(24, 24)
+    take = trt.IExecutionContext.set_input_shape
+    monkeypatch.setattr(trt.IExecutionContext, "set_input_shape", lambda *args: False)
+    with pytest.raises(BackendError, match="cannot take 1 view of 24x24"):
+        runner.respond(1, 24, 24, 1, 2)
+    monkeypatch.setattr(trt.IExecutionContext, "set_input_shape", take)
+    made = trt.state.contexts
+    network(inputs(1, 24, 24))
+    assert trt.state.contexts == made
+
+
+# -- CUDA graphs -----------------------------------------------------------------------------------------------
+@pytest.fixture
+def graphs(bundle, trt, driver, tmp_path):
+    """A runner with CUDA graphs, two shapes at a time, and what was done to the graphs."""
+    capture = FakeCapture(trt)
+    runner = TensorRTRunner(
+        write_plan(bundle, trt, tmp_path / "p"),
+        bundle,
+        driver,
+        contexts=2,
+        switches=RuntimeSwitches(cuda_graphs=True),
+        capture=capture,
+    )
+    yield runner, capture.log
+    runner.close()
+    assert capture.log.count("capture") == capture.log.count("close")
+
+
+def respond(runner, driver, bundle, x: np.ndarray, image: int, response: int) -> None:
+    """Runs it at these addresses and checks what comes out."""
+    n, _, h, w = x.shape
+    shape = (n, *runner.response_shape(h, w))
+    driver.copy_in(image, x.view(np.uint8).ravel())
+    runner.respond(n, h, w, image, response)
+    got = np.empty(shape, np.float32)
+    driver.copy_out(got.view(np.uint8).ravel(), response)
+    np.testing.assert_allclose(got, tiny.network(bundle)(x), atol=1e-5)
+
+
+def test_a_shape_is_captured_the_second_time_wherever_its_pictures_lie(graphs, bundle, driver):
+    runner, log = graphs
+    blocks = [driver.allocate(64 << 10) for _ in range(4)]
+    for seed in range(4):
+        respond(runner, driver, bundle, inputs(2, 24, 20, seed), *blocks[seed % 3 :][:2])
+    assert log == ["capture", "launch", "launch", "launch"]
+    assert runner.describe()["cuda_graphs"] is True
+    for block in blocks:
+        driver.free(block)
+
+
+def test_a_graph_goes_with_its_shape(graphs, bundle, driver):
+    runner, log = graphs
+    blocks = [driver.allocate(64 << 10) for _ in range(2)]
+    for side in (28, 24, 28, 24):
+        respond(runner, driver, bundle, inputs(1, side, side), *blocks)
+    assert (log.count("capture"), log.count("close")) == (2, 0)
+    respond(runner, driver, bundle, inputs(1, 20, 20), *blocks)  # takes the context of 28
+    assert log.count("close") == 1
+    for block in blocks:
+        driver.free(block)
+
+
+def test_a_graph_of_memory_that_moved_is_not_launched(graphs, bundle, driver):
+    runner, log = graphs
+    blocks = [driver.allocate(400 << 10) for _ in range(2)]
+    for _ in range(2):
+        respond(runner, driver, bundle, inputs(1, 24, 20), *blocks)
+    respond(runner, driver, bundle, inputs(2, 128, 100), *blocks)  # needs more of it
+    respond(runner, driver, bundle, inputs(1, 24, 20), *blocks)
+    assert log.count("launch") == 1
+    respond(runner, driver, bundle, inputs(1, 24, 20), *blocks)
+    assert log.count("launch") == 2 and log.count("capture") == 2
+    for block in blocks:
+        driver.free(block)
+
+
+def test_getting_ready_captures(graphs, bundle, driver):
+    runner, log = graphs
+    assert runner.prepare(2, 24, 20) and log == ["capture", "launch"]
+    blocks = [driver.allocate(64 << 10) for _ in range(2)]
+    respond(runner, driver, bundle, inputs(2, 24, 20), *blocks)
+    assert log == ["capture", "launch", "launch"]
+    for block in blocks:
+        driver.free(block)
+
+
+def test_scores_are_not_captured(graphs, bundle, driver):
+    runner, log = graphs
+    x = inputs(1, 24, 20)
+    image, scores = driver.allocate(x.nbytes), driver.allocate(5 * 4)
+    driver.copy_in(image, x.view(np.uint8).ravel())
+    for _ in range(3):
+        runner.scores(1, 24, 20, image, scores)
+        respond(runner, driver, bundle, x, image, scores_block := driver.allocate(4096))
+        driver.free(scores_block)
+    want = tiny.network(bundle)(x).mean(axis=(2, 3)) + tiny.weights()["bias"]
+    np.testing.assert_allclose(driver.view(scores, 20).view(np.float32)[None], want, atol=1e-5)
+    assert log == ["capture", "launch", "launch"]
+    driver.free(image)
+    driver.free(scores)
+
+
+def test_what_cannot_be_captured_runs_plainly(graphs, bundle, driver, trt):
+    runner, log = graphs
+    asked = []
+
+    def refuse(enqueue):
+        asked.append(1)
+        raise BackendError("CUDA graphs: cuStreamEndCapture: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
+
+    runner._capture = refuse
+    blocks = [driver.allocate(64 << 10) for _ in range(2)]
+    for seed in range(4):
+        respond(runner, driver, bundle, inputs(2, 24, 20, seed), *blocks)
+    assert log == [] and len(asked) == 1
+    for block in blocks:
+        driver.free(block)
 
 
 def test_scratch_grows_with_the_shapes_and_is_shared(runner, driver):
@@ -454,3 +659,88 @@ def test_the_profile_picked_takes_the_shape(shape):
     at = pick_profile([SMALL, LARGE], shape)
     takers = [i for i, p in enumerate([SMALL, LARGE]) if p.takes(shape)]
     assert at in takers if takers else at is None
+
+
+# -- plans for TensorRT-RTX ------------------------------------------------------------------------------------
+RTX = {"runtime": "tensorrt-rtx", "tensorrt": "1.7.1.116", "gpu": "", "compute_capability": (0, 0)}
+ADA = Environment("RTX 4090", (8, 9), None, rtx="1.7.1.116")
+
+
+@pytest.mark.parametrize(
+    ("targets", "environment", "problem"),
+    [
+        ((), ADA, None),
+        ((), ADA._replace(compute_capability=(8, 0)), None),
+        ((), ADA._replace(compute_capability=(12, 5)), None),
+        ((), ADA._replace(compute_capability=(7, 5)), "made for compute 8.0, 8.6, 8.9, 12.0 and later"),
+        ((), ADA._replace(compute_capability=(9, 0)), "made for compute 8.0, 8.6"),
+        ((), ADA._replace(compute_capability=(10, 3)), "made for compute 8.0, 8.6"),
+        (("sm75", "sm120"), ADA._replace(compute_capability=(12, 0)), None),
+        (("sm75", "sm120"), ADA, r"made for compute 7\.5, 12\.0, here is RTX 4090 \(compute 8\.9\)"),
+        (("sm86",), ADA, "made for compute 8.6"),
+        ((), ADA._replace(rtx="1.8.0.1"), r"made by TensorRT-RTX 1\.7\.1\.116, here is 1\.8\.0\.1"),
+        ((), ADA._replace(rtx=None, tensorrt="1.7.1.116"), r"pip install 'infercam\[rtx\]'"),
+    ],
+)
+def test_a_plan_for_rtx_fits_its_version_and_the_cards_it_was_built_for(
+    bundle, trt, targets, environment, problem
+):
+    record = write_plan(bundle, trt, bundle.path / "plans" / "a", targets=targets, **RTX).record
+    found = misfit(record, bundle, environment)
+    assert found is None if problem is None else re.search(problem, found)
+
+
+def test_each_runtime_finds_its_own_plans(bundle, trt):
+    write_plan(bundle, trt, bundle.path / "plans" / "full")
+    write_plan(bundle, trt, bundle.path / "plans" / "rtx", created="2999", **RTX)
+    both = HERE._replace(compute_capability=(8, 9), rtx=ADA.rtx)
+    assert find_plan(bundle, None, HERE).folder.name == "full"
+    assert find_plan(bundle, None, both, runtime="tensorrt-rtx").folder.name == "rtx"
+    shutil.rmtree(bundle.path / "plans" / "rtx")
+    with pytest.raises(
+        PlanError, match=r"no TensorRT-RTX plan; make one with: infercam build .* --runtime tensorrt-rtx$"
+    ):
+        find_plan(bundle, None, both, runtime="tensorrt-rtx")
+
+
+def test_what_was_built_for_is_part_of_the_key(bundle, trt):
+    keys = [
+        write_plan(bundle, trt, bundle.path / "plans" / str(i), **changes).record.key
+        for i, changes in enumerate(
+            [
+                {},
+                RTX,
+                RTX | {"targets": ("sm86",)},
+                RTX | {"targets": ("sm86", "sm89")},
+                RTX | {"tensorrt": "1.8"},
+            ]
+        )
+    ]
+    assert len(set(keys)) == 5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"targets": ("sm86",)},
+        {"gpu": ""},
+        RTX | {"gpu": "RTX 4090"},
+        RTX | {"targets": ("8.6",)},
+        {"runtime": "x"},
+    ],
+)
+def test_a_record_that_mixes_the_runtimes_is_refused(bundle, trt, changes):
+    plan = write_plan(bundle, trt, bundle.path / "plans" / "a")
+    file = plan.folder / plans.RECORD_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(PlanError, match="build the plan again"):
+        Plan.load(plan.folder)
+
+
+def test_a_record_of_schema_1_is_read_and_keeps_its_key(bundle, trt):
+    plan = write_plan(bundle, trt, bundle.path / "plans" / "a")
+    file = plan.folder / plans.RECORD_FILE
+    old = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("runtime", "targets")}
+    file.write_text(json.dumps(old | {"schema_version": 1}))
+    assert Plan.load(plan.folder).record.key == plan.record.key
+    assert misfit(Plan.load(plan.folder).record, bundle, HERE) is None

@@ -15,6 +15,10 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+pytest.importorskip(
+    "tensorrt_rtx", reason="TensorRT-RTX is not installed, so nothing is built: pip install 'infercam[rtx]'"
+)
+
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import InfercamError
 from infercam.engine.data.sources import folder_source
@@ -42,7 +46,8 @@ def build(trt, data, monkeypatch):
 
     def run(*args, source: bool = True, exit_code: int = 0) -> str:
         images = ["--images", data / "images"] if source else []
-        given = ["build", data / "bundle", "--precision", "fp32", "--batch-pixels", 60_000, *images, *args]
+        given = ["build", data / "bundle", "--runtime", "tensorrt", "--precision", "fp32"]
+        given += ["--batch-pixels", 60_000, *images, *args]
         result = CliRunner().invoke(app, list(map(str, given)), env={"COLUMNS": "200"})
         if isinstance(result.exception, InfercamError):
             assert "\n" not in str(result.exception)
@@ -63,7 +68,7 @@ def test_a_plan_for_the_users_images(build, data, trt):
     plan = plan_of(data)
     assert len(plan.record.profiles) == 3 and plan.intact()
     for words in (
-        "built fp32 plan for NVIDIA H100, TensorRT 11.4.0.106",
+        "built fp32 plan for NVIDIA H100 (compute 9.0), TensorRT 11.4.0.106",
         "against ONNX Runtime fp32: 2 images, 16 views; response error",
         "IoU at 0.3: 1.0000",
         str(plan.folder),
@@ -76,6 +81,18 @@ def test_a_plan_for_the_users_images(build, data, trt):
     assert trt.state.driver.closed
     assert "kept" in build("--profiles", 3, "--check-images", 2)
     assert trt.state.builds == 1
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--batch-pixels", 4_000_000, "--recipe", "fast"], ["--largest-view", 128]]
+)
+def test_without_images_the_ladder_and_drawn_scenes(build, data, trt, more):
+    printed = build("--check-images", 2, *more, source=False)
+    profiles = plan_of(data).record.profiles
+    largest = {(): 192, ("--batch-pixels",): 1920, ("--largest-view",): 128}[tuple(map(str, more[:1]))]
+    assert profiles[-1].largest[1:] == (largest * 9 // 8,) * 2 and profiles[-1].smallest[1:] == (5, 5)
+    assert "against ONNX Runtime fp32: 2 images" in printed and "%" not in printed
+    assert "kept" in build("--check-images", 2, *more, source=False) and trt.state.builds == 1
 
 
 def test_the_largest_image_fits_although_the_sample_has_not_seen_it(build, data):

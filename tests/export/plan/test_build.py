@@ -1,4 +1,5 @@
-"""From a bundle to an installed plan, and back through the runner to responses: over the stand-in for TensorRT."""
+"""From a bundle to an installed plan, and back through the runner to responses: TensorRT-RTX parses the graph and
+builds, what a plan answers is the stand-in's (tests/fake_tensorrt.py)."""
 
 from __future__ import annotations
 
@@ -12,6 +13,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+
+pytest.importorskip(
+    "tensorrt_rtx", reason="TensorRT-RTX is not installed, so nothing is built: pip install 'infercam[rtx]'"
+)
 
 from infercam.engine.api import Engine
 from infercam.engine.bundle import Bundle, Manifest, file_entry
@@ -69,6 +74,12 @@ def half_graph(bundle: Bundle, output: int = TensorProto.FLOAT) -> Bundle:
     graph.node[1].input[0] = "image32"
     for value in graph.output:
         value.type.tensor_type.elem_type = output
+        if output != TensorProto.FLOAT:
+            maker = next(n for n in graph.node if value.name in n.output)
+            maker.output[0] = f"{value.name}32"
+            for node in graph.node:
+                node.input[:] = [f"{value.name}32" if i == value.name else i for i in node.input]
+            graph.node.append(helper.make_node("Cast", [f"{value.name}32"], [value.name], to=output))
     file = bundle.path / "response.fp16.onnx"
     onnx.save(model, str(file))
     manifest = bundle.manifest.model_dump()
@@ -362,10 +373,11 @@ def test_a_failing_build_is_one_line(bundle, trt, said, kind, words):
 
 def test_a_node_that_tensorrt_does_not_take_is_named(bundle, trt):
     model = onnx.load(str(bundle.graph("fp32")))
-    model.graph.node[0].domain, model.graph.node[0].name = "com.example", "stem"
+    del model.graph.node[0].input[1:], model.graph.node[0].attribute[:]
+    model.graph.node[0].op_type, model.graph.node[0].name = "Det", "stem"
     onnx.save(model, str(bundle.graph("fp32")))
     with pytest.raises(
-        ExportError, match=r"In node 0 with name: stem and operator: Conv .* UNSUPPORTED_NODE"
+        ExportError, match=r"In node 0 with name: stem and operator: Det \(checkDet\): UNSUPPORTED_NODE$"
     ) as e:
         build_plan(request(bundle), trt.state.driver)
     assert "\n" not in str(e.value) and "ModelImporter.cpp" not in str(e.value)
@@ -400,7 +412,7 @@ def test_a_stopped_build_installs_nothing_and_keeps_its_timings(bundle, trt):
     trt.state.on_step = lambda phase, step: watch.stopped.set() if step == 1 else None
     with pytest.raises(BuildCancelled, match="nothing was installed"):
         build_plan(request(bundle), trt.state.driver, watch)
-    assert seen == [("Building Engine", 1, 2), ("Building Engine", 2, 2)]
+    assert len(seen) == 2 and all(0 < done <= total for _, done, total in seen)  # of a hundred steps
     assert folders(bundle.path / "plans") == []
     assert timing_cache_file(trt.__version__, trt.state.driver.gpu).is_file()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -12,21 +13,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infercam.engine.api import Engine
-from infercam.engine.bundle import Bundle
+from infercam.engine.bundle import Bundle, InputSpec
 from infercam.engine.common.errors import InputError
 from infercam.engine.data.sources import folder_source
 from infercam.engine.method.backend import Limits
 from infercam.engine.method.geometry import ANY_SIZE, ViewSizes, split_boxes
 from infercam.engine.method.recipe import RECIPES
+from infercam.engine.method.scheduler import SMALL
 from infercam.engine.method.task import Respond
-from infercam.engine.runners.plan import pick_profile
+from infercam.engine.runners.plan import pick_profile, pixels
 from infercam.export.plan.profiles import (
+    DEVICE_LIMITS,
+    LADDER_ASPECT,
     ImageSize,
     Reach,
     Recorder,
     _least_spread,
     choose_profiles,
     coverage,
+    ladder_shapes,
     record,
     simulate,
     smallest_view,
@@ -162,6 +167,73 @@ def test_the_smallest_view_is_that_of_a_tile_at_the_edge(name, side):
     placed = split_boxes(300, 400, [(0, 0)], RECIPES[name].model_copy(update={"split": "released"}))
     shortest = min(min(p.box.height, p.box.width) for p in placed)
     assert round(shortest * 0.5) == side
+
+
+# -- of the ladder ---------------------------------------------------------------------------------------------
+network_inputs = st.builds(
+    lambda steps, multiple, batch: InputSpec(
+        smallest=steps * multiple, multiple=multiple, dynamic_batch=batch
+    ),
+    st.integers(1, 12),
+    st.sampled_from([1, 7, 16, 32]),
+    st.booleans(),
+)
+
+
+@given(
+    network_inputs,
+    st.integers(1, 6),
+    st.integers(300_000, 8_000_000),
+    st.lists(st.tuples(st.integers(10, 1200), st.integers(10, 1200)), min_size=1, max_size=20),
+)
+def test_the_ladders_profiles_take_every_batch_of_the_ladder(spec, count, batch_pixels, tiles):
+    """Whatever the tile, its view on the ladder and both batches that the scheduler makes of it are taken."""
+    limits = replace(DEVICE_LIMITS, batch_pixels=batch_pixels)
+    manifest = Bundle.load(BUNDLE).manifest.model_copy(update={"input": spec})
+    sizes = ViewSizes.of_network(spec)
+    shapes = ladder_shapes(manifest, limits=limits)
+    largest = max(max(s[1:]) for s in shapes)
+    profiles = choose_profiles(shapes, manifest, count, Reach(sizes.smallest, largest))
+    assert len(profiles) <= count
+    if count > 1:
+        assert all(pick_profile(profiles, shape) is not None for shape in shapes)
+    for height, width in tiles:
+        h, w = sizes.of(height, width, ladder=True)
+        assert max(h, w) > largest or pick_profile(profiles, (1, h, w)) is not None
+        if max(h, w) <= largest and max(h, w) <= LADDER_ASPECT * min(h, w):
+            full = min(limits.batch_views, batch_pixels // (h * w)) if spec.dynamic_batch else 1
+            assert {(n, h, w) for n in (full, max(1, round(full / SMALL)))} - {(0, h, w)} <= set(shapes)
+    for p in profiles:  # every end is a size of the network
+        ends = (*p.smallest[1:], *p.best[1:], *p.largest[1:])
+        assert all(side >= sizes.smallest and side % sizes.multiple == 0 for side in ends)
+        assert pixels(p.best) <= max(batch_pixels, p.best[1] * p.best[2])
+
+
+@pytest.mark.parametrize(("name", "scale"), [("fast", 1.5), ("best", 2.5)])
+def test_the_schedulers_batches_of_a_ladder_are_among_the_ladders(bundle, name, scale):
+    """A simulation of photos, and the plan made without any: no batch but those of slivers falls out of it."""
+    photos = [
+        ImageSize(f"i{n}", *s) for n, s in enumerate([(375, 500), (500, 333), (281, 500), (442, 500)] * 5)
+    ]
+    seen = simulate(bundle, photos, name, "both").shapes
+    shapes = ladder_shapes(bundle.manifest)
+    assert set(seen) <= set(shapes)
+    profiles = choose_profiles(shapes, bundle.manifest, 4, Reach(64, 1920))
+    assert sum(coverage(profiles, seen)) == pytest.approx(1)
+
+
+def test_the_ladders_shapes_of_a_fixed_size(tmp_path):
+    fixed = tiny.build(tmp_path / "fixed", fixed=(48, 64))
+    assert set(ladder_shapes(fixed.manifest)) == {(1, 48, 64), (64, 48, 64)}
+    (profile,) = choose_profiles(ladder_shapes(fixed.manifest), fixed.manifest)
+    assert (profile.smallest, profile.largest) == ((1, 48, 64), (64, 48, 64))
+    single = tiny.build(tmp_path / "single", fixed=(48, 64), batch=False)
+    assert set(ladder_shapes(single.manifest)) == {(1, 48, 64)}
+
+
+def test_the_largest_view_may_be_said(bundle):
+    assert max(max(s[1:]) for s in ladder_shapes(bundle.manifest, 700)) == 640
+    assert set(ladder_shapes(bundle.manifest, 10)) == {(11, 64, 64), (64, 64, 64)}
 
 
 def test_groups_follow_the_sizes_and_are_tuned_to_the_pixels(bundle):

@@ -82,7 +82,7 @@ def test_maps_are_the_engine_s(server: Server, bundle: Bundle) -> None:
     np.testing.assert_allclose(got["maps"], want, atol=1e-5)
     assert got["classes"].tolist() == [1, 0]
     with Engine.load(bundle, "cpu") as engine:
-        np.testing.assert_allclose(got["scores"], engine.scores(picture), atol=1e-5)
+        np.testing.assert_allclose(got["scores"], engine.scores(picture, ladder=True), atol=1e-5)
 
 
 def test_many_requests_at_once_with_mixed_recipes(server: Server, bundle: Bundle) -> None:

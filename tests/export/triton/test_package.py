@@ -362,6 +362,62 @@ def test_cpu_needs_no_plan(bundle: Bundle, tmp_path: Path) -> None:
     assert not (tmp_path / "repo/tiny-4_maps/1/bundle/plans").exists()
 
 
+RTX: dict[str, Any] = {
+    "runtime": "tensorrt-rtx",
+    "tensorrt": "1.7.1.116",
+    "gpu": "",
+    "compute_capability": (0, 0),
+}
+
+
+def maps_plans(root: Path) -> set[bytes]:
+    return {p.read_bytes() for p in root.glob("tiny-4_maps/1/bundle/plans/*/plan.engine")}
+
+
+def test_rtx_plans_go_with_the_maps_alone(bundle: Bundle, tmp_path: Path) -> None:
+    plans, root = tmp_path / "plans", tmp_path / "repo"
+    put_plan(plans, bundle, b"any card", **RTX)
+    done = package(PackageRequest(bundle, root, plans=plans))
+    assert sorted(f.name for f in done.models) == ["tiny-4_maps", "tiny-4_onnx"]
+    assert "TensorRT-RTX's, which Triton's TensorRT backend does not take" in done.left_out["tensorrt"]
+    assert maps_plans(root) == {b"any card"} and [p.record.targets for p in done.rtx] == [()]
+    with pytest.raises(ExportError, match="does not take"):
+        package(PackageRequest(bundle, tmp_path / "other", only=["tensorrt"], plans=plans))
+    put_plan(plans, bundle)
+    done = package(PackageRequest(bundle, root, plans=plans, force=True))
+    assert (root / "tiny-4_tensorrt/1/model.plan").read_bytes() == b"a plan"
+    assert maps_plans(root) == {b"any card", b"a plan"}, "the engine takes what fits where it runs"
+    assert package(PackageRequest(bundle, tmp_path / "t", only=["tensorrt"], plans=plans)).rtx == []
+    cpu = package(PackageRequest(bundle, tmp_path / "cpu", Serving(device="cpu"), plans=plans))
+    assert cpu.rtx == [] and not maps_plans(tmp_path / "cpu")
+
+
+def test_which_rtx_plans_go(bundle: Bundle, tmp_path: Path) -> None:
+    plans = tmp_path / "plans"
+    put_plan(plans, bundle, b"old", created="2026-01-01T00:00:00.000+00:00", **RTX)
+    put_plan(plans, bundle, b"new", created="2026-02-01T00:00:00.000+00:00", **RTX | {"tensorrt": "1.7.2"})
+    put_plan(plans, bundle, b"turing", targets=("sm75",), **RTX)
+    put_plan(plans, bundle, b"stale", targets=("sm86",), onnx_sha256="0" * 64, **RTX)
+    damaged = put_plan(plans, bundle, b"damaged", targets=("sm120",), **RTX)
+    (plans / damaged.key / "plan.engine").write_bytes(b"dammged")
+
+    def shipped(**more: Any) -> set[bytes]:
+        root = tmp_path / f"repo{len(list(tmp_path.iterdir()))}"
+        package(PackageRequest(bundle, root, only=["maps"], plans=plans, **more))
+        return maps_plans(root)
+
+    assert shipped() == {b"new", b"turing"}
+    assert shipped(plan_gpu="7.5") == {b"turing"}
+    with pytest.raises(ExportError, match="does not take"):
+        shipped(plan_gpu="9.0")
+    put_plan(plans, bundle)  # TensorRT's: a GPU may be named
+    assert shipped(plan_gpu="9.0") == {b"a plan"}
+    put_plan(plans, bundle, b"ada", gpu="NVIDIA L4", compute_capability=(8, 9))
+    assert shipped(plan_gpu="8.9") == {b"new", b"ada"}
+    assert shipped(plan_gpu="l4") == {b"new", b"turing", b"ada"}
+    assert shipped(precision="fp32", plan_gpu="H100") == {b"new", b"turing", b"a plan"}
+
+
 # -- the whole method -------------------------------------------------------------------------------------------
 def test_maps_config_and_files(bundle: Bundle, tmp_path: Path) -> None:
     serving = Serving(recipe="best", queue=7, max_pixels=1000, score_threshold=0.25)
@@ -546,6 +602,12 @@ def test_the_command_says_how_to_serve_a_version_compatible_plan(
     done = run(bundle.path, "-o", tmp_path / "repo", "--cache", tmp_path / "plans")
     assert "version-compatible=true" in done.output
     assert "NVIDIA H100" in done.output
+
+
+def test_the_command_says_what_rtx_plans_need(run: Any, bundle: Bundle, tmp_path: Path) -> None:
+    put_plan(tmp_path / "plans", bundle, targets=("sm86", "sm120"), **RTX)
+    done = run(bundle.path, "-o", tmp_path / "repo", "--cache", tmp_path / "plans")
+    assert "plan is for compute 8.6, 12.0 and TensorRT-RTX 1.7.1.116, with infercam[gpu,rtx]" in done.output
 
 
 def test_the_command_works_without_tritonclient(

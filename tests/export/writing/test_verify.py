@@ -248,7 +248,7 @@ def test_simplify_keeps_results_and_interface(graph, toys):
 def test_simplification_that_goes_wrong_is_dropped_with_a_note(graph, monkeypatch, damage):
     import onnxslim
 
-    def slim(model):
+    def slim(model, **options):
         if damage == "raise":
             raise RuntimeError("boom")
         if damage == "exit":

@@ -14,13 +14,12 @@ from PIL import Image
 
 from infercam.engine.common.errors import InputError
 from infercam.engine.inputs import SourceSettings
+from infercam.trainer.saliency.files import read_saliency, write_saliency
 from infercam.trainer.saliency.saliency import (
     SaliencyConfig,
     SaliencyWriter,
     background_probability,
-    read_saliency,
     saliency_map,
-    write_saliency,
 )
 from infercam.trainer.saliency.superpixels import border, lab, means, neighbours, slic
 from tests.shared import SHARED

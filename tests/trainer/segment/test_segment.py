@@ -24,7 +24,7 @@ torch = pytest.importorskip("torch")
 from infercam.trainer.networks.deeplab import load_deeplab, start_deeplab
 from infercam.trainer.photos.labelled import LabelledPhotos
 from infercam.trainer.photos.photos import open_photos
-from infercam.trainer.saliency.saliency import write_saliency
+from infercam.trainer.saliency.files import write_saliency
 from infercam.trainer.segment.confusion import class_iou, confusion, mean_iou
 from infercam.trainer.segment.data import SaliencyFolder, SegmentAugment, SegmentItems, cut
 from infercam.trainer.segment.predict import class_probabilities

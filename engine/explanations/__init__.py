@@ -1,0 +1,1 @@
+"""Figures of maps that need no threshold, and, but for pointing, no masks."""

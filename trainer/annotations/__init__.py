@@ -1,0 +1,1 @@
+"""Labels as the tools that people label with read them."""
