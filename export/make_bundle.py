@@ -127,23 +127,10 @@ def make_bundle(model: Path | None, out: Path, s: ExportSettings) -> Bundle:
         "affinity": s.affinity or None,
     }
     if s.clip is not None:
-        unfit: dict[str, Any] = {
-            "mean": s.mean,
-            "std": s.std,
-            "scale": s.scale,
-            "colour": s.colour,
-            "classes": s.classes,
-        }
-        unfit |= {
-            "output-stride": s.output_stride,
-            "head": s.head,
-            "slim": s.slim,
-            "multi-label": s.multi_label,
-        }
-        _refuse(
-            unfit | {"attention": s.attention or None, "method": s.method},
-            "goes with a classifier, not with --clip",
-        )
+        unfit: dict[str, Any] = {"mean": s.mean, "std": s.std, "scale": s.scale, "colour": s.colour}
+        unfit |= {"classes": s.classes, "output-stride": s.output_stride, "head": s.head, "slim": s.slim}
+        unfit |= {"multi-label": s.multi_label, "attention": s.attention or None, "method": s.method}
+        _refuse(unfit, "goes with a classifier, not with --clip")
         return _from_clip(s.clip, out, s, common)
     _refuse(
         {"names": s.names, "prompts": s.prompts, "background": s.background, "text": s.text},
@@ -241,7 +228,8 @@ def _from_clip(clip: str, out: Path, s: ExportSettings, common: dict[str, Any]) 
 
     if s.names is None:
         raise ExportError("--clip needs the classes to look for: --names FILE")
-    given: dict[str, Any] = {k: common[k] for k in ("images", "tolerance", "name", "overwrite", "affinity")}
+    given: dict[str, Any] = {k: common[k] for k in ("images", "tolerance", "name", "overwrite")}
+    given["affinity"] = s.affinity
     given["names"] = read_lines(s.names, "names")
     given["background"] = [] if s.background is None else read_lines(s.background, "names")
     if clip.endswith(".onnx"):

@@ -15,6 +15,8 @@ Mode = Literal["baseline", "split", "erase", "both"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 Scale = Annotated[float, Field(gt=0, le=8)]
 Scales = Annotated[tuple[Scale, ...], Field(min_length=1)]
+_BEFORE = {"ladder": False, "compete": False, "refine": "none", "refine_steps": 1}
+"""Constants that older stores do not know, and what they had."""
 EPSILON = 1e-5  # added to every maximum before dividing by it
 
 
@@ -156,11 +158,9 @@ class Recipe(BaseModel):
     def fingerprint(self, mode: Mode) -> str:
         """Hash of everything here that can change a map; the recipe's name is not part of it."""
         key = {"mode": mode, **self.model_dump(exclude={"name"})}
-        for name in ("ladder", "compete"):  # as it was before there was one: what stores hold stays valid
-            if not key[name]:
+        for name, before in _BEFORE.items():  # as it was before there was one: what stores hold stays valid
+            if key[name] == before:
                 del key[name]
-        if self.refine == "none":
-            del key["refine"], key["refine_steps"]
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 

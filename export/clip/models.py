@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,9 +93,20 @@ def _from_transformers(folder: Path) -> Clip:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as e:  # its errors share no base below Exception
         raise ExportError(f"{folder}: transformers cannot load it as a CLIP: {first_line(e)}") from None
-    return of_transformers(
+    clip = of_transformers(
         model, lambda texts: tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     )
+    return replace(clip, **_pixels(folder / "preprocessor_config.json"))
+
+
+def _pixels(file: Path) -> dict[str, Any]:
+    """Mean and standard deviation as the model's preprocessing says, where it does."""
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        found = {k: tuple(map(float, said[f"image_{k}"])) for k in ("mean", "std")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {k: (v[0], v[1], v[2]) for k, v in found.items() if len(v) == 3}
 
 
 def of_transformers(model: Any, tokenize: Callable[[list[str]], Any]) -> Clip:
@@ -133,7 +145,9 @@ def _from_open_clip(name: str, weights: Path) -> Clip:
     if name not in open_clip.list_models():
         raise ExportError(f"--clip {name}: open_clip has no such architecture (see open_clip.list_models())")
     try:
-        model = open_clip.create_model(name, pretrained=str(weights), precision="fp32")
+        model = open_clip.create_model(
+            name, pretrained=str(weights), precision="fp32", load_weights_only=True
+        )
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as e:
         raise ExportError(f"--clip {name}: open_clip cannot load {weights}: {first_line(e)}") from None

@@ -56,8 +56,7 @@ def unit_rows(rows: np.ndarray, of: str) -> np.ndarray:
 
 
 def read_vectors(file: Path, count: int) -> np.ndarray:
-    """Unit vectors (count, E) of a matrix in a .npy file, or the only one of a .safetensors file; raises
-    ExportError."""
+    """Unit vectors (count, E): a .npy file's matrix, or the only one of a .safetensors file; raises ExportError."""
     try:
         rows = _from_safetensors(file) if file.suffix == ".safetensors" else np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:

@@ -34,9 +34,8 @@ def export(
 ) -> None:
     """Turn a frozen classifier into a bundle: an ONNX file, or a published architecture with its checkpoint.
 
-    The classifier must end in global average pooling and linear layers, with norms and activations between them or
-    none. The bundle is checked against the
-    classifier before it is written.
+    The classifier must end in global average pooling, or a class token, and linear layers, with norms and activations
+    between them or none. The bundle is checked against the classifier before it is written.
     """
     if out is None:
         raise ExportError("say where to write the bundle: -o BUNDLE")

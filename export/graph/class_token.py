@@ -93,8 +93,8 @@ def _check_order(graph: Graph, tokens: str, patches: str) -> None:
             continue
         if int(attributes(node).get("axis", 0)) % 3 != 1:
             continue
-        last = node.input[-1]
-        if graph.constant(last) is not None or graph.follows_sizes(last):
+        fixed = [graph.constant(i) is not None or graph.follows_sizes(i) for i in node.input]
+        if fixed[-1] and not all(fixed):  # all: a table of positions in the making
             raise ExportError(
                 f"{label(node)}: puts tokens after the patches of {label(graph.producer[patches])}; a response map "
                 "needs them before: [class token, registers, patches]"

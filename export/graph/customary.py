@@ -82,8 +82,7 @@ def _through_the_head(build: NodeBuilder, head: Head, rows: Sequence[int] | None
 
 
 def head_over(build: NodeBuilder, head: Head, tokens: str) -> str:
-    """What the head makes (N·P, C) of tokens (N, P, D), as if they were as many images' class tokens: its nodes
-    again."""
+    """What the head makes (N·P, C) of tokens (N, P, D), as of so many images' class tokens: its nodes again."""
     graph = Graph(build.model)
     names = {leaf.tensor: _as_leaf(build, tokens, leaf.shape) for leaf in head.leaves}
     for node in head.nodes:

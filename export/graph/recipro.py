@@ -1,8 +1,7 @@
 """A response map of any head, on request: Recipro-CAM (Byun, Lee, "Recipro-CAM", 2022, section 3), forward only.
 
 Of the last feature map one position is kept and all others are zeros; what the head then answers, less what it
-answers
-to an empty map, is the response at that position:
+answers to an empty map, is the response at that position:
 
     response[:, c, y, x] = head(f at (y, x) alone)_c - head(0)_c          (N, C, h, w)
 

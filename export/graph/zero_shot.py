@@ -2,8 +2,7 @@
 
 (Zhou, Loy, Dai, "Extract Free Dense Labels from CLIP", ECCV 2022, section 3.2.) In the last block every token takes
 its own value instead of an average over all (its attention is the identity); residual, hidden layer, norm and
-projection
-are the encoder's. Each patch so has an embedding of its own, to be compared with the texts:
+projection are the encoder's. Each patch so has an embedding of its own, to be compared with the texts:
 
     response_c = softmax over k of (scale * cos(patch, text_k)), at c     (N, C, h, w), in 0..1
     scores_c   = scale * cos(image, text_c)                               (N, C)
@@ -25,16 +24,17 @@ from infercam.export.graph.head import Head
 from infercam.export.graph.index import Graph, fresh_name, label
 from infercam.export.graph.wishes import ZeroShot
 
+_LENGTHS = ("ReduceL2", "Sqrt")
+
 
 def embedding(graph: Graph, output: str) -> str:
-    """The tensor before a closing division by its own length, which cosines do not see; `output` where there is
-    none."""
+    """The tensor before a closing division by its own length, which cosines do not see, or `output` itself."""
     node = graph.producer.get(output)
     if node is not None and node.op_type == "LpNormalization":
         return str(node.input[0])
     if node is not None and node.op_type == "Div":
         makers = {o for n in graph.ancestors(node.input[1]) for o in n.output}
-        if node.input[0] in makers and any(n.op_type == "ReduceL2" for n in graph.ancestors(node.input[1])):
+        if node.input[0] in makers and any(n.op_type in _LENGTHS for n in graph.ancestors(node.input[1])):
             return str(node.input[0])
     return output
 

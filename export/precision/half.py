@@ -156,7 +156,7 @@ def response_layer(graph: Graph) -> set[int]:
         node = graph.producer.get(front.pop())
         if node is not None and id(node) not in found:
             found.add(id(node))
-            if node.op_type not in _LINEAR:
+            if node.op_type not in _LINEAR and node.op_type != "Shape":
                 front.extend(i for i in node.input if i)
     behind = {RESPONSE}
     for node in graph.proto.node:

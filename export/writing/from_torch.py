@@ -54,7 +54,7 @@ def from_torch(
     affinity: int = 0,
     overwrite: bool = False,
 ) -> Bundle:
-    """Write a bundle from any module that ends in global average pooling and linear layers (export/README.md).
+    """Write a bundle from any module that ends in a global average pooling or class token and linear layers (README).
 
     `module` maps N×3×H×W float32 to N×C scores; a sigmoid or softmax that ends it is left out of the bundle,
     whose scores are the logits before it.

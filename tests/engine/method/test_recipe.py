@@ -108,6 +108,8 @@ OTHER = {
     "peak_floor": 0.3,
     "probe": 0.2,
     "peak_quantile": 0.9,
+    "refine": "affinity",
+    "refine_steps": 2,
     "ladder": True,
     "compete": True,
 }

@@ -94,7 +94,7 @@ def test_whole_maps_against_the_twin(bundle, name, mode, steps):
 def test_it_is_off_and_changes_no_settings_of_old_stores():
     for r in RECIPES.values():
         assert r.refine == "none"
-        assert r.fingerprint("both") == r.model_copy(update={"refine_steps": 3}).fingerprint("both")
+        assert r.refine_steps == 1
         assert r.fingerprint("both") != r.model_copy(update={"refine": "affinity"}).fingerprint("both")
 
 

@@ -163,6 +163,15 @@ def test_a_transformer_of_transformers(tmp_path):
     )
 
 
+def test_preprocessing_as_the_folder_says(tmp_path):
+    file = tmp_path / "preprocessor_config.json"
+    assert models._pixels(file) == {}
+    file.write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.5], "size": 224}')
+    assert models._pixels(file) == {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.5)}
+    file.write_text('{"image_mean": "no", "image_std": 1}')
+    assert models._pixels(file) == {}
+
+
 def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "find_spec", lambda name: None)
     (tmp_path / "config.json").write_text("{}")

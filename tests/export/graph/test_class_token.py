@@ -251,6 +251,17 @@ def test_patches_must_come_last(toys):
         response_graph(vit.classifier(order="last"))
 
 
+def test_a_table_that_is_joined_in_the_graph_is_no_sequence_of_tokens(toys):
+    """Its last part is a constant too, and no token after the patches."""
+    vit = Vit(toys)
+    t = vit.toy()
+    whole = t.node("Concat", t.const(vit.table[:, :1]), t.const(vit.table[:, 1:]), axis=1)
+    wanted, t.const = t.const, lambda v, *name: whole if v is vit.table else wanted(v, *name)
+    y = t.node("Gather", vit.trunk(t), t.const(np.int64(0)), axis=1)
+    model = t.model(t.node("Gemm", y, t.const(vit.w["head"]), t.const(vit.w["head.b"]), transB=1))
+    check(toys, vit, model, lambda tokens: on_patches(vit, vit.w["head"], tokens))
+
+
 def test_a_class_token_without_a_linear_layer_is_no_classifier(toys):
     vit = Vit(toys)
     t = vit.toy()
