@@ -102,7 +102,7 @@ def _attempt(member: Member, way: str, folder: Path) -> NoReturn:
 def _ended(code: int, errors: str) -> dict[str, Any]:
     """The row of a process that gave no answer."""
     last = (errors.strip().splitlines() or [f"exit code {code}"])[-1][:200]
-    return {"outcome": "not built" if "networks.py" in errors and code > 0 else "died", "reason": last}
+    return {"outcome": "not built" if ", in build\n" in errors and code > 0 else "died", "reason": last}
 
 
 def _answer(folder: Path) -> dict[str, Any] | None:
