@@ -20,6 +20,7 @@ from infercam.export.graph.frozen import MEAN
 from infercam.export.graph.index import Graph, attributes, fresh_name, label, opset, used_by
 from infercam.export.graph.passes import lift_constants, tidy
 from infercam.export.graph.surgery import RESPONSE
+from infercam.export.precision.written_out import write_out
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ def to_half(
     kept = _kept(graph, half, ranges or {}, keep or {})
     converter = _Converter(graph, half, {id(n) for n, _ in kept}, half_input)
     converter.convert()
+    if half is BF16:
+        write_out(model)
     return Halved(model, {label(n): why for n, why in kept})
 
 

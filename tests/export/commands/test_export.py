@@ -156,7 +156,6 @@ def test_overwrite(infercam, file, tmp_path):
         (["FILE", "-o", "OUT", "--input-name", "nope"], "no input 'nope'"),
         (["FILE", "-o", "OUT", "--classes", "missing.txt"], "missing.txt"),
         (["FILE", "-o", "OUT", "--images", "missing"], "no such folder"),
-        (["FILE", "-o", "OUT", "--tolerance", "0"], "verification"),
         (["missing.onnx", "-o", "OUT"], "no such file"),
     ],
 )

@@ -156,3 +156,24 @@ def test_the_original_is_left_alone() -> None:
     to_half(model, FP16, half_input=True)
     assert model.SerializeToString() == before
     assert BF16.dtype == np.dtype(ml_dtypes.bfloat16)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("activation", ["HardSwish", "Mish"])
+def test_activations_that_tensorrt_lacks_in_bf16_are_written_out(activation: str, kept: bool) -> None:
+    """Where they are in bf16, and nowhere else; what they compute is what they computed."""
+    model = tiny.model()
+    if opset(model) < 18:
+        model = onnx.version_converter.convert_version(model, 18)
+    (relu,) = (n for n in model.graph.node if n.op_type == "Relu" and "r1" in n.output)
+    relu.op_type = activation
+    name = f"node 'r1' ({activation})"
+    keep = {name: "the test"} if kept else {}
+    found = to_half(model, BF16, keep=keep)
+    onnx.checker.check_model(found.model, full_check=True)
+    assert (name in found.kept) == kept
+    assert any(n.op_type == activation for n in found.model.graph.node) == kept
+    assert any(n.op_type == activation for n in to_half(model, FP16).model.graph.node)
+    x = picture(2)
+    for got, want in zip(GraphSession(emulated(found.model)).run(x), GraphSession(model).run(x), strict=True):
+        assert 0 < np.abs(got - want).max() < 8 * BF16.epsilon * np.abs(want).max()
