@@ -86,6 +86,7 @@ def eval_command(
             )
         print_explanations(found, json_file)
         return
+    explanations.refuse_what_miou_leaves_alone(source)
     truth = ground_truth.open()
     how: dict[str, Any] = {
         "missing": missing,

@@ -188,6 +188,23 @@ class ExplanationSettings(BaseModel):
             raise InputError(f"--fill is one of {', '.join(FILLS)}, not {self.fill!r}")
         return names
 
+    def refuse_what_miou_leaves_alone(self, source: SourceSettings) -> None:
+        """Raises InputError for an option that would be without effect."""
+        if self.boxes:
+            raise InputError("--boxes goes with --metric pointing")
+        given: dict[str, Any] = {
+            "--images": source.images,
+            "--list": source.list_file,
+            "--root": source.root,
+            "--limit": source.limit,
+            "--bundle": self.bundle,
+        }
+        for name, value in given.items():
+            if value is not None:
+                raise InputError(
+                    f"{name} goes with --metric insertion; mIoU is of the ground truth's own images"
+                )
+
 
 def score_explanations(
     store: MapStore,

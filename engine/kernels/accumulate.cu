@@ -2,8 +2,8 @@
 // (engine/method/README.md §3 steps 2 to 4).
 //
 // Bytes per pixel: for each class 4 read (the sum), 4 read and 4 written (the accumulated map); first iteration: 4
-// read and 4 written, in place; 4 more read where classes compete. The mask: 1 read and 1 written. A thread has 4 pixels of all classes, 16 bytes at a
-// time; planes begin at multiples of 16 bytes.
+// read and 4 written, in place; 4 more read where classes compete. The mask: 1 read and 1 written. A thread has 4 pixels
+// of all classes, 16 bytes at a time; planes begin at multiples of 16 bytes.
 #include "layouts.cuh"
 
 constexpr u32 BYTES_OF_ONE = 0x01010101u;
@@ -20,13 +20,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) accumulate(const char* pac
     if (i < pixels) {
         const float* floors = reinterpret_cast<const float*>(packet + item.floor_at);
         u32 reached = 0;  // one byte per pixel, as in the mask
-        Pack<float> highest = {};  // of all classes before this iteration, where they compete
+        float highest[N] = {};  // of all classes before this iteration, where they compete
         if (item.join & COMPETES) {
             for (int k = 0; k < item.classes; ++k) {
                 const size_t at = static_cast<size_t>(k) * item.stride + i;
                 const Pack<float> before = *reinterpret_cast<const Pack<float>*>(item.accumulated + at);
 #pragma unroll
-                for (int j = 0; j < N; ++j) highest.at[j] = fmaxf(highest.at[j], before.at[j]);
+                for (int j = 0; j < N; ++j) highest[j] = fmaxf(highest[j], before.at[j]);
             }
         }
         for (int k = 0; k < item.classes; ++k) {
@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) accumulate(const char* pac
             for (int j = 0; j < N; ++j) {
                 const float n = normalised(now.at[j], by);
                 if (n >= item.threshold) reached |= 1u << 8 * j;
-                const float counted = (item.join & COMPETES) && before.at[j] < highest.at[j] ? 0.0f : n;
+                const float counted = before.at[j] < highest[j] ? 0.0f : n;  // highest is 0 where they do not compete
                 // maps are not negative: with 0 before, both are n itself
                 now.at[j] = item.join & ADDS ? before.at[j] + counted : fmaxf(before.at[j], counted);
             }

@@ -27,7 +27,7 @@ def infercam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("eval maps --images x", "infercam eval: no option --images; it is one of `infercam run`, "),
+        ("eval maps --labels x", "infercam eval: no option --labels; it is one of `infercam run`, "),
         (
             "run b -o x --gt m",
             "infercam run: no option --gt; it is one of `infercam eval`, `infercam report`, ",

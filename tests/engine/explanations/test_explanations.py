@@ -249,6 +249,9 @@ def test_what_is_not_given_is_one_line(store, monkeypatch, capsys):
             "--boxes reads the annotations of a VOC tree",
         ),
         (["--metric", "pointing"], "name the ground truth"),
+        (["--gt", store / "masks", "--images", store / "photos"], "--images goes with --metric insertion"),
+        (["--gt", store / "masks", "--limit", "1"], "--limit goes with --metric insertion"),
+        (["--gt", store / "masks", "--boxes"], "--boxes goes with --metric pointing"),
         (["--metric", "pointing", "--gt", store / "masks"], "has no maps for 1 of 2 images (first: b)"),
     ):
         code, text = run(monkeypatch, capsys, store / "maps", *options)
