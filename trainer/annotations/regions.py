@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -40,6 +41,8 @@ class LabelledImage(NamedTuple):
     height: int
     width: int
     regions: list[Region]
+    picture: Path | None = None
+    """Where it is; None: not known."""
 
 
 def regions_of(label: NDArray[np.uint8], classes: Sequence[int], maps: NDArray[np.float32]) -> list[Region]:

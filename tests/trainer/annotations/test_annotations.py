@@ -18,9 +18,11 @@ from PIL import Image
 from infercam.engine.common.errors import InputError
 from infercam.engine.evaluation.label_folder import LabelFolder
 from infercam.engine.evaluation.label_png import read_label
+from infercam.engine.inputs import SourceSettings
 from infercam.engine.store.mapstore import MapRecord, MapStore
 from infercam.trainer.annotations.regions import Polygon, Region, polygons_of, regions_of
 from infercam.trainer.annotations.write import FORMATS, check_format, write_annotations
+from infercam.trainer.photos.photos import open_photos
 
 CLASSES = ["cat", "dog & co", 'a "cow"']
 SIZE = (40, 56)
@@ -189,6 +191,48 @@ def test_label_studio_in_per_cent(labels):
     assert tasks[2]["predictions"][0]["result"] == []
 
 
+def test_fiftyone_by_hand(labels):
+    """As its COCODetectionDataset importer looks things up: labels.json, data.json, scores as confidences."""
+    for id in ("a", "sub/b c", "d"):
+        picture = labels / "photos" / f"{id}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(picture)
+    photos = open_photos(SourceSettings(images=labels / "photos"))
+    store = MapStore.open(labels / "maps")
+    found = json.loads(write_annotations(labels / "labels", store, photos, "fiftyone").read_text())
+    where = json.loads((labels / "labels" / "data.json").read_text())
+    assert {i["file_name"] for i in found["images"]} == set(where) == {"a.png", "sub/b c.png", "d.png"}
+    for name, file in where.items():
+        assert Path(file).is_absolute() and Path(file) == (labels / "photos" / name).absolute()
+    assert [a["score"] for a in found["annotations"]] == [pytest.approx(0.75)] * 3
+    assert [c["name"] for c in found["categories"]] == CLASSES
+    assert write(labels, "fiftyone").name == "labels.json"  # pictures not known: it is told their folder
+
+
+def test_fiftyone_reads_it(labels, monkeypatch):
+    monkeypatch.setenv("FIFTYONE_DISABLE_SERVICES", "1")  # importing wants no database
+    fiftyone = pytest.importorskip("fiftyone.utils.coco", exc_type=ImportError)
+    test_fiftyone_by_hand(labels)
+    write_annotations(
+        labels / "labels",
+        MapStore.open(labels / "maps"),
+        open_photos(SourceSettings(images=labels / "photos")),
+        "fiftyone",
+    )
+    with fiftyone.COCODetectionDatasetImporter(
+        str(labels / "labels"), data_path="data.json", label_types="segmentations"
+    ) as it:
+        found = {Path(file).relative_to(labels / "photos").as_posix(): parts for file, _, parts in it}
+        assert it.get_dataset_info()["classes"] == CLASSES
+    assert set(found) == {"a.png", "sub/b c.png", "d.png"} and found["d.png"] is None
+    for one, label in zip(found["a.png"].detections, (0, 2), strict=True):
+        assert one.label == CLASSES[label] and one.confidence == pytest.approx(0.75)
+        x, y, w, h = np.array(one.bounding_box) * (*SIZE[::-1], *SIZE[::-1])
+        inside = np.zeros(SIZE, bool)
+        inside[round(y) : round(y + h), round(x) : round(x + w)] = one.mask
+        assert np.array_equal(inside, mask(labels, "a", label))
+
+
 def test_cvat_by_hand(labels):
     root = ElementTree.parse(write(labels, "cvat", 0)).getroot()
     assert [e.text for e in root.iter("name") if e.text != "score"] == CLASSES
@@ -223,7 +267,8 @@ def test_datumaro_reads_it(labels, fmt):
 # -- what is wrong ---------------------------------------------------------------------------------------------
 def test_an_unknown_format():
     with pytest.raises(
-        InputError, match="--to is one of coco-rle, yolo-seg, label-studio, cvat, datumaro, not 'voc'"
+        InputError,
+        match="--to is one of coco-rle, yolo-seg, label-studio, fiftyone, cvat, datumaro, not 'voc'",
     ):
         check_format("voc")
 
