@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from infercam.engine.common.atomic import atomic_write
 from infercam.engine.common.errors import MissingExtra
-from infercam.trainer.annotations.regions import LabelledImage
+from infercam.engine.labelling.regions import LabelledImage
 
 FILE = "instances.json"
 

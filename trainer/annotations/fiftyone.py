@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from infercam.engine.common.atomic import write_text
+from infercam.engine.labelling.regions import LabelledImage
 from infercam.trainer.annotations.coco_rle import write_coco
-from infercam.trainer.annotations.regions import LabelledImage
 
 LABELS = "labels.json"
 PICTURES = "data.json"

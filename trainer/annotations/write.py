@@ -9,13 +9,13 @@ from infercam.engine.common.errors import InputError, StoreError, shown
 from infercam.engine.common.progress import JobProgress
 from infercam.engine.evaluation.label_folder import LabelFolder
 from infercam.engine.evaluation.label_png import read_mask
+from infercam.engine.labelling.regions import LabelledImage, regions_of
 from infercam.engine.store.mapstore import MapStore
 from infercam.trainer.annotations.coco_rle import write_coco
 from infercam.trainer.annotations.cvat import write_cvat
 from infercam.trainer.annotations.datumaro import write_datumaro
 from infercam.trainer.annotations.fiftyone import write_fiftyone
 from infercam.trainer.annotations.label_studio import write_label_studio
-from infercam.trainer.annotations.regions import LabelledImage, regions_of
 from infercam.trainer.annotations.yolo import write_yolo
 from infercam.trainer.photos.photos import Photos
 

@@ -11,16 +11,14 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from infercam.engine.common.errors import InputError
 from infercam.engine.evaluation.label_folder import LabelFolder
 from infercam.engine.evaluation.label_png import read_label
 from infercam.engine.inputs import SourceSettings
+from infercam.engine.labelling.regions import Polygon
 from infercam.engine.store.mapstore import MapRecord, MapStore
-from infercam.trainer.annotations.regions import Polygon, Region, polygons_of, regions_of
 from infercam.trainer.annotations.write import FORMATS, check_format, write_annotations
 from infercam.trainer.photos.photos import open_photos
 
@@ -33,45 +31,6 @@ def painted(polygons: list[Polygon], size: tuple[int, int]) -> np.ndarray:
     for polygon in polygons:
         cv2.fillPoly(out, [polygon.points.astype(np.int32)], 1)
     return out > 0
-
-
-# -- regions and polygons --------------------------------------------------------------------------------------
-def test_regions_by_hand():
-    label = np.array([[0, 3, 3], [255, 1, 0]], np.uint8)
-    maps = np.array([[[0.1, 0.8, 0.6], [0, 0, 0]], [[0, 0, 0], [0, 0.3, 0]]], np.float32)
-    cat, cow = regions_of(label, [2, 0], maps)
-    assert (cat.label, cat.inside.tolist()) == (0, [[False] * 3, [False, True, False]])
-    assert (cow.label, cow.score, cat.score) == (2, pytest.approx(0.7), pytest.approx(0.3))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(3, 40), st.integers(3, 40), st.integers(0, 999))
-def test_polygons_without_tolerance_are_the_region(height, width, seed):
-    """Pixel by pixel, holes too; but for parts without three corners, which are left out."""
-    rough = np.random.default_rng(seed).random((height, width)).astype(np.float32)
-    inside = cv2.resize(rough[::4, ::4], (width, height), interpolation=cv2.INTER_NEAREST) < 0.6
-    count, parts = cv2.connectedComponents(inside.astype(np.uint8), connectivity=8)
-    for part in range(1, count):
-        outer, _ = cv2.findContours(
-            (parts == part).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
-        )
-        if len(outer[0]) < 3:
-            inside[parts == part] = False
-    found = polygons_of(Region(1, inside, 0.5), 0)
-    assert np.array_equal(painted(found, inside.shape), inside)
-    for polygon in found:
-        assert polygon.label == 1 and polygon.points.shape[1] == 2 and len(polygon.points) >= 3
-
-
-def test_a_ring_keeps_its_hole_and_tolerance_saves_corners():
-    y, x = np.mgrid[:80, :80]
-    r = np.hypot(y - 40, x - 40)
-    ring = Region(0, (r < 35) & (r > 15), 1.0)
-    exact, near = polygons_of(ring, 0), polygons_of(ring, 1.5)
-    assert len(exact) == len(near) == 1 and len(near[0].points) < len(exact[0].points) / 2
-    for polygons, least in ((exact, 0.99), (near, 0.93)):
-        back = painted(polygons, ring.inside.shape)
-        assert (back & ring.inside).sum() / (back | ring.inside).sum() > least and not back[40, 40]
 
 
 # -- files -----------------------------------------------------------------------------------------------------

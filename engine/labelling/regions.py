@@ -56,6 +56,19 @@ def regions_of(label: NDArray[np.uint8], classes: Sequence[int], maps: NDArray[n
     return found
 
 
+def regions_of_maps(maps: NDArray[np.float32], classes: Sequence[int], threshold: float) -> list[Region]:
+    """The regions of argmax of [threshold, maps], of K maps K×H×W in 0..1: each class where it beats the others and
+    the background."""
+    background = np.full((1, *maps.shape[1:]), threshold, np.float32)
+    best = np.concatenate([background, maps]).argmax(axis=0)
+    found = []
+    for k, (label, responses) in enumerate(zip(classes, maps, strict=True), start=1):
+        inside = best == k
+        if inside.any():
+            found.append(Region(label, inside, float(responses[inside].mean())))
+    return found
+
+
 def polygons_of(region: Region, tolerance: float) -> list[Polygon]:
     """The connected parts of a region (by 8 neighbours), each as one polygon; holes are cut in by a seam.
 
