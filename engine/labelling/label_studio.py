@@ -1,4 +1,5 @@
-"""Label Studio: polygons as results of a prediction (points in per cent), and a project's labelling interface."""
+"""Label Studio: polygons (points in per cent) and brushed masks as results of a prediction, and a project's
+labelling interface, which says which of them it takes."""
 
 from __future__ import annotations
 
@@ -7,15 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infercam.engine.common.errors import InputError
 from infercam.engine.common.suggest import did_you_mean
-from infercam.engine.labelling.regions import Polygon
+from infercam.engine.labelling.regions import Polygon, Region, polygons_of
+
+TAGS = ("PolygonLabels", "BrushLabels")
 
 
 @dataclass(frozen=True)
-class PolygonControl:
-    """A project's `<PolygonLabels>`, and what its attributes say to the model."""
+class LabelControl:
+    """A project's `<PolygonLabels>` or `<BrushLabels>`, and what its attributes say to the model."""
 
+    tag: str
+    """One of TAGS."""
     name: str
     image: str
     """The name of the `<Image>` that it belongs to."""
@@ -33,18 +41,19 @@ class PolygonControl:
     """`model_tolerance`: pixels that a border may move by."""
 
     @classmethod
-    def of(cls, config: str) -> PolygonControl:
+    def of(cls, config: str) -> LabelControl:
         """The first of a labelling interface (XML); raises InputError, which says what to write, where there is
         none."""
         try:
             root = ElementTree.fromstring(config)
         except ElementTree.ParseError as e:
             raise InputError(f"the labelling interface is not XML: {e}") from None
-        control = next(root.iter("PolygonLabels"), None)
+        control = next((element for element in root.iter() if element.tag in TAGS), None)
         images = {image.get("name", ""): image.get("value", "") for image in root.iter("Image")}
         if control is None or control.get("toName") not in images:
             raise InputError(
-                'the labelling interface has no <PolygonLabels name="label" toName="image"> with its <Image>'
+                'the labelling interface has no <PolygonLabels name="label" toName="image"> (or BrushLabels) '
+                "with its <Image>"
             )
         value = images[control.get("toName", "")]
         if not value.startswith("$"):
@@ -65,7 +74,7 @@ class PolygonControl:
             if f"model_{field}" in control.attrib
         }
         name, image = control.get("name", ""), control.get("toName", "")
-        return cls(name, image, value[1:], labels, control.get("model_bundle"), **numbers)
+        return cls(control.tag, name, image, value[1:], labels, control.get("model_bundle"), **numbers)
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Raises InputError where no label is one of the classifier's."""
@@ -77,13 +86,20 @@ class PolygonControl:
             )
 
     def prediction(
-        self, polygons: Iterable[Polygon], classes: Sequence[str], height: int, width: int, model: str
+        self, regions: Iterable[Region], classes: Sequence[str], height: int, width: int, model: str
     ) -> dict[str, Any]:
-        """A prediction of an image's polygons; what has no label in the interface is left out."""
-        found = [p for p in polygons if classes[p.label] in self.labels]
+        """A prediction of an image's regions; what has no label in the interface is left out."""
+        values: list[tuple[float, dict[str, Any]]] = []
+        for region in (r for r in regions if classes[r.label] in self.labels):
+            label = self.labels[classes[region.label]]
+            if self.tag == "BrushLabels":
+                values.append((region.score, _brushed(region, label)))
+                continue
+            for polygon in polygons_of(region, self.tolerance):
+                values.append((polygon.score, _outlined(polygon, label, height, width)))
         results = [
-            polygon_result(n, p, self.labels[classes[p.label]], height, width, self.name, self.image)
-            for n, p in enumerate(found)
+            _result(n, self.tag, value, score, height, width, self.name, self.image)
+            for n, (score, value) in enumerate(values)
         ]
         return prediction(results, model)
 
@@ -94,31 +110,60 @@ def prediction(results: list[dict[str, Any]], model: str) -> dict[str, Any]:
     return {"model_version": model, "score": score, "result": results}
 
 
-def polygon_result(
-    number: int,
-    polygon: Polygon,
-    label: str,
-    height: int,
-    width: int,
-    control: str = "label",
-    image: str = "image",
-) -> dict[str, Any]:
-    """One polygon; `number` makes its id, control and image are the interface's names."""
+def polygon_result(number: int, polygon: Polygon, label: str, height: int, width: int) -> dict[str, Any]:
+    """One polygon, of the control `label` on the picture `image`; `number` makes its id."""
+    value = _outlined(polygon, label, height, width)
+    return _result(number, "PolygonLabels", value, polygon.score, height, width, "label", "image")
+
+
+def run_lengths_of(inside: NDArray[np.bool_]) -> list[int]:
+    """A mask H×W as bytes of Label Studio's brush: rle-pack's bits, of RGBA pixels that are all 255 or all 0.
+
+    32 bits: how many values; 5: bits of one, less 1; four times 4: bits of a run's length, less 1. Then the runs: a
+    1, which of the four lengths, the run's length less 1, its value.
+    """
+    flat = inside.ravel()
+    ends = np.append(np.flatnonzero(flat[:-1] != flat[1:]) + 1, flat.size)
+    bits = [f"{4 * inside.size:032b}{7:05b}", *(f"{size - 1:04b}" for size in _SIZES)]
+    for begin, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
+        value = "1" * 8 if flat[begin] else "0" * 8
+        left = 4 * (end - begin)
+        while left:
+            run = min(left, 1 << _SIZES[-1])
+            which = next(k for k, size in enumerate(_SIZES) if run <= 1 << size)
+            bits.append(f"1{which:02b}{run - 1:0{_SIZES[which]}b}{value}")
+            left -= run
+    whole = "".join(bits)
+    whole += "0" * (-len(whole) % 8)
+    return list(int(whole, 2).to_bytes(len(whole) // 8, "big"))
+
+
+_SIZES = (3, 4, 8, 16)
+
+
+def _outlined(polygon: Polygon, label: str, height: int, width: int) -> dict[str, Any]:
     shares = 100 * polygon.points / (width, height)
+    points = [[round(float(x), 4), round(float(y), 4)] for x, y in shares]
+    return {"points": points, "closed": True, "polygonlabels": [label]}
+
+
+def _brushed(region: Region, label: str) -> dict[str, Any]:
+    return {"format": "rle", "rle": run_lengths_of(region.inside), "brushlabels": [label]}
+
+
+def _result(
+    number: int, tag: str, value: dict[str, Any], score: float, height: int, width: int, name: str, image: str
+) -> dict[str, Any]:
     return {
         "id": f"part{number}",
-        "type": "polygonlabels",
-        "from_name": control,
+        "type": tag.lower(),
+        "from_name": name,
         "to_name": image,
         "original_width": width,
         "original_height": height,
         "image_rotation": 0,
-        "score": polygon.score,
-        "value": {
-            "points": [[round(float(x), 4), round(float(y), 4)] for x, y in shares],
-            "closed": True,
-            "polygonlabels": [label],
-        },
+        "score": score,
+        "value": value,
     }
 
 
@@ -129,5 +174,5 @@ def _number(control: ElementTree.Element, name: str, most: float) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= most:
-        raise InputError(f'<PolygonLabels {name}="{text}"> is no number of 0 to {most:g}')
+        raise InputError(f'<{control.tag} {name}="{text}"> is no number of 0 to {most:g}')
     return value

@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field, ValidationError
 from infercam.engine.api import Result
 from infercam.engine.common.errors import InfercamError, InputError, shown
 from infercam.engine.common.validation import first_problem
-from infercam.engine.labelling.label_studio import PolygonControl, prediction
-from infercam.engine.labelling.regions import polygons_of, regions_of_maps
+from infercam.engine.labelling.label_studio import LabelControl, prediction
+from infercam.engine.labelling.regions import regions_of_maps
 from infercam.engine.serve.bodies import read_body
 from infercam.engine.serve.hosted import HostedBundle
 from infercam.engine.serve.label_studio_pictures import TaskPictures
@@ -84,8 +84,8 @@ async def _read(kind: type[Call], request: Request, service: Service) -> Call:
         raise InputError(first_problem(e)) from None
 
 
-def _wanted(service: Service, config: str) -> tuple[PolygonControl, HostedBundle]:
-    control = PolygonControl.of(config)
+def _wanted(service: Service, config: str) -> tuple[LabelControl, HostedBundle]:
+    control = LabelControl.of(config)
     hosted = service.hosts.get(control.bundle)
     if hosted is None:
         names = ", ".join(h.name for h in service.hosts)
@@ -101,7 +101,7 @@ def _version(service: Service, hosted: HostedBundle) -> str:
 async def _predictions(
     service: Service,
     pictures: TaskPictures,
-    control: PolygonControl,
+    control: LabelControl,
     hosted: HostedBundle,
     tasks: list[PredictTask],
 ) -> list[dict[str, Any]]:
@@ -123,7 +123,7 @@ async def _predictions(
 
 
 async def _prediction(
-    service: Service, pictures: TaskPictures, control: PolygonControl, hosted: HostedBundle, task: PredictTask
+    service: Service, pictures: TaskPictures, control: LabelControl, hosted: HostedBundle, task: PredictTask
 ) -> dict[str, Any]:
     # Waiting for Label Studio is not work for the service's few threads.
     file = await asyncio.to_thread(pictures.read, task.data.get(control.value))
@@ -132,12 +132,11 @@ async def _prediction(
     outcome = await service.maps(hosted, "task", pixels, wish)
     height, width = pixels.shape[:2]
     model = _version(service, hosted)
-    return await service.on_thread(_polygons, outcome.result, control, hosted.classes, height, width, model)
+    return await service.on_thread(_regions, outcome.result, control, hosted.classes, height, width, model)
 
 
-def _polygons(
-    result: Result, control: PolygonControl, classes: list[str], height: int, width: int, model: str
+def _regions(
+    result: Result, control: LabelControl, classes: list[str], height: int, width: int, model: str
 ) -> dict[str, Any]:
     regions = regions_of_maps(result.maps, result.classes, control.threshold)
-    polygons = [p for region in regions for p in polygons_of(region, control.tolerance)]
-    return control.prediction(polygons, classes, height, width, model)
+    return control.prediction(regions, classes, height, width, model)

@@ -16,7 +16,7 @@ import pytest
 from infercam.engine.api import Engine
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import InputError
-from infercam.engine.labelling.label_studio import PolygonControl
+from infercam.engine.labelling.label_studio import LabelControl
 from infercam.engine.labelling.regions import polygons_of, regions_of_maps
 from infercam.engine.serve.bounds import Bounds
 from infercam.engine.serve.hosted import Hosts
@@ -126,6 +126,22 @@ def test_predictions_are_the_engine_s_regions(
             )
         assert found["score"] == pytest.approx(np.mean([r["score"] for r in found["result"]]))
         assert found["model_version"].startswith("tiny-") and found["model_version"].endswith("-fast")
+
+
+def test_brushed_masks(backend: Served, tiny_engine: Engine, picture: np.ndarray) -> None:
+    interface = pytest.importorskip("label_studio_sdk.label_interface")
+    brush = pytest.importorskip("label_studio_sdk.converter.brush")
+    config = CONFIG.replace("PolygonLabels", "BrushLabels")
+    (found,) = predict(backend, "/data/upload/a.png", config=config).json()["results"]
+    assert interface.LabelInterface(config).validate_prediction(found, return_errors=True) == []
+    classes = list(range(5))
+    regions = regions_of_maps(tiny_engine.maps(picture, classes, "fast"), classes, 0.2)
+    assert len(found["result"]) == len(regions) > 1
+    for result, region in zip(found["result"], regions, strict=True):
+        assert result["value"]["brushlabels"] == [LABELS[region.label]]
+        assert result["score"] == pytest.approx(region.score, abs=1e-5)
+        pixels = brush.decode_rle(result["value"]["rle"]).reshape(30, 40, 4)
+        assert np.array_equal(pixels[..., 3] > 0, region.inside)
 
 
 def test_label_studio_s_own_checks(backend: Served) -> None:
@@ -238,7 +254,7 @@ def test_tokens_and_limits(label_studio: LabelStudio) -> None:
 
 
 def test_defaults_of_a_plain_interface() -> None:
-    control = PolygonControl.of(
+    control = LabelControl.of(
         '<View><Image name="i" value="$image"/><PolygonLabels name="l" toName="i"><Label value="cat"/>'
         "</PolygonLabels></View>"
     )
