@@ -33,7 +33,6 @@ def create(
     """
     engine = Engine.load(bundle, backend)
     atexit.register(engine.close)
-    engine.recipe(recipe)  # a wrong one is refused before the task is downloaded
     return CvatFunction(engine, recipe, threshold, score_threshold, tolerance)
 
 
@@ -49,7 +48,7 @@ class CvatFunction:
         score_threshold: float = 0.5,
         tolerance: float = 1.0,
     ) -> None:
-        """Raises BackendError without cvat-sdk."""
+        """Raises BackendError without cvat-sdk, InputError for an unknown recipe."""
         try:
             import cvat_sdk.auto_annotation as auto
             from cvat_sdk import masks
@@ -58,7 +57,7 @@ class CvatFunction:
         self._auto: Any = auto
         self._masks: Any = masks
         self._engine = engine
-        self._recipe = recipe
+        self._recipe = engine.recipe(recipe)
         self._threshold = threshold
         self._score_threshold = score_threshold
         self._tolerance = tolerance
@@ -68,7 +67,7 @@ class CvatFunction:
     def detect(self, context: Any, image: Image.Image) -> list[Any]:
         """Shapes of one image; those whose score is below the context's `conf_threshold` are left out."""
         pixels = np.asarray(image.convert("RGB"))
-        classes = self._engine.predict(pixels, self._score_threshold)
+        classes = self._engine.predict(pixels, self._score_threshold, self._recipe.ladder)
         maps = self._engine.maps(pixels, classes, self._recipe)
         least = context.conf_threshold or 0
         found = [r for r in regions_of_maps(maps, classes, self._threshold) if r.score >= least]

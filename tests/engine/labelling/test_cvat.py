@@ -24,7 +24,7 @@ SETTINGS: dict[str, Any] = {"threshold": 0.2, "score_threshold": 0.0, "tolerance
 
 
 def regions(engine: Engine, pixels: np.ndarray) -> list[Region]:
-    classes = engine.predict(pixels, 0.0)
+    classes = engine.predict(pixels, 0.0, ladder=True)
     return regions_of_maps(engine.maps(pixels, classes, "fast"), classes, 0.2)
 
 
