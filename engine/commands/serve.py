@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -60,6 +61,13 @@ def serve(
     drain: Annotated[
         float, typer.Option(min=1, help="Seconds to finish what is in flight after SIGTERM or SIGINT.")
     ] = 30,
+    label_studio: Annotated[
+        str | None,
+        typer.Option(
+            help="Label Studio's address: be its ML backend at /label-studio. Pictures are fetched from there, with "
+            "the token in LABEL_STUDIO_API_KEY."
+        ),
+    ] = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="One line per request on stderr.")] = False,
 ) -> None:
     """Serve maps over HTTP: /maps for picture uploads, the Open Inference Protocol below /v2, /metrics, a page at /.
@@ -73,6 +81,7 @@ def serve(
     from infercam.engine.serve.bounds import Bounds
     from infercam.engine.serve.hosted import Hosts
     from infercam.engine.serve.isolation import ServiceIsolation, in_flight_file
+    from infercam.engine.serve.label_studio_pictures import TaskPictures
     from infercam.engine.serve.server import DrainingServer, listen, run
     from infercam.engine.serve.service import Service
 
@@ -85,11 +94,16 @@ def serve(
         body_timeout=body_timeout,
         header_timeout=header_timeout,
     )
+    pictures = label_studio and TaskPictures(
+        label_studio, os.environ.get("LABEL_STUDIO_API_KEY"), timeout, bounds.request_bytes
+    )
     listening = listen(host, port)
     hosts = Hosts.load(bundles, recipe, backend, precision, threads, _say_preparing)
     isolation = ServiceIsolation(in_flight_file(bundles, listening.getsockname()[1]))
     service = Service(hosts, bounds, recipe, isolation)
-    server = DrainingServer(build(service, sys.stderr if access_log else None), service, drain)
+    server = DrainingServer(
+        build(service, sys.stderr if access_log else None, pictures or None), service, drain
+    )
     for hosted in hosts:
         engine = hosted.engine
         console.print(f"{hosted.name}: {engine.backend.precision} on {engine.choice}", soft_wrap=True)

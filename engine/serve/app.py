@@ -14,20 +14,28 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from infercam.engine.common.errors import InfercamError
-from infercam.engine.serve import maps_routes, v2_routes
+from infercam.engine.serve import label_studio_routes, maps_routes, v2_routes
 from infercam.engine.serve.gate import Gate
+from infercam.engine.serve.label_studio_pictures import TaskPictures
 from infercam.engine.serve.refusals import Refusal, on_refusal, on_surprise
 from infercam.engine.serve.service import Service
 
 PAGE = Path(__file__).parent / "page"
 
 
-def build(service: Service, access_log: TextIO | None = None) -> ASGIApp:
-    """The ASGI application. It does not close the service."""
+def build(
+    service: Service, access_log: TextIO | None = None, label_studio: TaskPictures | None = None
+) -> ASGIApp:
+    """The ASGI application. It does not close the service.
+
+    label_studio: where its tasks' pictures come from; None: no routes for it.
+    """
     # no interactive documentation: its page loads scripts from elsewhere
     app = FastAPI(title="infercam", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(v2_routes.router(service))
     app.include_router(maps_routes.router(service))
+    if label_studio is not None:
+        app.include_router(label_studio_routes.router(service, label_studio))
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -13,17 +13,19 @@ from numpy.typing import NDArray
 
 from infercam.engine.common.atomic import atomic_write
 from infercam.engine.common.errors import MissingExtra
-from infercam.trainer.annotations.regions import LabelledImage
+from infercam.engine.labelling.regions import LabelledImage
 
 FILE = "instances.json"
 
 
-def write_coco(images: Iterable[LabelledImage], classes: list[str], out: Path, tolerance: float) -> Path:
+def write_coco(
+    images: Iterable[LabelledImage], classes: list[str], out: Path, tolerance: float, name: str = FILE
+) -> Path:
     """Category c + 1 is class c; image ids count from 1, in the order of the images. Masks need no tolerance."""
     masks = run_lengths()
     rows: list[dict[str, Any]] = []
     number = 0
-    with atomic_write(out / FILE, "w") as f:
+    with atomic_write(out / name, "w") as f:
         f.write('{"annotations": [')
         for at, image in enumerate(images, start=1):
             rows.append({"id": at, "file_name": image.file, "height": image.height, "width": image.width})
@@ -41,9 +43,9 @@ def write_coco(images: Iterable[LabelledImage], classes: list[str], out: Path, t
                     "score": region.score,
                 }
                 f.write(("," if number > 1 else "") + "\n" + json.dumps(row))
-        categories = [{"id": c + 1, "name": name} for c, name in enumerate(classes)]
+        categories = [{"id": c, "name": label} for c, label in enumerate(classes, start=1)]
         f.write(f'\n],\n"images": {json.dumps(rows)},\n"categories": {json.dumps(categories)}}}\n')
-    return out / FILE
+    return out / name
 
 
 def encoded(masks: Any, inside: NDArray[np.bool_]) -> dict[str, Any]:

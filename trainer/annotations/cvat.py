@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 from infercam.engine.common.atomic import atomic_write
-from infercam.trainer.annotations.regions import LabelledImage, polygons_of
+from infercam.engine.labelling.regions import LabelledImage, polygons_of
 
 FILE = "annotations.xml"
 _ATTRIBUTE = (

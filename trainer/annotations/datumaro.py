@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from infercam.engine.common.atomic import atomic_write
+from infercam.engine.labelling.regions import LabelledImage
 from infercam.trainer.annotations.coco_rle import encoded, run_lengths
-from infercam.trainer.annotations.regions import LabelledImage
 
 SUBSET = "default"
 

@@ -9,12 +9,13 @@ from infercam.engine.common.errors import InputError, StoreError, shown
 from infercam.engine.common.progress import JobProgress
 from infercam.engine.evaluation.label_folder import LabelFolder
 from infercam.engine.evaluation.label_png import read_mask
+from infercam.engine.labelling.regions import LabelledImage, regions_of
 from infercam.engine.store.mapstore import MapStore
 from infercam.trainer.annotations.coco_rle import write_coco
 from infercam.trainer.annotations.cvat import write_cvat
 from infercam.trainer.annotations.datumaro import write_datumaro
+from infercam.trainer.annotations.fiftyone import write_fiftyone
 from infercam.trainer.annotations.label_studio import write_label_studio
-from infercam.trainer.annotations.regions import LabelledImage, regions_of
 from infercam.trainer.annotations.yolo import write_yolo
 from infercam.trainer.photos.photos import Photos
 
@@ -24,6 +25,7 @@ FORMATS: dict[str, Write] = {
     "coco-rle": write_coco,
     "yolo-seg": write_yolo,
     "label-studio": write_label_studio,
+    "fiftyone": write_fiftyone,
     "cvat": write_cvat,
     "datumaro": write_datumaro,
 }
@@ -34,7 +36,7 @@ def check_format(fmt: str) -> None:
     """Raises InputError, which lists them, for an unknown format; MissingExtra where it needs a package."""
     if fmt not in FORMATS:
         raise InputError(f"--to is one of {', '.join(FORMATS)}, not {fmt!r}")
-    if fmt in ("coco-rle", "datumaro"):
+    if fmt in ("coco-rle", "fiftyone", "datumaro"):
         from infercam.trainer.annotations.coco_rle import run_lengths
 
         run_lengths()
@@ -61,8 +63,9 @@ def _images(folder: LabelFolder, store: MapStore, photos: Photos | None) -> Iter
             label, record = read_mask(folder.file(id)), store.read(id)
             if label.shape != record.maps.shape[1:]:
                 raise InputError(f"{shown(folder.file(id))}: of another size than its maps; make it again")
-            suffix = ".jpg" if photos is None else photos.path(id).suffix
+            picture = None if photos is None else photos.path(id)
+            suffix = ".jpg" if picture is None else picture.suffix
             regions = regions_of(label, record.classes, record.maps)
             height, width = label.shape
-            yield LabelledImage(id, f"{id}{suffix}", height, width, regions)
+            yield LabelledImage(id, f"{id}{suffix}", height, width, regions, picture)
             bar.advance(1)

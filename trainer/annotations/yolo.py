@@ -11,7 +11,7 @@ from pathlib import Path
 
 from infercam.engine.common.atomic import atomic_write, write_text
 from infercam.engine.common.paths import check_id
-from infercam.trainer.annotations.regions import LabelledImage, polygons_of
+from infercam.engine.labelling.regions import LabelledImage, polygons_of
 
 
 def write_yolo(images: Iterable[LabelledImage], classes: list[str], out: Path, tolerance: float) -> Path:

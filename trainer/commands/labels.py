@@ -47,7 +47,8 @@ def labels(
     config: ConfigOption = None,
     workers: PoolOption = None,
     to: Annotated[
-        str | None, typer.Option(help="Also as: coco-rle, yolo-seg, label-studio, cvat, datumaro (into OUT).")
+        str | None,
+        typer.Option(help="Also as: coco-rle, yolo-seg, label-studio, fiftyone, cvat, datumaro (into OUT)."),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0, help="With --to: pixels that a polygon's border may move by.")

@@ -19,6 +19,7 @@ from infercam.engine.method.task import Work
 from infercam.engine.serve.app import build
 from infercam.engine.serve.bounds import Bounds
 from infercam.engine.serve.hosted import Hosts
+from infercam.engine.serve.label_studio_pictures import TaskPictures
 from infercam.engine.serve.server import DrainingServer, listen, run
 from infercam.engine.serve.service import Service
 
@@ -49,11 +50,13 @@ class Served:
 
 
 @contextmanager
-def served(hosts: Hosts, bounds: Bounds, drain: float = 5) -> Iterator[Served]:
+def served(
+    hosts: Hosts, bounds: Bounds, drain: float = 5, label_studio: TaskPictures | None = None
+) -> Iterator[Served]:
     service = Service(hosts, bounds)
     listening = listen("127.0.0.1", 0)
     host, port = listening.getsockname()
-    server = DrainingServer(build(service), service, drain)
+    server = DrainingServer(build(service, label_studio=label_studio), service, drain)
     failure: list[BaseException] = []
 
     def main() -> None:

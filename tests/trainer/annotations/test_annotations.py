@@ -11,16 +11,16 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from infercam.engine.common.errors import InputError
 from infercam.engine.evaluation.label_folder import LabelFolder
 from infercam.engine.evaluation.label_png import read_label
+from infercam.engine.inputs import SourceSettings
+from infercam.engine.labelling.regions import Polygon
 from infercam.engine.store.mapstore import MapRecord, MapStore
-from infercam.trainer.annotations.regions import Polygon, Region, polygons_of, regions_of
 from infercam.trainer.annotations.write import FORMATS, check_format, write_annotations
+from infercam.trainer.photos.photos import open_photos
 
 CLASSES = ["cat", "dog & co", 'a "cow"']
 SIZE = (40, 56)
@@ -31,45 +31,6 @@ def painted(polygons: list[Polygon], size: tuple[int, int]) -> np.ndarray:
     for polygon in polygons:
         cv2.fillPoly(out, [polygon.points.astype(np.int32)], 1)
     return out > 0
-
-
-# -- regions and polygons --------------------------------------------------------------------------------------
-def test_regions_by_hand():
-    label = np.array([[0, 3, 3], [255, 1, 0]], np.uint8)
-    maps = np.array([[[0.1, 0.8, 0.6], [0, 0, 0]], [[0, 0, 0], [0, 0.3, 0]]], np.float32)
-    cat, cow = regions_of(label, [2, 0], maps)
-    assert (cat.label, cat.inside.tolist()) == (0, [[False] * 3, [False, True, False]])
-    assert (cow.label, cow.score, cat.score) == (2, pytest.approx(0.7), pytest.approx(0.3))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(3, 40), st.integers(3, 40), st.integers(0, 999))
-def test_polygons_without_tolerance_are_the_region(height, width, seed):
-    """Pixel by pixel, holes too; but for parts without three corners, which are left out."""
-    rough = np.random.default_rng(seed).random((height, width)).astype(np.float32)
-    inside = cv2.resize(rough[::4, ::4], (width, height), interpolation=cv2.INTER_NEAREST) < 0.6
-    count, parts = cv2.connectedComponents(inside.astype(np.uint8), connectivity=8)
-    for part in range(1, count):
-        outer, _ = cv2.findContours(
-            (parts == part).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
-        )
-        if len(outer[0]) < 3:
-            inside[parts == part] = False
-    found = polygons_of(Region(1, inside, 0.5), 0)
-    assert np.array_equal(painted(found, inside.shape), inside)
-    for polygon in found:
-        assert polygon.label == 1 and polygon.points.shape[1] == 2 and len(polygon.points) >= 3
-
-
-def test_a_ring_keeps_its_hole_and_tolerance_saves_corners():
-    y, x = np.mgrid[:80, :80]
-    r = np.hypot(y - 40, x - 40)
-    ring = Region(0, (r < 35) & (r > 15), 1.0)
-    exact, near = polygons_of(ring, 0), polygons_of(ring, 1.5)
-    assert len(exact) == len(near) == 1 and len(near[0].points) < len(exact[0].points) / 2
-    for polygons, least in ((exact, 0.99), (near, 0.93)):
-        back = painted(polygons, ring.inside.shape)
-        assert (back & ring.inside).sum() / (back | ring.inside).sum() > least and not back[40, 40]
 
 
 # -- files -----------------------------------------------------------------------------------------------------
@@ -189,6 +150,48 @@ def test_label_studio_in_per_cent(labels):
     assert tasks[2]["predictions"][0]["result"] == []
 
 
+def test_fiftyone_by_hand(labels):
+    """As its COCODetectionDataset importer looks things up: labels.json, data.json, scores as confidences."""
+    for id in ("a", "sub/b c", "d"):
+        picture = labels / "photos" / f"{id}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(picture)
+    photos = open_photos(SourceSettings(images=labels / "photos"))
+    store = MapStore.open(labels / "maps")
+    found = json.loads(write_annotations(labels / "labels", store, photos, "fiftyone").read_text())
+    where = json.loads((labels / "labels" / "data.json").read_text())
+    assert {i["file_name"] for i in found["images"]} == set(where) == {"a.png", "sub/b c.png", "d.png"}
+    for name, file in where.items():
+        assert Path(file).is_absolute() and Path(file) == (labels / "photos" / name).absolute()
+    assert [a["score"] for a in found["annotations"]] == [pytest.approx(0.75)] * 3
+    assert [c["name"] for c in found["categories"]] == CLASSES
+    assert write(labels, "fiftyone").name == "labels.json"  # pictures not known: it is told their folder
+
+
+def test_fiftyone_reads_it(labels, monkeypatch):
+    monkeypatch.setenv("FIFTYONE_DISABLE_SERVICES", "1")  # importing wants no database
+    fiftyone = pytest.importorskip("fiftyone.utils.coco", exc_type=ImportError)
+    test_fiftyone_by_hand(labels)
+    write_annotations(
+        labels / "labels",
+        MapStore.open(labels / "maps"),
+        open_photos(SourceSettings(images=labels / "photos")),
+        "fiftyone",
+    )
+    with fiftyone.COCODetectionDatasetImporter(
+        str(labels / "labels"), data_path="data.json", label_types="segmentations"
+    ) as it:
+        found = {Path(file).relative_to(labels / "photos").as_posix(): parts for file, _, parts in it}
+        assert it.get_dataset_info()["classes"] == CLASSES
+    assert set(found) == {"a.png", "sub/b c.png", "d.png"} and found["d.png"] is None
+    for one, label in zip(found["a.png"].detections, (0, 2), strict=True):
+        assert one.label == CLASSES[label] and one.confidence == pytest.approx(0.75)
+        x, y, w, h = np.array(one.bounding_box) * (*SIZE[::-1], *SIZE[::-1])
+        inside = np.zeros(SIZE, bool)
+        inside[round(y) : round(y + h), round(x) : round(x + w)] = one.mask
+        assert np.array_equal(inside, mask(labels, "a", label))
+
+
 def test_cvat_by_hand(labels):
     root = ElementTree.parse(write(labels, "cvat", 0)).getroot()
     assert [e.text for e in root.iter("name") if e.text != "score"] == CLASSES
@@ -223,7 +226,8 @@ def test_datumaro_reads_it(labels, fmt):
 # -- what is wrong ---------------------------------------------------------------------------------------------
 def test_an_unknown_format():
     with pytest.raises(
-        InputError, match="--to is one of coco-rle, yolo-seg, label-studio, cvat, datumaro, not 'voc'"
+        InputError,
+        match="--to is one of coco-rle, yolo-seg, label-studio, fiftyone, cvat, datumaro, not 'voc'",
     ):
         check_format("voc")
 

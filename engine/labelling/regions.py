@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -40,6 +41,8 @@ class LabelledImage(NamedTuple):
     height: int
     width: int
     regions: list[Region]
+    picture: Path | None = None
+    """Where it is; None: not known."""
 
 
 def regions_of(label: NDArray[np.uint8], classes: Sequence[int], maps: NDArray[np.float32]) -> list[Region]:
@@ -50,6 +53,19 @@ def regions_of(label: NDArray[np.uint8], classes: Sequence[int], maps: NDArray[n
         inside = label == value
         values = by_class.get(value - 1)
         found.append(Region(value - 1, inside, 1.0 if values is None else float(values[inside].mean())))
+    return found
+
+
+def regions_of_maps(maps: NDArray[np.float32], classes: Sequence[int], threshold: float) -> list[Region]:
+    """The regions of argmax of [threshold, maps], of K maps K×H×W in 0..1: each class where it beats the others and
+    the background."""
+    background = np.full((1, *maps.shape[1:]), threshold, np.float32)
+    best = np.concatenate([background, maps]).argmax(axis=0)
+    found = []
+    for k, (label, responses) in enumerate(zip(classes, maps, strict=True), start=1):
+        inside = best == k
+        if inside.any():
+            found.append(Region(label, inside, float(responses[inside].mean())))
     return found
 
 

@@ -1,0 +1,1 @@
+"""Maps as regions and polygons, and how tools that people label with ask for them."""
