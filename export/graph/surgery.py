@@ -335,11 +335,14 @@ def prepare(model: ModelProto) -> ModelProto:
 
 
 def _check_arity(node: NodeProto, version: int) -> None:
-    """Refuse a node that lacks an input or output, so that whoever walks the graph need not ask."""
+    """Refuse a node that is unknown, or lacks an input or output, so that whoever walks the graph need not ask."""
     try:
         schema = onnx.defs.get_schema(node.op_type, version, "")
     except onnx.defs.SchemaError:
-        return  # unknown to onnx: nobody looks into it
+        raise ExportError(
+            f"{label(node)}: no operator of ONNX (opset {version}): the converter left it as it found it; export the "
+            "model by another converter, or another version of it"
+        ) from None
     if len(node.input) < schema.min_input or len(node.output) < max(schema.min_output, 1):
         raise ExportError(f"{label(node)}: lacks an input or an output; the model is not valid ONNX")
 
