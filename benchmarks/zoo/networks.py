@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 OPSET = 18
+ONE_SIZE = ", one size"
+"""After the name of a way: the batch alone is free."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Specimen:
     logits: Callable[[np.ndarray], np.ndarray]
     save: Callable[[Path, str, int], None]
     module: Any = None
+    pixels: float = 1.0
+    """How large the pictures' values are: 255 where the network itself brings them to 0..1."""
 
 
 def build(member: Member) -> Specimen:
@@ -114,13 +118,16 @@ def _saver(module: nn.Module) -> Callable[[Path, str, int], None]:
         import torch
 
         example = torch.randn(2, 3, size, size)
-        axes = {0: "N", 2: "H", 3: "W"}
+        axes = {0: "N"} if way.endswith(ONE_SIZE) else {0: "N", 2: "H", 3: "W"}
         more: dict[str, Any] = (
             {"dynamo": True, "dynamic_shapes": (dict.fromkeys(axes, torch.export.Dim.DYNAMIC),)}
-            if way == "dynamo"
+            if way.startswith("dynamo")
             else {"dynamo": False, "dynamic_axes": {"image": axes, "scores": {0: "N"}}}
         )
         names: dict[str, Any] = {"input_names": ["image"], "output_names": ["scores"], "opset_version": OPSET}
+        torch.backends.mha.set_fastpath_enabled(
+            False
+        )  # torchvision's ViT is traced through it, and then not written
         with torch.no_grad():
             torch.onnx.export(module, (example,), file, **names, **more)
 
@@ -134,20 +141,43 @@ def _keras(member: Member) -> Specimen:
     import tf2onnx
 
     keras.utils.set_random_seed(0)
-    make = getattr(keras.applications, member.name)
-    inputs = keras.Input((None, None, 3), name="image")
-    model = make(weights=None, input_tensor=inputs, include_top=True, classifier_activation=None)
-    rng = np.random.default_rng(0)
-    model.set_weights(
-        [w + 0.05 * rng.standard_normal(w.shape) if np.ptp(w) == 0 else w for w in model.get_weights()]
-    )
+    side: int | None = None
+    try:
+        model, pixels = _settled(keras, member, None)
+    except (
+        ValueError,
+        tf.errors.InvalidArgumentError,
+    ):  # NASNet's paddings are right for a size that it knows
+        side = member.size
+        model, pixels = _settled(keras, member, side)
 
     def logits(x: np.ndarray) -> np.ndarray:
         return np.asarray(model(np.ascontiguousarray(x.transpose(0, 2, 3, 1)), training=False))
 
     def save(file: Path, way: str, size: int) -> None:
-        signature = [tf.TensorSpec((None, None, None, 3), tf.float32, name="image")]
+        signature = [tf.TensorSpec((None, side, side, 3), tf.float32, name="image")]
         function = tf.function(lambda image: model(image, training=False), input_signature=signature)
         tf2onnx.convert.from_function(function, signature, opset=OPSET, output_path=str(file))
 
-    return Specimen(int(model.output_shape[-1]), logits, save)
+    return Specimen(int(model.output_shape[-1]), logits, save, pixels=pixels)
+
+
+def _settled(keras: Any, member: Member, side: int | None) -> tuple[Any, float]:
+    """The application for pictures of one size or any, its constants drawn and its norms settled; `pixels` of it."""
+    make = getattr(keras.applications, member.name)
+    inputs = keras.Input((side, side, 3), name="image")
+    model = make(weights=None, input_tensor=inputs, include_top=True, classifier_activation=None)
+    own = any(isinstance(x, keras.layers.Rescaling | keras.layers.Normalization) for x in model.layers)
+    pixels = 255.0 if own else 1.0
+    rng = np.random.default_rng(0)
+    model.set_weights(
+        [w + 0.05 * rng.standard_normal(w.shape) if np.ptp(w) == 0 else w for w in model.get_weights()]
+    )
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+        if isinstance(layer, keras.layers.Normalization):  # tensors, of which tf2onnx would make inputs
+            layer.mean, layer.variance = np.asarray(layer.mean), np.asarray(layer.variance)
+    noise = rng.standard_normal((4, member.size, member.size, 3), dtype=np.float32)
+    model(np.float32(pixels) * noise, training=True)
+    return model, pixels

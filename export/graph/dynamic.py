@@ -384,7 +384,8 @@ def _fixed_stride(model: ModelProto, n: int, size: Size, classes: int, notes: li
     if mh * mw == 1:
         raise ExportError(
             f"the response is a single cell at {size[0]}x{size[1]} pixels: what is pooled has no positions left, so "
-            "there is no response map (a classifier that flattens its last map, as VGG and AlexNet do, has none)"
+            "there is no response map (a classifier that flattens its last map, as VGG and AlexNet do, has none); "
+            "--method recipro takes the map before that, at one size"
         )
     if min(mh, mw) < _FEWEST_CELLS:
         notes.append(

@@ -20,6 +20,11 @@ def explain(graph: Graph, node: NodeProto, why: str, path: Sequence[NodeProto]) 
     linear = next((n for n in reversed(path) if n.op_type in LINEAR_OPS), None)
     if node.op_type in ("QLinearConv", "QLinearMatMul", "DequantizeLinear", "QuantizeLinear"):
         return f"{label(node)}: quantised graphs cannot be exported; give the float32 model"
+    if node.op_type in ("If", "Loop", "Scan"):
+        return (
+            f"{label(node)}: what is computed depends on the picture or its size here; export the model with fixed "
+            "sizes, which leaves one branch, or with torch.export (dynamo=True)"
+        )
     if flattened is not None:
         return no_pooling(flattened, linear, "")
     if node.op_type in _MAX_POOLS:
@@ -50,7 +55,8 @@ def no_pooling(flattened: NodeProto | None, linear: NodeProto | None, why: str) 
     if flattened is not None:
         return (
             f"no global average pooling: {label(flattened)} flattens the whole map into the linear layer; "
-            "only classifiers that average over all positions have a response map"
+            "only classifiers that average over all positions have a response map; --method recipro takes any head, "
+            "at one size"
         )
     before = f" before {label(linear)}" if linear is not None else ""
     return f"no global average pooling{before}: {why}; a global average pooling and a linear layer are needed"

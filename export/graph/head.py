@@ -144,7 +144,7 @@ def _step(graph: Graph, tensor: str, path: list[NodeProto], tail: _Tail) -> Node
     if any(n is node for n in path):
         raise ExportError(f"{label(node)}: the graph has a cycle")
     if node.op_type in POOLS and not _follows_a_pooling(graph, node):
-        found = pooling(graph, node)
+        found = _pooling(graph, node, path)
         if found is not None:
             tail.poolings[tensor] = found
             return None
@@ -157,6 +157,17 @@ def _step(graph: Graph, tensor: str, path: list[NodeProto], tail: _Tail) -> Node
     if why is not None and not frozen:
         raise ExportError(explain(graph, node, why, path))
     return node
+
+
+def _pooling(graph: Graph, node: NodeProto, path: list[NodeProto]) -> Pooling | None:
+    """As `pooling`; of windows of one position, which do nothing, the message blames the flatten (VGG's) if any."""
+    try:
+        return pooling(graph, node)
+    except ExportError:
+        flattened = next((n for n in reversed(path) if flattens_a_map(graph, n)), None)
+        if flattened is None or set(attributes(node).get("kernel_shape", ())) != {1}:
+            raise
+        raise ExportError(no_pooling(flattened, None, "")) from None
 
 
 def _is_of_vectors(graph: Graph, node: NodeProto) -> bool:

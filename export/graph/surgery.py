@@ -31,6 +31,7 @@ from infercam.export.graph.attention import write_affinity
 from infercam.export.graph.batch_norms import fold_batch_norms
 from infercam.export.graph.begins import Normalisation, declare_channels, make_float, own_normalisation
 from infercam.export.graph.building import NodeBuilder, joined_maps, maps_of, to_map
+from infercam.export.graph.chosen import take_branches
 from infercam.export.graph.customary import own_scores, write_customary
 from infercam.export.graph.dynamic import Sizes, SizeWishes, chosen_size, declared_size, find_sizes
 from infercam.export.graph.floats import as_float32
@@ -44,6 +45,7 @@ from infercam.export.graph.position import interpolate_positions
 from infercam.export.graph.recipro import recipro_head, write_recipro
 from infercam.export.graph.shelf import Shelf
 from infercam.export.graph.wishes import MapWishes
+from infercam.export.graph.written_out import join_norms
 from infercam.export.graph.zero_shot import embedding, write_zero_shot
 
 MIN_OPSET = 7
@@ -157,6 +159,8 @@ def response_graph(
     Raises ExportError, naming the node, if the model does not end in a global average pooling and a linear layer.
     """
     work = prepare(model)
+    take_branches(work)
+    join_norms(work)
     types = as_float32(work)
     graph = Graph(work)
     if declare_channels(graph):
@@ -181,6 +185,7 @@ def response_graph(
         size = chosen_size(work, picture, sizes)
         sizes = SizeWishes(size=size, batch=False)
         _fix_input(work, picture, size)
+        head = _head(Graph(work), output, maps)  # sizes known: no map of a single position is taken
     picture = _free_names(graph, head, picture)
     bias = _rewrite(graph, head, keep, notes, maps)
     if maps.affinity:
@@ -330,11 +335,14 @@ def prepare(model: ModelProto) -> ModelProto:
 
 
 def _check_arity(node: NodeProto, version: int) -> None:
-    """Refuse a node that lacks an input or output, so that whoever walks the graph need not ask."""
+    """Refuse a node that is unknown, or lacks an input or output, so that whoever walks the graph need not ask."""
     try:
         schema = onnx.defs.get_schema(node.op_type, version, "")
     except onnx.defs.SchemaError:
-        return  # unknown to onnx: nobody looks into it
+        raise ExportError(
+            f"{label(node)}: no operator of ONNX (opset {version}): the converter left it as it found it; export the "
+            "model by another converter, or another version of it"
+        ) from None
     if len(node.input) < schema.min_input or len(node.output) < max(schema.min_output, 1):
         raise ExportError(f"{label(node)}: lacks an input or an output; the model is not valid ONNX")
 

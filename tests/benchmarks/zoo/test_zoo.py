@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ torch = pytest.importorskip("torch")
 from infercam.benchmarks.zoo import attempt as trying
 from infercam.benchmarks.zoo import run
 from infercam.benchmarks.zoo.families import LIBRARIES, Member, members
-from infercam.benchmarks.zoo.networks import Specimen, _saver, randomise, settle
+from infercam.benchmarks.zoo.networks import ONE_SIZE, Specimen, _saver, randomise, settle
 from infercam.engine.common.errors import InputError
 
 
@@ -38,22 +39,50 @@ def network(member: Member, wrong: bool = False) -> Specimen:
     return Specimen(4, logits, _saver(module), module)
 
 
+def stiff(save):
+    """An exporter that writes no free sizes."""
+
+    def one_size_only(file, way, size):
+        if not way.endswith(ONE_SIZE):
+            raise RuntimeError("not constant")
+        save(file, way, size)
+
+    return one_size_only
+
+
 @pytest.mark.parametrize(
-    ("name", "outcome"), [("good", "free"), ("wrong", "wrong"), ("torn", "not built"), ("odd", "traceback")]
+    ("name", "outcome"),
+    [
+        ("good", "free"),
+        ("wrong", "wrong file"),
+        ("spoiled", "wrong"),
+        ("torn", "not built"),
+        ("odd", "traceback"),
+        ("stiff", "free"),
+    ],
 )
 def test_a_row(monkeypatch, name, outcome):
     def build(member):
         if name == "torn":
             raise MemoryError
-        return network(member, wrong=name == "wrong")
+        found = network(member, wrong=name in ("wrong", "spoiled"))
+        return replace(found, save=stiff(found.save)) if name == "stiff" else found
 
     monkeypatch.setattr(trying, "build", build)
+    if name == "spoiled":  # the bundle is neither what the network nor what the file computes
+        monkeypatch.setattr(
+            trying, "_of_file", lambda file: network(Member("timm", name, 64), wrong=True).logits
+        )
     if name == "odd":
         monkeypatch.setattr(trying, "export_onnx", lambda *a, **k: {}["no such key"])
     row = run.tried(Member("timm", name, 64), "traced")
     assert row["outcome"] == outcome, row
     assert row["seconds"] >= 0 and 0 < row["peak_gb"] < 10
     assert json.loads(json.dumps(row)) == row
+    if name == "stiff":
+        assert row["notes"][0].startswith(
+            "the exporter writes no file of free sizes: RuntimeError: not constant"
+        )
     if outcome == "free":
         assert row["error"] < 1e-5 and row["size"] is None and row["stride"] == 8
 

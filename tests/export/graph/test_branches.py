@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.surgery import response_graph
@@ -227,3 +228,49 @@ def test_a_batch_of_two_baked_into_the_head(toys):
     x = toys.picture(2, 32, 32)
     scores = toys.run(graph.model, x, "scores")[0]
     np.testing.assert_allclose(scores, toys.run(model, x)[0], rtol=1e-4, atol=1e-5)
+
+
+# --- If -------------------------------------------------------------------------------------------------------
+
+
+def squeezed_if_one(t, y, axis, inner=None):
+    """`y.squeeze(axis)` as PyTorch's tracing exporter writes it where it does not know the axis' size."""
+    size = t.node("Gather", t.node("Shape", y), t.const(np.array([axis])), axis=0)
+    given = {} if inner is None else {"initializer": [numpy_helper.from_array(np.array([axis]), "axes")]}
+    axes = t.const(np.array([axis])) if inner is None else "axes"
+    branches = {
+        "then_branch": helper.make_node("Squeeze", [y, axes], ["inside"]),
+        "else_branch": helper.make_node("Identity", [y], ["inside"]),
+    }
+    ends = [helper.make_empty_tensor_value_info("inside")]
+    graphs = {k: helper.make_graph([n], k, [], ends, **given) for k, n in branches.items()}
+    return t.node("If", t.node("Equal", size, t.const(np.array([1]))), **graphs)
+
+
+@pytest.mark.parametrize("inner", [None, "weights in the branch"])
+@pytest.mark.parametrize("last", [False, True])
+def test_squeezes_that_ask_for_the_size(toys, last, inner):
+    """Two of them, their branches' tensors of the same names, behind the pooling or the logits."""
+    t = toys.Toy()
+    y = t.node("GlobalAveragePool", t.features())
+    if last:
+        y = t.node("Conv", y, t.random(toys.C, toys.K, 1, 1), t.random(toys.C))
+    y = squeezed_if_one(t, squeezed_if_one(t, y, 3, inner), 2, inner)
+    check(toys, t.model(y if last else fc(t, toys, y)))
+
+
+def test_branches_that_depend_on_the_picture(toys):
+    t = toys.Toy()
+    y = vector(t)
+    bright = t.node("Greater", t.node("ReduceMean", "image", keepdims=0), t.const(np.float32(0)))
+    doubled = helper.make_node("Add", [y, y], ["inside"])
+    ends = [helper.make_empty_tensor_value_info("inside")]
+    same = helper.make_node("Identity", [y], ["inside"])
+    y = t.node(
+        "If",
+        bright,
+        then_branch=helper.make_graph([doubled], "then", [], ends),
+        else_branch=helper.make_graph([same], "else", [], ends),
+    )
+    with pytest.raises(ExportError, match=r"\(If\): what is computed depends on the picture"):
+        response_graph(t.model(fc(t, toys, y)))

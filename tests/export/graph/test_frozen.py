@@ -96,6 +96,43 @@ def test_activations_are_frozen_where_they_vanish(toys):
         check(toys, toy_of(toys, layers, channels=toys.K), layers, shapes=((2, 32, 32),))
 
 
+@pytest.mark.parametrize("how", ["subtracted", "negated", "turned"])
+def test_a_norm_as_tensorflow_writes_it(toys, how):
+    """x · s + (b - mean · s): the same map as of the operator of the same weights."""
+    graphs = []
+    for op in (False, True):
+        t = toys.Toy()
+        x = t.node("Flatten", t.node("GlobalAveragePool", t.features()))
+        scale, shift = t.random(toys.K), t.random(toys.K)
+        if op:
+            y = t.node("LayerNormalization", x, scale, shift, axis=-1, epsilon=1e-5)
+        else:
+            mean = t.node("ReduceMean", x, axes=[-1])
+            d = t.node("Sub", x, mean)
+            variance = t.node("ReduceMean", t.node("Mul", d, d), axes=[-1])
+            s = t.node("Reciprocal", t.node("Sqrt", t.node("Add", variance, t.const(np.float32(1e-5)))))
+            s = t.node("Mul", s, scale)
+            if how == "subtracted":
+                rest = t.node("Sub", shift, t.node("Mul", mean, s))
+            else:
+                rest = t.node("Add", t.node("Mul", t.node("Neg", mean), s), shift)
+            pair = (t.node("Mul", x, s), rest)
+            y = t.node("Add", *(reversed(pair) if how == "turned" else pair))
+        model = t.model(t.node("Gemm", y, *(t.const(v) for v in gemm_weights(toys)), transB=1))
+        graphs.append((model, response_graph(model)))
+    for n, h, w in SHAPES:
+        picture = toys.picture(n, h, w, seed=h)
+        (scores, response), (_, wanted) = (toys.run(g.model, picture)[:2] for _, g in graphs)
+        np.testing.assert_allclose(scores, toys.run(graphs[0][0], picture)[0], **CLOSE)
+        np.testing.assert_allclose(response.mean((2, 3)) + graphs[0][1].bias, scores, **CLOSE)
+        np.testing.assert_allclose(response, wanted, rtol=1e-3, atol=1e-4)
+
+
+def gemm_weights(toys):
+    rng = np.random.default_rng(5)
+    return (rng.normal(size=s).astype(np.float32) for s in ((toys.C, toys.K), (toys.C,)))
+
+
 def test_a_dead_vector_is_normalised(toys):
     """Features that are all the same leave a LayerNorm nothing but its epsilon, an L2 norm nothing."""
     t = toys.Toy()

@@ -11,6 +11,7 @@ from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import ExportError
 from infercam.export import export_onnx
 from infercam.export.graph import recipro
+from infercam.export.graph.dynamic import SizeWishes
 from infercam.export.graph.surgery import response_graph
 from infercam.export.graph.wishes import MapWishes
 
@@ -28,10 +29,16 @@ def gem(t, y):
     return t.node("Pow", t.node("Flatten", t.node("GlobalAveragePool", y)), t.const(np.float32(1 / 3)))
 
 
+def whole(t, y):
+    """A convolution over the whole map, as timm's VGG has."""
+    return t.node("Relu", t.node("Conv", y, t.random(7, t.K, *GRID), t.random(7)))
+
+
 HEADS = {
     "mean": lambda t, y: linear(t, t.node("Flatten", t.node("GlobalAveragePool", y)), t.K, t.C),
     "maximum": lambda t, y: linear(t, t.node("Flatten", t.node("GlobalMaxPool", y)), t.K, t.C),
     "gem": lambda t, y: linear(t, gem(t, y), t.K, t.C),
+    "window": lambda t, y: linear(t, t.node("Flatten", t.node("GlobalAveragePool", whole(t, y))), 7, t.C),
     "flattened": lambda t, y: linear(
         t,
         t.node("Relu", linear(t, t.node("Reshape", y, t.const(np.array([1, t.K * 48]))), t.K * 48, 7)),
@@ -61,10 +68,11 @@ def head_alone(model: onnx.ModelProto, channels: int) -> onnx.ModelProto:
     return copy
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_each_position_alone(toys, head):
-    model = network(toys, head)
-    graph = response_graph(model, maps=RECIPRO)
+@pytest.mark.parametrize(("head", "free"), [*((h, False) for h in HEADS), ("window", True)])
+def test_each_position_alone(toys, head, free):
+    """Of free sizes only the size wished for tells that the map behind a window has one position."""
+    model = network(toys, head, **({"shape": ("N", 3, "H", "W")} if free else {}))
+    graph = response_graph(model, maps=RECIPRO, sizes=SizeWishes(size=SIZE))
     x = toys.picture(1, *SIZE)
     scores, response = toys.run(graph.model, x, "scores", "response")
     logits, features = toys.run(model, x, model.graph.output[0].name, "features")

@@ -42,6 +42,23 @@ def test_fully_convolutional_network_without_pooling(toys):
     assert "no global average pooling" in text and "'last' (Conv)" in text
 
 
+def test_an_operator_that_a_converter_left(toys):
+    """tf2onnx of Keras's ConvNeXt."""
+    t = toys.Toy()
+    y = t.node("StatefulPartitionedCall", t.features(), name="depthwise")
+    text = refusal(t.model(fc(t, toys, pooled(t, y))))
+    assert "'depthwise' (StatefulPartitionedCall): no operator of ONNX (opset 17)" in text
+
+
+def test_windows_of_one_position_before_a_flatten(toys):
+    """torchvision's VGG at one size: what AdaptiveAvgPool2d(7) becomes does nothing; the flatten is to blame."""
+    t = toys.Toy(shape=("N", 3, 32, 32))
+    y = t.node("AveragePool", t.features(), kernel_shape=[1, 1], strides=[1, 1])
+    y = t.node("Relu", fc(t, toys, t.node("Flatten", y, name="flatten_all"), 6 * 64, name="hidden"))
+    text = refusal(t.model(fc(t, toys, y, toys.C)))
+    assert "no global average pooling" in text and "'flatten_all' (Flatten)" in text
+
+
 @pytest.mark.parametrize("op", ["GlobalMaxPool", "MaxPool", "ReduceMax"])
 def test_maximum_pooling(toys, op):
     t = toys.Toy(shape=("N", 3, 32, 32))
