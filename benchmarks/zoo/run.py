@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import sys
 import tempfile
 import traceback
 from importlib import import_module
@@ -88,6 +89,8 @@ def _attempt(member: Member, way: str, folder: Path) -> NoReturn:
     os.dup2(errors, 1)
     os.dup2(errors, 2)
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_SECONDS, LIMIT_SECONDS))
+    if "torch" in sys.modules:  # threads do not come along in a fork: OpenMP would wait for its own for ever
+        sys.modules["torch"].set_num_threads(1)
     code = 1
     try:
         row = attempt(member, way, folder)
