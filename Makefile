@@ -43,12 +43,16 @@ $(VENV)/.browser: | $(BIN)/python
 	  && touch $@ || echo "Chromium could not be installed: the pages' tests will be skipped"; \
 	else echo "no Chromium here: the pages' tests will be skipped (install chromium to run them)"; fi
 
+# The trainer's tests have a process of their own: in one with those that load TensorRT-RTX's builder and OpenVINO, a
+# whole run ended in a segmentation fault while PyTorch trained. Its cause is not known.
 test: lint $(VENV)/.browser
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' --ignore=tests/trainer
+	$(BIN)/python -m pytest -m 'not slow' tests/trainer
 
 # With Ray and a stand-in for S3. Peers of `infercam bench` are tested where they are installed.
 test-all: lint $(VENV)/.browser $(VENV)/.all
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/trainer
+	$(BIN)/python -m pytest tests/trainer
 
 # Kills, full disks, damaged input, attacks, a long run: what is lost is counted (20 minutes on 2 cores).
 robustness: $(VENV)/.all
