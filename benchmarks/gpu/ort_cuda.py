@@ -3,17 +3,15 @@ first one met. On a CPU (a dry run) its times mean nothing."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from infercam.benchmarks.gpu.rig import GpuBench, Named
 from infercam.engine.api import Engine
 from infercam.engine.backends.device import DeviceBackend
 from infercam.engine.bundle import Bundle
+from infercam.engine.common.environment import environment
 from infercam.engine.method.recipe import Recipe, recipe
 from infercam.engine.runners.ort_cuda import OrtRunner
 
@@ -35,12 +33,12 @@ def ort_cuda(bench: GpuBench, bundle: Bundle) -> dict[str, Any]:
                 row = {"cold_images_per_second": _rate(engine, pictures, chosen)}
                 row |= {"sessions_made": runner.sessions.made, "kept": runner.keeps, "nhwc": runner.nhwc}
                 row["images_per_second"] = _rate(engine, pictures, chosen)
-                with _cache_in(folder):
+                with environment("XDG_CACHE_HOME", folder):  # what other runs met is not known there
                     engine.remember()
             engine, runner = _engine(bench, bundle, precision)
             with engine:
                 began = time.perf_counter()
-                with _cache_in(folder):
+                with environment("XDG_CACHE_HOME", folder):  # what other runs met is not known there
                     row["prepared"] = max((step.done for step in engine.preparing(chosen)), default=0)
                 row["preparing_seconds"] = time.perf_counter() - began
                 made = runner.sessions.made
@@ -63,17 +61,3 @@ def _rate(engine: Engine, pictures: list[Named], chosen: Recipe) -> float:
         if result.error is not None:
             raise result.error
     return len(pictures) / (time.perf_counter() - began)
-
-
-@contextmanager
-def _cache_in(folder: str) -> Iterator[None]:
-    """Shapes are remembered there within: what other runs met is not known, and what is met here is forgotten."""
-    was = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = folder
-    try:
-        yield
-    finally:
-        if was is None:
-            del os.environ["XDG_CACHE_HOME"]
-        else:
-            os.environ["XDG_CACHE_HOME"] = was

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infercam.engine.bundle import Triple
+from infercam.engine.common.environment import environment
 from infercam.engine.common.errors import ExportError, MissingExtra
 from infercam.export.clip.texts import Encoder
 from infercam.export.writing.from_torch import first_line, import_torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import nn
 
 MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
@@ -47,7 +44,8 @@ def load_clip(model: str, weights: Path | None) -> Clip:
     Raises ExportError where there are no local weights, MissingExtra without the package.
     """
     folder = Path(model)
-    with _offline():
+    # both packages may ask Hugging Face's hub for a tokenizer: it is to stay off the network
+    with environment("HF_HUB_OFFLINE", "1"):
         if (folder / "config.json").is_file():
             return _from_transformers(folder)
         if folder.exists():
@@ -60,20 +58,6 @@ def load_clip(model: str, weights: Path | None) -> Clip:
                 "architecture give its weights with --weights FILE"
             )
         return _from_open_clip(model, weights)
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Tell Hugging Face's hub, which both packages may ask for a tokenizer, to stay off the network."""
-    before = os.environ.get("HF_HUB_OFFLINE")
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["HF_HUB_OFFLINE"]
-        else:
-            os.environ["HF_HUB_OFFLINE"] = before
 
 
 def _require(package: str, extra_name: str) -> None:
