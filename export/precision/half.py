@@ -20,7 +20,7 @@ from infercam.export.graph.frozen import MEAN
 from infercam.export.graph.index import Graph, attributes, fresh_name, label, opset, used_by
 from infercam.export.graph.passes import lift_constants, tidy
 from infercam.export.graph.surgery import RESPONSE
-from infercam.export.precision.written_out import write_out
+from infercam.export.precision.bf16_activations import write_out
 
 
 @dataclass(frozen=True)

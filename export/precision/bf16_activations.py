@@ -6,7 +6,7 @@ from typing import Any
 
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from infercam.export.graph.index import Graph
+from infercam.export.graph.index import Graph, fresh_name
 
 _GATES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "HardSwish": [("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5})],
@@ -21,17 +21,18 @@ def write_out(model: ModelProto) -> None:
     nodes: list[NodeProto] = []
     for node in model.graph.node:
         named = node.domain in ("", "ai.onnx") and node.op_type in _GATES
-        nodes += _chain(node) if named and graph.elem_type(node.output[0]) == TensorProto.BFLOAT16 else [node]
+        half = named and graph.elem_type(node.output[0]) == TensorProto.BFLOAT16
+        nodes += _chain(model, node) if half else [node]
     copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)
 
 
-def _chain(node: NodeProto) -> list[NodeProto]:
+def _chain(model: ModelProto, node: NodeProto) -> list[NodeProto]:
     made: list[NodeProto] = []
     tensor = node.input[0]
     for operator, settings in _GATES[node.op_type]:
-        name = f"{node.output[0]}/{operator}"
+        name = fresh_name(model, f"{node.output[0]}/{operator}")
         made.append(helper.make_node(operator, [tensor], [name], name=name, **settings))
         tensor = name
     return [*made, helper.make_node("Mul", [node.input[0], tensor], [node.output[0]], name=node.name)]
