@@ -43,22 +43,12 @@ $(VENV)/.browser: | $(BIN)/python
 	  && touch $@ || echo "Chromium could not be installed: the pages' tests will be skipped"; \
 	else echo "no Chromium here: the pages' tests will be skipped (install chromium to run them)"; fi
 
-# OpenVINO's tests have a process of their own: a SIGTERM in a process where they ran (as a test of training sends
-# itself) ends in a segmentation fault in Python's signal handler; AMX's registers probably overflow its stack.
-OPENVINO := tests/engine/runners/test_openvino.py tests/engine/backends/test_openvino.py \
-	tests/export/precision/test_runtime.py
-REST := $(OPENVINO:%=--ignore=%) --ignore=tests/trainer
-
 test: lint $(VENV)/.browser
-	$(BIN)/python -m pytest -m 'not slow' $(REST)
-	$(BIN)/python -m pytest -m 'not slow' $(OPENVINO)
-	$(BIN)/python -m pytest -m 'not slow' tests/trainer
+	$(BIN)/python -m pytest -m 'not slow'
 
 # With Ray and a stand-in for S3. Peers of `infercam bench` are tested where they are installed.
 test-all: lint $(VENV)/.browser $(VENV)/.all
-	$(BIN)/python -m pytest $(REST)
-	$(BIN)/python -m pytest $(OPENVINO)
-	$(BIN)/python -m pytest tests/trainer
+	$(BIN)/python -m pytest
 
 # Kills, full disks, damaged input, attacks, a long run: what is lost is counted (20 minutes on 2 cores).
 robustness: $(VENV)/.all

@@ -19,6 +19,7 @@ from infercam.engine.common.errors import BackendError, MissingExtra
 from infercam.engine.method.backend import ViewRefused
 from infercam.engine.runners.cpu_network import Float, check_names
 from infercam.engine.runners.openvino_layers import first_in_fp32
+from infercam.engine.runners.signal_stack import own_signal_stack
 
 LOWERED = ("bf16", "int8")
 """Precisions that move the maps, and may save time."""
@@ -27,6 +28,7 @@ _HINT = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 _SHAPES = "1000"
 """Shapes whose kernels are kept: a ladder has under a hundred, exact sizes come and go."""
 _importing = threading.Lock()
+_cores: list[Any] = []
 
 
 class OpenvinoNetwork:
@@ -42,7 +44,7 @@ class OpenvinoNetwork:
     ) -> None:
         check_precision(precision)
         graph = bundle.graph(graph_of(precision))
-        core = import_openvino().Core()
+        core = openvino_core()
         self.precision = precision
         self._kept = kept_of(bundle, precision) if kept is None else kept
         self._compiled = _compiled(core, graph, threads, precision, self._kept)
@@ -117,14 +119,32 @@ def check_precision(precision: str) -> None:
     """Raises BackendError where OpenVINO has no such precision on this CPU, MissingExtra without OpenVINO."""
     if precision not in PRECISIONS:
         raise BackendError(f"the openvino backend has no {precision}; it computes in {', '.join(PRECISIONS)}")
-    openvino = import_openvino()
-    if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    core = openvino_core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise BackendError("this CPU has no bf16 arithmetic (avx512_bf16, AMX): take --precision fp32")
 
 
 def cpu_name() -> str:
     """What OpenVINO calls this CPU."""
-    return str(import_openvino().Core().get_property("CPU", "FULL_DEVICE_NAME")).strip()
+    return str(openvino_core().get_property("CPU", "FULL_DEVICE_NAME")).strip()
+
+
+def openvino_core() -> Any:
+    """This process's only Core, with its CPU plugin loaded; raises MissingExtra.
+
+    Where the CPU has AMX the plugin, each time that it is loaded, gives the calling main thread an alternative signal
+    stack of 20 KB (2026.4.1). Python's handlers run on it, and twice AMX's registers (11 KB, by the kernel and by the
+    dynamic linker) did not fit: SIGTERM ended the process (seen with gdb). So it is loaded once, and the stack put
+    back.
+    """
+    openvino = import_openvino()
+    with _importing:
+        if not _cores:
+            with own_signal_stack():
+                core = openvino.Core()
+                core.get_property("CPU", "FULL_DEVICE_NAME")  # loads it
+            _cores.append(core)
+        return _cores[0]
 
 
 def import_openvino() -> Any:

@@ -70,3 +70,35 @@ with Engine.load(BUNDLE, "openvino", threads=1):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout == "None ['MainThread']\n", done.stderr
+
+
+STACK = """
+import ctypes, os, signal, sys
+from pathlib import Path
+import numpy as np
+from infercam.engine.bundle import Bundle
+from infercam.engine.runners.openvino import OpenvinoNetwork, cpu_name
+
+def stack():
+    found = (ctypes.c_size_t * 3)()  # start, flags, size
+    ctypes.CDLL(None).sigaltstack(None, found)
+    return list(found)[0], found[1] & 0xFFFFFFFF, found[2]
+
+before = stack()
+cpu_name()
+bundle = Bundle.load(Path(sys.argv[1]))
+for _ in range(2):
+    network = OpenvinoNetwork(bundle, 1)
+    network.run(["response"], np.zeros((1, 3, 48, 48), np.float32))
+assert stack() == before, (before, stack())
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize("how", [[], ["-X", "faulthandler"]])
+def test_signals_keep_their_stack(tiny_bundle, how):
+    """The plugin would put in one that is too small for AMX's registers."""
+    command = [sys.executable, *how, "-c", STACK, str(tiny_bundle.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
