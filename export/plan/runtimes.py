@@ -9,7 +9,7 @@ from __future__ import annotations
 from infercam.engine.backends.choice import device_obstacle
 from infercam.engine.common.errors import InfercamError, InputError, MissingExtra
 from infercam.engine.runners.plan import RUNTIMES, PlanOptions, RuntimeKind
-from infercam.engine.runners.tensorrt_api import find_tensorrt
+from infercam.engine.runners.tensorrt_api import installed
 
 
 def choose_runtime(asked: str | None = None) -> tuple[RuntimeKind, str]:
@@ -23,11 +23,11 @@ def choose_runtime(asked: str | None = None) -> tuple[RuntimeKind, str]:
             raise InputError(f"no runtime {asked!r}; there are: {', '.join(RUNTIMES)}")
         return asked, "as asked for"
     obstacle: InfercamError | None = device_obstacle()
-    if obstacle is None and find_tensorrt() is None:
+    if obstacle is None and installed("tensorrt") is None:
         obstacle = MissingExtra("tensorrt", "gpu", "it")
     if obstacle is None:
         return "tensorrt", "it builds on this GPU"
-    if find_tensorrt("tensorrt-rtx") is not None:
+    if installed("tensorrt-rtx") is not None:
         return "tensorrt-rtx", f"not tensorrt: {obstacle}"
     raise InputError(
         f"no plan can be built here: {obstacle}; TensorRT-RTX needs no GPU: pip install 'infercam[rtx]'"
