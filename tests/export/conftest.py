@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import typer
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
+from infercam.engine.common.errors import InfercamError
+from infercam.export.commands.export import register
 from tests.shared import SHARED
 
 K, C = 6, 5  # feature channels, classes
@@ -96,6 +101,24 @@ def picture(n: int, h: int, w: int, seed: int = 0) -> np.ndarray:
 def toys() -> SimpleNamespace:
     """`Toy`, `Case`, `run`, `picture`, K, C."""
     return SimpleNamespace(Toy=Toy, Case=Case, run=run, picture=picture, K=K, C=C)
+
+
+@pytest.fixture
+def infercam() -> Callable[..., str]:
+    """`infercam export` with these arguments; returns what it printed, raises what it raised."""
+    app = typer.Typer()
+    register(app)
+    app.command("other")(lambda: None)  # with one command only, typer drops its name
+
+    def run(*args: object) -> str:
+        result = CliRunner().invoke(app, ["export", *map(str, args)])
+        if isinstance(result.exception, InfercamError):
+            assert "\n" not in str(result.exception)
+            raise result.exception
+        assert result.exception is None and result.exit_code == 0, result.output
+        return result.output
+
+    return run
 
 
 @pytest.fixture(scope="session")

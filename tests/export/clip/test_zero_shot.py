@@ -6,13 +6,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from infercam.engine.bundle import Bundle
-from infercam.engine.common.errors import ExportError, InfercamError
+from infercam.engine.common.errors import ExportError
 from infercam.export.clip.texts import PROMPTS, read_prompts, read_vectors, text_vectors
-from infercam.export.commands.export import register
 from infercam.export.graph.surgery import response_graph
 from infercam.export.graph.wishes import MapWishes, ZeroShot
 from tests.export.graph.vit_graphs import D, Vit
@@ -161,23 +158,6 @@ def test_text_vectors_from_files(tmp_path, texts):
 
 
 # --- the command -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def infercam():
-    app = typer.Typer()
-    register(app)
-    app.command("other")(lambda: None)
-
-    def run(*args):
-        result = CliRunner().invoke(app, ["export", *map(str, args)])
-        if isinstance(result.exception, InfercamError):
-            assert "\n" not in str(result.exception)
-            raise result.exception
-        assert result.exception is None and result.exit_code == 0, result.output
-        return result.output
-
-    return run
 
 
 @pytest.fixture

@@ -10,43 +10,17 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-import typer
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import ExportError, InfercamError, InputError
 from infercam.engine.data.class_names import default_classes, read_classes
 from infercam.export import export_onnx
-from infercam.export.commands.export import register
 from infercam.export.commands.triples import join_triples
 from infercam.export.make_bundle import parse_triple
 from infercam.export.writing.onnx_source import load_model
 from tests.export.graph.vit_graphs import Vit
-
-
-@pytest.fixture
-def app():
-    application = typer.Typer()
-    register(application)
-    application.command("other")(lambda: None)  # with one command only, typer drops its name
-    return application
-
-
-@pytest.fixture
-def infercam(app):
-    """Run the command; returns what it printed, raises what it raised."""
-
-    def run(*args):
-        result = CliRunner().invoke(app, ["export", *map(str, args)])
-        if isinstance(result.exception, InfercamError):
-            assert "\n" not in str(result.exception)
-            raise result.exception
-        assert result.exception is None and result.exit_code == 0, result.output
-        return result.output
-
-    return run
 
 
 @pytest.fixture
