@@ -60,13 +60,21 @@ class InvertedResidual(nn.Module):
     """Inverted residual: expand 1×1, depthwise 3×3, project 1×1; ReLU6 after the first two."""
 
     def __init__(
-        self, cin: int, cout: int, *, expansion: int, stride: int, dilation: int, padding: Padding
+        self,
+        cin: int,
+        cout: int,
+        *,
+        expansion: int,
+        stride: int,
+        dilation: int,
+        padding: Padding,
+        depthwise: type[Conv] = Conv,
     ) -> None:
         super().__init__()
         mid = cin * expansion
         self.residual = stride == 1 and cin == cout
         self.expand = Conv(cin, mid, 1) if expansion > 1 else None
-        self.dw = Conv(mid, mid, 3, stride=stride, dilation=dilation, groups=mid, padding=padding)
+        self.dw = depthwise(mid, mid, 3, stride=stride, dilation=dilation, groups=mid, padding=padding)
         self.project = Conv(mid, cout, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -79,22 +87,28 @@ class MobileNetV2(nn.Module):
     """N×3×H×W (scaled as its layout says, float32) to N×C scores.
 
     Stages that would go beyond `output_stride` are dilated instead: at 16, block 13 has stride 1 and the
-    depthwise convolutions of blocks 14 to 16 dilation 2.
+    depthwise convolutions of blocks 14 to 16 dilation 2. `depthwise`: what computes those (training has its own).
     """
 
     def __init__(
-        self, classes: int = 20, *, output_stride: int = 16, bias: bool = False, padding: Padding = "same"
+        self,
+        classes: int = 20,
+        *,
+        output_stride: int = 16,
+        bias: bool = False,
+        padding: Padding = "same",
+        depthwise: type[Conv] = Conv,
     ) -> None:
         super().__init__()
         if output_stride not in OUTPUT_STRIDES:
             raise ValueError(f"output_stride must be one of {OUTPUT_STRIDES}")
         self.stem = Conv(3, STEM, 3, stride=2, padding=padding)
-        self.blocks = nn.Sequential(*self._blocks(output_stride, padding))
+        self.blocks = nn.Sequential(*self._blocks(output_stride, padding, depthwise))
         self.head = Conv(STAGES[-1][0], HEAD, 1)
         self.classifier = nn.Linear(HEAD, classes, bias=bias)
 
     @staticmethod
-    def _blocks(output_stride: int, padding: Padding) -> list[InvertedResidual]:
+    def _blocks(output_stride: int, padding: Padding, depthwise: type[Conv]) -> list[InvertedResidual]:
         blocks: list[InvertedResidual] = []
         cin, reached, dilation = STEM, 2, 1
         for cout, count, stage_stride in STAGES:
@@ -107,7 +121,13 @@ class MobileNetV2(nn.Module):
                 expansion = EXPANSION if blocks else 1
                 blocks.append(
                     InvertedResidual(
-                        cin, cout, expansion=expansion, stride=stride, dilation=own, padding=padding
+                        cin,
+                        cout,
+                        expansion=expansion,
+                        stride=stride,
+                        dilation=own,
+                        padding=padding,
+                        depthwise=depthwise,
                     )
                 )
                 cin = cout

@@ -80,14 +80,25 @@ def print_rows(rows: list[ComparisonRow], photos: int, out: Path) -> None:
     from infercam.trainer.segment.compare_saliency import REPORT
 
     table = Table(box=None, pad_edge=False)
-    for heading in (f"mIoU (%) of {photos} photos", "seed", "", "gain over none", "95 % of it", "seconds"):
+    for heading in (
+        f"mIoU (%) of {photos} photos",
+        "seed",
+        "",
+        "gain over none",
+        "95 % of it",
+        "tau",
+        "seconds",
+    ):
         table.add_column(heading, justify="left" if heading.startswith("mIoU") else "right")
     for row in rows:
         gain = "" if row.gain is None else f"{100 * row.gain:+.2f}"
         between = (
             "" if row.interval is None else "{:+.2f} to {:+.2f}".format(*(100 * x for x in row.interval))
         )
-        table.add_row(row.mode, str(row.seed), f"{100 * row.miou:.2f}", gain, between, f"{row.seconds:.0f}")
+        tau = f"{row.tau[0]:.3f} to {row.tau[-1]:.3f}" if row.tau else ""
+        table.add_row(
+            row.mode, str(row.seed), f"{100 * row.miou:.2f}", gain, between, tau, f"{row.seconds:.0f}"
+        )
     console = Console(highlight=False)
     console.print(table)
     console.print(f"every figure: {out / REPORT}", soft_wrap=True, markup=False)

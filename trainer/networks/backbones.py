@@ -31,6 +31,7 @@ from infercam.engine.common.errors import InputError
 from infercam.export.archs import IMAGENET_INPUT, MINUS_ONE_TO_ONE, mobilenetv2, resnet38, resnet50
 from infercam.export.checkpoints import fit, read_checkpoint, split_off
 from infercam.trainer.loop.checkpoint import is_checkpoint
+from infercam.trainer.networks.depthwise import Depthwise
 from infercam.trainer.networks.small import SmallNet
 
 LEVELS = ("c2", "c3", "c4", "c5")
@@ -182,7 +183,7 @@ class MobileNetV2Backbone(Backbone):
         if width != WIDTH:
             raise ValueError("mobilenetv2 has one width only")
         super().__init__(output_stride, width)
-        net = mobilenetv2.MobileNetV2(1, output_stride=output_stride, padding=padding)
+        net = mobilenetv2.MobileNetV2(1, output_stride=output_stride, padding=padding, depthwise=Depthwise)
         del net.classifier
         self.net, self.padding = net, padding
         self.input = IMAGENET_INPUT if padding == "symmetric" else MINUS_ONE_TO_ONE

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from infercam.engine.evaluation.label_folder import LabelFolder
 from infercam.engine.evaluation.resampling import compare
 from infercam.engine.evaluation.scores import EvalResult
 from infercam.engine.store.failures import FAILURES
+from infercam.trainer.loop.fit import HISTORY
 from infercam.trainer.photos.photos import Photos
 from infercam.trainer.segment.data import SaliencyFolder
 from infercam.trainer.segment.predict import segment_photos
@@ -50,6 +51,8 @@ class ComparisonRow:
     interval: tuple[float, float] | None = None
     seconds: float = 0.0
     """Of training, in the process that ended it: a resumed run does not count what came before."""
+    tau: tuple[float, ...] = ()
+    """Eq. 4's temperature, mean over the pictures of each epoch: how far labels and saliency agree."""
 
 
 def compare_saliency(
@@ -99,7 +102,8 @@ def compare_saliency(
                 saliency=None if mode == "none" else saliency,
             )
             found = _scored(validation, Path(done.checkpoint), run / LABELS, test, config)
-            rows.append(_row(mode, seed, found, first, resamples, _seconds(run, done.seconds)))
+            row = _row(mode, seed, found, first, resamples, _seconds(run, done.seconds))
+            rows.append(replace(row, tau=_tau(run)))
             first = found if mode == "none" else first
             _report(out, rows, config, test, len(photos), len(validation.photos))
     return rows
@@ -141,6 +145,12 @@ def _seconds(run: Path, seconds: float) -> float:
     with atomic_write(file, "w") as f:
         json.dump(seconds, f)
     return seconds
+
+
+def _tau(run: Path) -> tuple[float, ...]:
+    """Of every epoch; none where the saliency is not in the loss."""
+    lines = (run / HISTORY).read_text(encoding="utf-8").splitlines()
+    return tuple(epoch["tau"] for epoch in map(json.loads, lines) if "tau" in epoch)
 
 
 def _report(

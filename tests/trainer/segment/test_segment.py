@@ -293,6 +293,12 @@ def test_compare_is_one_table(infercam, scene, tmp_path):
     report = json.loads((out / "comparison.json").read_text())
     assert [row["mode"] for row in report["rows"]] == ["none", "background", "refine"]
     assert report["rows"][0]["gain"] is None and report["rows"][2]["interval"] is not None
+    assert [len(row["tau"]) for row in report["rows"]] == [
+        0,
+        0,
+        1,
+    ]  # a figure an epoch, where it is in the loss
+    assert 0 < report["rows"][2]["tau"][0] <= 1 and f"{report['rows'][2]['tau'][0]:.3f} to" in first.out
     assert set(report["means"]) == {"none", "background", "refine"}
     for mode in ("none", "background", "refine"):
         assert mode in first.out
