@@ -27,7 +27,7 @@ class ExportSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     arch: str | None = option(
-        None, "Published architecture instead of MODEL: resnet38, resnet50, mobilenetv2."
+        None, "Published architecture instead of MODEL: resnet38, resnet50, mobilenetv2, efficientnet_lite0."
     )
     weights: Path | None = option(None, "With --arch, or --clip of an open_clip name: its checkpoint.")
     clip: str | None = option(

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 VOC_CLASSES = tuple(voc.CLASSES)
 IMAGENET_INPUT = InputSpec(scale=1 / 255, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 MINUS_ONE_TO_ONE = InputSpec(scale=1 / 127.5, mean=(1.0, 1.0, 1.0), std=(1.0, 1.0, 1.0))
+LITE_INPUT = InputSpec(scale=1 / 128, mean=(127 / 128,) * 3, std=(1.0, 1.0, 1.0))
+"""EfficientNet-Lite's: (x - 127) / 128."""
 
 
 @dataclass
@@ -186,14 +188,31 @@ def _mobilenetv2(
     torchvision = is_torchvision(state)
     if torchvision:
         state = from_torchvision(state)
-    if "classifier.weight" in state and state["classifier.weight"].ndim == 4:  # saved as a 1×1 convolution
-        state = {**state, "classifier.weight": state["classifier.weight"].flatten(1)}
-    rows = _rows(state, "classifier.weight", 20)
+    rows = _rows(state := _linear(state), "classifier.weight", 20)
     padding: Padding = "symmetric" if torchvision else "same"
     module = MobileNetV2(rows, bias="classifier.bias" in state, padding=padding, **options)
     fit(module, state, what="mobilenetv2", origin=origin)
     spec = IMAGENET_INPUT if torchvision else MINUS_ONE_TO_ONE
     return Classifier(module, _names(classes, rows, origin), spec)
+
+
+def _efficientnet_lite0(
+    state: State, origin: str, *, classes: Sequence[str] | None, head: str | None, **options: Any
+) -> Classifier:
+    """efficientnet-pytorch's names or timm's, or the folded ones that `infercam classify` writes."""
+    from infercam.export.archs.efficientnet_lite0 import EfficientNetLite0, folded
+
+    _no_head(head, "efficientnet_lite0", origin)
+    rows = _rows(state := _linear(folded(state)), "classifier.weight", 20)
+    module = EfficientNetLite0(rows, bias="classifier.bias" in state, **options)
+    fit(module, state, what="efficientnet_lite0", origin=origin)
+    return Classifier(module, _names(classes, rows, origin), LITE_INPUT)
+
+
+def _linear(state: State) -> State:
+    """`classifier.weight` as a matrix where it was saved as a 1×1 convolution."""
+    weight = state.get("classifier.weight")
+    return state if weight is None or weight.ndim == 2 else {**state, "classifier.weight": weight.flatten(1)}
 
 
 def _no_head(head: str | None, arch: str, origin: str) -> None:
@@ -222,6 +241,11 @@ def _names(classes: Sequence[str] | None, count: int, origin: str) -> tuple[str,
     )
 
 
-ARCHS: dict[str, Builder] = {"resnet38": _resnet38, "resnet50": _resnet50, "mobilenetv2": _mobilenetv2}
+ARCHS: dict[str, Builder] = {
+    "resnet38": _resnet38,
+    "resnet50": _resnet50,
+    "mobilenetv2": _mobilenetv2,
+    "efficientnet_lite0": _efficientnet_lite0,
+}
 
 __all__ = ["ARCHS", "VOC_CLASSES", "Classifier", "export_arch", "load_arch"]

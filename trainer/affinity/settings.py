@@ -70,8 +70,9 @@ def label_config(kind: str, file: Path | None = None, **changes: Any) -> LabelCo
 class AffinityConfig(StageConfig):
     """Defaults: Ahn & Kwak's, as psa trains ResNet-38; PRESETS for the other networks."""
 
-    arch: Literal["resnet38", "resnet50", "resnet101", "mobilenetv2", "small"] = Field(
-        default="resnet38", description="resnet38, resnet50, resnet101, mobilenetv2, small"
+    arch: Literal["resnet38", "resnet50", "resnet101", "mobilenetv2", "efficientnet_lite0", "small"] = Field(
+        default="resnet38",
+        description="resnet38, resnet50, resnet101, mobilenetv2, efficientnet_lite0, small",
     )
     crop: int = Field(default=448, gt=0, description="side of the training crops, a multiple of 8")
     long_side: tuple[int, int] | None = Field(
@@ -96,6 +97,7 @@ class AffinityConfig(StageConfig):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "mobilenetv2": {"rate": 0.01},  # no BatchNorm to hold larger steps
+    "efficientnet_lite0": {"rate": 0.01},
 }
 """What other networks change of the defaults."""
 

@@ -20,8 +20,8 @@ class ClassifyConfig(StageConfig):
 
     epochs: int = Field(default=15, ge=1, description="passes over the photos")
     batch: int = Field(default=16, ge=1, description="images a step, on each device")
-    arch: Literal["resnet38", "resnet50", "mobilenetv2", "small"] = Field(
-        default="resnet38", description="resnet38, resnet50, mobilenetv2, small"
+    arch: Literal["resnet38", "resnet50", "mobilenetv2", "efficientnet_lite0", "small"] = Field(
+        default="resnet38", description="resnet38, resnet50, mobilenetv2, efficientnet_lite0, small"
     )
     output_stride: int | None = Field(default=None, ge=8, le=32, description="None: as published")
     head_scale: float = Field(default=10.0, gt=0, description="rate of the linear layer over the others'")
@@ -58,6 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "resnet38": {},
     "resnet50": {"weight_decay": 1e-4, "long_side": (320, 640), "crop": 512},  # irn's
     "mobilenetv2": {"rate": 0.01},  # no BatchNorm to hold larger steps
+    "efficientnet_lite0": {"rate": 0.01},
     "small": {
         "epochs": 12,
         "batch": 32,

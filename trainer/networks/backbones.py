@@ -9,6 +9,7 @@ classifier checkpoint that exports can also be trained on. Every backbone gives 
     c4     min(16, output)   1024 (conv5, before b6)   1024  layer3         96    block 12
     c5     output_stride     4096 (conv6, after bn7)   2048  layer4         1280  head
 
+`efficientnet_lite0` has MobileNetV2's blocks with 24, 40, 112 and 1280 channels (blocks 2, 4, 10, head);
 `small`, the demo's network, has 32, 48, 64 and 96 channels at strides 4, 8, 8 and 8.
 Strides that `output_stride` does not allow are dilations instead. A side of n pixels becomes
 ceil(n / stride) cells. ResNet-38's levels are taken after BatchNorm and ReLU, as psa's `forward_as_dict`
@@ -28,7 +29,15 @@ from torch import Tensor, nn
 
 from infercam.engine.bundle import InputSpec
 from infercam.engine.common.errors import InputError
-from infercam.export.archs import IMAGENET_INPUT, MINUS_ONE_TO_ONE, mobilenetv2, resnet38, resnet50
+from infercam.export.archs import (
+    IMAGENET_INPUT,
+    LITE_INPUT,
+    MINUS_ONE_TO_ONE,
+    efficientnet_lite0,
+    mobilenetv2,
+    resnet38,
+    resnet50,
+)
 from infercam.export.checkpoints import fit, read_checkpoint, split_off
 from infercam.trainer.loop.checkpoint import is_checkpoint
 from infercam.trainer.networks.depthwise import Depthwise
@@ -177,17 +186,21 @@ class MobileNetV2Backbone(Backbone):
     heads = ("classifier",)
     ends = (2, 5, 12, 16)
     """The last block of each level; the head's 1×1 convolution comes after the last."""
+    network: ClassVar[type[mobilenetv2.MobileNetV2]] = mobilenetv2.MobileNetV2
+    same_input: ClassVar[InputSpec] = MINUS_ONE_TO_ONE
     net: mobilenetv2.MobileNetV2
 
     def __init__(self, output_stride: int, width: int = WIDTH, padding: mobilenetv2.Padding = "same") -> None:
         if width != WIDTH:
-            raise ValueError("mobilenetv2 has one width only")
+            raise ValueError("it has one width only")
         super().__init__(output_stride, width)
-        net = mobilenetv2.MobileNetV2(1, output_stride=output_stride, padding=padding, depthwise=Depthwise)
+        net = self.network(1, output_stride=output_stride, padding=padding, depthwise=Depthwise)
         del net.classifier
         self.net, self.padding = net, padding
-        self.input = IMAGENET_INPUT if padding == "symmetric" else MINUS_ONE_TO_ONE
-        self.channels = dict(zip(LEVELS, (24, 32, 96, mobilenetv2.HEAD), strict=True))
+        self.input = IMAGENET_INPUT if padding == "symmetric" else self.same_input
+        widths = [stage.channels for stage in net.stages for _ in range(stage.blocks)]
+        reached = [widths[end] for end in self.ends[:-1]]
+        self.channels = dict(zip(LEVELS, (*reached, mobilenetv2.HEAD), strict=True))
         self.strides = {"c2": 4, "c3": 8, "c4": min(16, output_stride), "c5": output_stride}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -212,6 +225,23 @@ class MobileNetV2Backbone(Backbone):
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "padding": self.padding}
+
+
+class EfficientNetLite0Backbone(MobileNetV2Backbone):
+    """EfficientNet-Lite0 with BatchNorm folded, of either published layout."""
+
+    arch = "efficientnet_lite0"
+    ends = (2, 4, 10, 15)
+    network = efficientnet_lite0.EfficientNetLite0
+    same_input = LITE_INPUT
+
+    @classmethod
+    def named(cls, state: State, origin: str) -> dict[str, Tensor]:
+        return efficientnet_lite0.folded(state)
+
+    @classmethod
+    def options_of(cls, state: State) -> dict[str, Any]:
+        return {}
 
 
 class SmallBackbone(Backbone):
@@ -246,7 +276,14 @@ class SmallBackbone(Backbone):
 
 BACKBONES: dict[str, type[Backbone]] = {
     b.arch: b
-    for b in (ResNet38Backbone, ResNet50Backbone, ResNet101Backbone, MobileNetV2Backbone, SmallBackbone)
+    for b in (
+        ResNet38Backbone,
+        ResNet50Backbone,
+        ResNet101Backbone,
+        MobileNetV2Backbone,
+        EfficientNetLite0Backbone,
+        SmallBackbone,
+    )
 }
 
 

@@ -14,8 +14,8 @@ from infercam.engine.bundle import InputSpec
 from infercam.export.archs import resnet50
 from infercam.trainer.networks.backbones import Backbone, load_backbone, read_weights
 
-STRIDES = {"small": 8, "resnet38": 8, "resnet50": 16, "mobilenetv2": 16}
-"""Every architecture that can be trained, with the output stride that it is published with."""
+STRIDES = {"small": 8, "resnet38": 8, "resnet50": 16, "mobilenetv2": 16, "efficientnet_lite0": 16}
+"""Every architecture that can be trained, with its usual output stride (the last two were published with 32)."""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,14 @@ ALPHA = 0.08
 class SegmentConfig(StageConfig):
     """Defaults: deeplab-pytorch's for DeepLab v2 over ResNet-101 on VOC; PRESETS for the other networks."""
 
-    arch: Literal["resnet101", "resnet50", "mobilenetv2", "resnet38", "small"] = Field(
-        default="resnet101", description="resnet101, resnet50, mobilenetv2, resnet38, small"
+    arch: Literal["resnet101", "resnet50", "mobilenetv2", "efficientnet_lite0", "resnet38", "small"] = Field(
+        default="resnet101",
+        description="resnet101, resnet50, mobilenetv2, efficientnet_lite0, resnet38, small",
     )
     head: Literal["v2", "v3"] = Field(default="v2", description="ASPP: v2 summed, v3 concatenated")
-    output_stride: Literal[8, 16] = Field(default=8, description="8 or 16 (mobilenetv2: 16)")
+    output_stride: Literal[8, 16] = Field(
+        default=8, description="8 or 16 (mobilenetv2, efficientnet_lite0: 16)"
+    )
     epochs: int = Field(default=20, ge=1, description="passes over the photos")
     batch: int = Field(default=10, ge=1, description="photos a step, on each device")
     rate: float = Field(default=2.5e-4, gt=0, description="of the backbone")
@@ -44,9 +47,11 @@ class SegmentConfig(StageConfig):
         return self
 
 
+FOLDED: dict[str, Any] = {"rate": 2e-3, "head_scale": 1.0, "clip": 5.0, "output_stride": 16}
+"""Networks without BatchNorm, which holds larger steps."""
 PRESETS: dict[str, dict[str, Any]] = {
-    # no BatchNorm to hold larger steps
-    "mobilenetv2": {"rate": 2e-3, "head_scale": 1.0, "clip": 5.0, "output_stride": 16},
+    "mobilenetv2": FOLDED,
+    "efficientnet_lite0": FOLDED,
     "small": {"rate": 1e-2, "output_stride": 8},
 }
 """What other networks change of the defaults."""

@@ -397,7 +397,7 @@ def test_resnet38_that_does_not_fit(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("arch", "options", "message"),
     [
-        ("vgg16", {}, "no architecture 'vgg16'; known: mobilenetv2, resnet38, resnet50"),
+        ("vgg16", {}, "no architecture 'vgg16'; known: efficientnet_lite0, mobilenetv2, resnet38, resnet50"),
         ("resnet38", {"output_stride": 32}, r"resnet38: output_stride must be one of \(8, 16\)"),
         ("resnet38", {"head": "20"}, "this one has neither"),
         ("resnet50", {"head": "20"}, "resnet50 has one linear layer"),
@@ -419,7 +419,7 @@ def test_unknown_sc_cam_head(tmp_path):
 
 
 def test_registry():
-    assert set(ARCHS) == {"resnet38", "resnet50", "mobilenetv2"}
+    assert set(ARCHS) == {"resnet38", "resnet50", "mobilenetv2", "efficientnet_lite0"}
     assert len(VOC_CLASSES) == 20 == len(set(VOC_CLASSES))
     assert (VOC_CLASSES[0], VOC_CLASSES[7], VOC_CLASSES[-1]) == ("aeroplane", "cat", "tvmonitor")
     assert logging.getLogger("infercam.export.archs").level == logging.NOTSET

@@ -19,7 +19,7 @@ from infercam.trainer.networks.backbones import BACKBONES, build_backbone
 
 def small(arch: str = "resnet38", width: int = 4, radius: int = 5) -> AffinityNet:
     torch.manual_seed(0)
-    width = 64 if arch == "mobilenetv2" else width
+    width = 64 if arch in ("mobilenetv2", "efficientnet_lite0") else width
     net = AffinityNet(build_backbone(arch, output_stride=8, width=width), radius).eval()
     with torch.no_grad():  # psa's gain of 4 on tiny random features leaves affinities of all sizes in (0, 1)
         net.f9.weight *= 2

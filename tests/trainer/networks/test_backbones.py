@@ -10,11 +10,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from infercam.engine.common.errors import ExportError, InfercamError, InputError
-from infercam.export.archs import mobilenetv2, resnet38, resnet50
+from infercam.export.archs import efficientnet_lite0, mobilenetv2, resnet38, resnet50
 from infercam.trainer.loop.checkpoint import save_checkpoint
 from infercam.trainer.networks.backbones import BACKBONES, LEVELS, Backbone, build_backbone, load_backbone
 
-WIDTHS = {"resnet38": 8, "resnet50": 8, "mobilenetv2": 64}
+WIDTHS = {"resnet38": 8, "resnet50": 8, "mobilenetv2": 64, "efficientnet_lite0": 64}
 
 
 def small(arch: str, output_stride: int = 8) -> Backbone:
@@ -51,6 +51,7 @@ def classifier(arch: str) -> torch.nn.Module:
         "resnet38": lambda: resnet38.ResNet38(20, widths=(8, 16, 32, 64, 128, 256, 512)),
         "resnet50": lambda: resnet50.ResNet50(20, width=8),
         "mobilenetv2": lambda: mobilenetv2.MobileNetV2(20, output_stride=16),
+        "efficientnet_lite0": lambda: efficientnet_lite0.EfficientNetLite0(20, output_stride=16),
     }[arch]()
     randomise(made)
     return made.eval()
