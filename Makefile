@@ -43,10 +43,14 @@ $(VENV)/.browser: | $(BIN)/python
 	  && touch $@ || echo "Chromium could not be installed: the pages' tests will be skipped"; \
 	else echo "no Chromium here: the pages' tests will be skipped (install chromium to run them)"; fi
 
-test: lint $(VENV)/.browser
-	$(BIN)/python -m pytest -m 'not slow'
+# Compiled files are kept even where the environment says not to: the tests start the command some 200 times.
+test test-all: export PYTHONDONTWRITEBYTECODE :=
 
-# With Ray and a stand-in for S3. Peers of `infercam bench` are tested where they are installed.
+# Two processes, each with half of the tests; who is done first takes over some of the other's.
+test: lint $(VENV)/.browser
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal
+
+# With Ray and a stand-in for S3, in one process. Peers of `infercam bench` are tested where they are installed.
 test-all: lint $(VENV)/.browser $(VENV)/.all
 	$(BIN)/python -m pytest
 

@@ -13,7 +13,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from infercam.engine.backends import Backend, Choice, load_chosen
+from infercam.engine.backends import ON_CPU, Backend, Choice, load_chosen
 from infercam.engine.bundle import Bundle, Manifest
 from infercam.engine.common.errors import InputError
 from infercam.engine.common.suggest import did_you_mean
@@ -98,7 +98,7 @@ class Engine:
     def recipe(self, which: str | Recipe) -> Recipe:
         """The recipe as this bundle can run it: a graph of one fixed size has no scales to choose from.
 
-        Raises InputError where it refines by an affinity that the bundle lacks, or on another backend than the CPU.
+        Raises InputError where it refines by an affinity that the bundle lacks, or on a GPU.
         """
         chosen = recipe(which)
         if chosen.refine == "affinity":
@@ -118,7 +118,7 @@ class Engine:
             raise InputError(
                 "refine=affinity: this bundle has no affinity; export a transformer with --affinity BLOCKS"
             )
-        if self.backend.name != "cpu":
+        if self.backend.name not in ON_CPU:
             raise InputError(
                 f"refine=affinity runs on the CPU only, not on {self.backend.name}: use --backend cpu"
             )

@@ -1,4 +1,5 @@
-"""For all tests: no example of hypothesis fails because a busy machine was slow; a stand-in for TensorRT."""
+"""For all tests: one thread for tiny work; no example of hypothesis fails because a busy machine was slow; a stand-in
+for TensorRT."""
 
 from __future__ import annotations
 
@@ -9,6 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+# Before anything loads OpenMP, and for the processes that tests start. On layers as small as the tests' the threads
+# wait for each other and burn their cores meanwhile: one took 38 s of CPU in place of 8.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from tests.host_driver import HostDriver

@@ -19,6 +19,7 @@ from infercam.engine.backends.cpu import CpuBackend
 from infercam.engine.backends.openvino import OpenvinoBackend
 from infercam.engine.bundle import Bundle
 from infercam.engine.method.host_ops import Resized
+from infercam.engine.method.resampling import Picture
 from infercam.engine.method.task import Advanced, ImageTask, Tile, View
 
 
@@ -63,9 +64,9 @@ class ProfiledCpuBackend(CpuBackend):
         with self.stages("network"):
             return super()._infer(output, x)
 
-    def _resize(self, pixels: NDArray[np.uint8], shape: tuple[int, int]) -> Resized:
+    def _resize(self, picture: Picture, shape: tuple[int, int]) -> Resized:
         with self.stages("resize"):
-            return super()._resize(pixels, shape)
+            return super()._resize(picture, shape)
 
     def _write_input(self, view: View, slot: NDArray[np.float32]) -> None:
         with self.stages("normalise and mask"):

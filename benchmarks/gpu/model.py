@@ -11,7 +11,7 @@ rates_h100.json; it never stands in a table of measurements.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -110,27 +110,38 @@ def simulated(sizes: Sequence[ImageSize], chosen: Recipe, mode: Mode = "both", k
     return simulate(Bundle(Path("simulated"), manifest), sizes, chosen, mode, limits)
 
 
-def predicted(
+def simulations(
     sizes: Sequence[ImageSize], chosen: Recipe, mode: Mode, rates: MeasuredRates
+) -> dict[int, Simulated]:
+    """By the number of shapes that stay ready: every runtime's, and 0. Each is seconds of work, and done once."""
+    return {
+        keeps: simulated(sizes, chosen, mode, keeps)
+        for keeps in {0, *(runtime.keeps for runtime in rates.runtimes.values())}
+    }
+
+
+def predicted(
+    images: int, by_keeps: Mapping[int, Simulated], rates: MeasuredRates
 ) -> dict[str, dict[str, float]]:
     """By runtime: images/s `cold`, every shape prepared on the way, and `warm`, all that it keeps ready beforehand;
-    and how often it prepares a shape."""
+    and how often it prepares a shape. by_keeps: what `simulations` gave for so many images."""
     out = {}
     for name, runtime in rates.runtimes.items():
-        found = simulated(sizes, chosen, mode, runtime.keeps)
+        found = by_keeps[runtime.keeps]
         arithmetic = sum(n * runtime.seconds(s, rates.flop_per_pixel) for s, n in found.shapes.items())
         returns = (found.prepared - len(found.shapes)) * runtime.again
         cold = arithmetic + returns + len(found.shapes) * runtime.first
         ready = min(runtime.keeps or len(found.shapes), len(found.shapes))
         warm = arithmetic + (found.prepared - ready) * runtime.again
-        rate = {"cold": round(len(sizes) / cold, 3), "warm": round(len(sizes) / warm, 3)}
+        rate = {"cold": round(images / cold, 3), "warm": round(images / warm, 3)}
         out[name] = rate | {"prepared": found.prepared}
     return out
 
 
 def report(sizes: Sequence[ImageSize], chosen: Recipe, mode: Mode, rates: MeasuredRates) -> dict[str, Any]:
     """What OUT holds."""
-    found = simulated(sizes, chosen, mode)
+    by_keeps = simulations(sizes, chosen, mode, rates)
+    found = by_keeps[0]
     s = found.stats
     return {
         "recipe": chosen.name,
@@ -144,7 +155,7 @@ def report(sizes: Sequence[ImageSize], chosen: Recipe, mode: Mode, rates: Measur
         "views_per_batch": round(s.views / s.batches, 3),
         "mpx_per_batch": round(s.pixels / s.batches / 1e6, 4),
         "waste": round(s.blank_pixels / (s.pixels + s.blank_pixels), 4),
-        "predicted": predicted(sizes, chosen, mode, rates),
+        "predicted": predicted(len(sizes), by_keeps, rates),
         "predicted_from": f"{rates.device}, {rates.date}; {rates.network}",
     }
 

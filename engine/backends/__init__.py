@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from infercam.engine.backends.choice import (
     BACKENDS,
+    ON_CPU,
     PREFERENCE,
     Choice,
     choose_backend,
@@ -86,4 +87,4 @@ def _runner(name: str, bundle: Bundle, driver: Driver, precision: str | None) ->
     )
 
 
-__all__ = ["BACKENDS", "Backend", "Choice", "choose_backend", "load_backend", "load_chosen"]
+__all__ = ["BACKENDS", "ON_CPU", "Backend", "Choice", "choose_backend", "load_backend", "load_chosen"]

@@ -22,6 +22,8 @@ PREFERENCE = ("tensorrt", "tensorrt-rtx", "ort-cuda", "openvino", "cpu")
 """What `auto` tries, best first: openvino only as `infercam precision --runtime` accepted it. ort-tensorrt, which
 builds a plan at every start, only where it is asked for."""
 
+ON_CPU = ("openvino", "cpu")
+"""Those whose tiles live in host memory: only they refine by an affinity, and a new view size costs them nothing."""
 
 Check = Callable[[Bundle | None, str | None], None]
 

@@ -23,6 +23,8 @@ from infercam.engine.method import host_ops
 from infercam.engine.method.backend import Limits, OutOfMemory, Preparing
 from infercam.engine.method.geometry import ViewSizes
 from infercam.engine.method.recipe import Mode, Recipe
+from infercam.engine.method.reference import crop
+from infercam.engine.method.resampling import Picture
 from infercam.engine.method.task import (
     Advance,
     Advanced,
@@ -48,6 +50,8 @@ Float = NDArray[np.float32]
 class TileState:
     """What the host keeps of a tile."""
 
+    picture: Picture | None = None
+    """None before the first view, and when there is nothing more to infer."""
     resized: dict[tuple[int, int], host_ops.Resized] = field(default_factory=dict)
     responses: dict[tuple[int, bool], Float] = field(default_factory=dict)
     """(scale position, mirrored) -> K×h×w of this iteration, before ReLU."""
@@ -96,7 +100,7 @@ class CpuBackend:
         area = image.height * image.width
         recipe = image.recipe
         scales = {*recipe.views.scales, *recipe.first_of_tile().scales, *recipe.later().scales}
-        copies = 3 * sum(s * s for s in scales)
+        copies = 3 * (1 + sum(s * s for s in scales))
         per_class = 4 * 3  # accumulated, sum and united maps, float32
         return round(area * (3 + 2.5 * (copies + per_class * max(1, len(image.classes)))))
 
@@ -147,7 +151,9 @@ class CpuBackend:
     def scores(self, pixels: NDArray[np.uint8], ladder: bool = False) -> Float:
         height, width = self.sizes.of(pixels.shape[0], pixels.shape[1], ladder=ladder)
         x = np.empty((1, 3, height, width), np.float32)
-        self._resize(pixels, (height, width)).write(x[0], mirrored=False, erased=None)
+        self._resize(Picture(np.ascontiguousarray(pixels)), (height, width)).write(
+            x[0], mirrored=False, erased=None
+        )
         return np.asarray(self._infer(self.manifest.scores, x)[0], np.float32)
 
     # -- the work, on a worker thread ----------------------------------------------------------------------
@@ -191,9 +197,9 @@ class CpuBackend:
         tile, state = view.tile, view.tile.state
         resized = state.resized.get(view.shape)
         if resized is None:
-            box = tile.box
-            part = tile.image.pixels[box.y0 : box.y1, box.x0 : box.x1]
-            resized = state.resized.setdefault(view.shape, self._resize(part, view.shape))
+            if state.picture is None:  # two workers may both make it: the same bytes
+                state.picture = Picture(crop(tile.image.pixels, tile.box))
+            resized = state.resized.setdefault(view.shape, self._resize(state.picture, view.shape))
         resized.write(slot, view.mirrored, self._erased(view))
 
     def _erased(self, view: View) -> NDArray[np.bool_] | None:
@@ -206,8 +212,8 @@ class CpuBackend:
         erased: NDArray[np.bool_] = state.masks[view.scale]
         return erased[:, ::-1] if view.mirrored and tile.image.recipe.mask_mirrored else erased
 
-    def _resize(self, pixels: NDArray[np.uint8], shape: tuple[int, int]) -> host_ops.Resized:
-        return host_ops.Resized(np.ascontiguousarray(pixels), shape, self._table, self.manifest.input.colour)
+    def _resize(self, picture: Picture, shape: tuple[int, int]) -> host_ops.Resized:
+        return host_ops.Resized(picture, shape, self._table, self.manifest.input.colour)
 
     def _infer(self, output: str, x: Float) -> Any:
         return self._run_network([output], x)[0]
@@ -227,7 +233,7 @@ class CpuBackend:
         centres = [host_ops.centre_of_mass(m) for m in n] if tile.locates and first else []
         erased = self._accumulate(tile, state, n) if tile.takes else 0
         if tile.iteration + 1 == tile.iterations:
-            state.resized = {}  # nothing more to infer
+            state.picture, state.resized = None, {}  # nothing more to infer
         return Advanced(erased, peak, centres)
 
     @staticmethod

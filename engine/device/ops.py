@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import PIL
 
 from infercam.engine.bundle import InputSpec
 from infercam.engine.device.descriptors import (
@@ -46,6 +45,7 @@ from infercam.engine.device.layouts import (
 from infercam.engine.device.runner import InputType, OutputShape
 from infercam.engine.method.geometry import Box
 from infercam.engine.method.reference import quantile_index
+from infercam.engine.method.resampling import columns_first
 from infercam.engine.method.task import Advanced
 
 
@@ -319,8 +319,6 @@ UNITE_CELL = (16, 64)
 RANK_DIGITS = ((20, 11), (10, 10), (0, 10))
 """(shift, bits) of each step of the search for a quantile."""
 
-PILLOW_ORDERS = int(PIL.__version__.split(".")[0]) >= 13
-
 
 class _Spans:
     """Parts of one allocation, each at a multiple of 256 bytes."""
@@ -358,13 +356,6 @@ def _blocks(work: int, per_thread: int = 1) -> int:
 
 def _cells(size: Size, cell: Size) -> int:
     return -(-size[0] // cell[0]) * -(-size[1] // cell[1])
-
-
-def columns_first(source: Size, target: Size) -> bool:
-    """Whether Pillow resizes the columns before the rows: since version 13, where the height shrinks by more than
-    twice what the width does. The intermediate is rounded, so the order shows in the last bit."""
-    less_height, less_width = source[0] - target[0], source[1] - target[1]
-    return PILLOW_ORDERS and less_height > max(0, 2 * less_width)
 
 
 class _Axis(NamedTuple):

@@ -10,8 +10,9 @@ import math
 from collections.abc import Sequence
 
 from infercam.engine.device.descriptors import Accumulate, Gather, Resize, Size, Slot, UniteCall
-from infercam.engine.device.ops import columns_first, erase_kernel
+from infercam.engine.device.ops import erase_kernel
 from infercam.engine.device.runner import InputType, OutputShape
+from infercam.engine.method.resampling import columns_first
 
 Traffic = dict[str, int]
 

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from infercam.engine.bundle import InputSpec
 from infercam.engine.method.recipe import EPSILON
-from infercam.engine.method.reference import nearest_index, quantile_index, resize_pixels
+from infercam.engine.method.reference import nearest_index, quantile_index
+from infercam.engine.method.resampling import Picture
 
+_EXACT = 1 << 24  # OpenCV counts in float32
+_SAMPLE = 37  # every so manieth pixel is looked at to guess a quantile
 Float = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -31,8 +34,8 @@ def normalise_table(spec: InputSpec) -> Float:
 class Resized:
     """A tile's picture at one network size: planes as uint8, and the fill value of each channel."""
 
-    def __init__(self, tile: Pixels, shape: tuple[int, int], table: Float, colour: str) -> None:
-        planes = resize_pixels(tile, *shape).transpose(2, 0, 1)
+    def __init__(self, tile: Pixels | Picture, shape: tuple[int, int], table: Float, colour: str) -> None:
+        planes = (tile if isinstance(tile, Picture) else Picture(tile)).planes(*shape)
         self.planes = np.ascontiguousarray(planes[::-1] if colour == "BGR" else planes)  # 3×h×w uint8
         self._table = table
         self._fill: Float | None = None
@@ -44,7 +47,7 @@ class Resized:
     def fill(self) -> Float:
         """Per-channel mean of the normalised picture (3,), from its histogram; made when first needed."""
         if self._fill is None:
-            counts = np.stack([np.bincount(p.ravel(), minlength=256) for p in self.planes])
+            counts = np.stack([_histogram(p) for p in self.planes])
             mean = (counts * self._table.astype(np.float64)).sum(axis=1) / self.planes[0].size
             self._fill = mean.astype(np.float32)
         return self._fill
@@ -61,12 +64,20 @@ class Resized:
                 np.copyto(target, value, where=erased)
 
 
+def _histogram(plane: Pixels) -> NDArray[np.float64]:
+    """How often each value occurs (256,)."""
+    if plane.size >= _EXACT:
+        return np.bincount(plane.ravel(), minlength=256).astype(np.float64)
+    return np.asarray(cv2.calcHist([plane], [0], None, [256], [0, 256]), np.float64).ravel()
+
+
 def resize_mask(mask: Mask, height: int, width: int) -> Mask:
     """Nearest neighbour; see reference.nearest_index."""
     h, w = mask.shape
     if (h, w) == (height, width):
         return mask
-    return mask.take(nearest_index(h, height), axis=0).take(nearest_index(w, width), axis=1)
+    # columns first: then the rows, by far the most pixels of an enlarged mask, are copied whole
+    return mask.take(nearest_index(w, width), axis=1).take(nearest_index(h, height), axis=0)
 
 
 def masks_at(mask: Mask, shapes: Sequence[tuple[int, int]], cascade: bool) -> list[Mask]:
@@ -110,7 +121,18 @@ def peaks(total: Float, quantile: float = 1.0) -> Float:
     if quantile == 1.0:
         return flat.max(axis=1)
     at = quantile_index(flat.shape[1], quantile)
-    return np.partition(flat, at, axis=1)[:, at]
+    return np.array([_ordered(values, at) for values in flat], np.float32)
+
+
+def _ordered(values: Float, at: int) -> np.float32:
+    """What would be at that position if the values were sorted."""
+    behind = len(values) - at
+    if behind < len(values) // 8:  # only what may be among the last is put in order
+        sample = np.sort(values[::_SAMPLE])
+        high = values[~(values < sample[max(0, len(sample) - 1 - 2 * behind // _SAMPLE)])]  # and what is NaN
+        if len(high) >= behind:
+            return np.float32(np.partition(high, len(high) - behind)[len(high) - behind])
+    return np.float32(np.partition(values, at)[at])
 
 
 def normalise_in_place(total: Float, floor: Float | float, peak: Float) -> Float:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from infercam.engine.api import Engine
+from infercam.engine.backends import ON_CPU
 from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import InputError, StoreError
 from infercam.engine.common.options import numbers, option, settings_text
@@ -224,7 +225,7 @@ def open_run(
             cluster = _on_cluster(pool, bundle, settings, source, labels, out, say, how)
             job = opened.enter_context(cluster)
         say(f"backend: {job.map_settings.precision} on {job.map_settings.choice}")
-        if job.map_settings.backend.get("backend") not in ("cpu", "openvino") and not chosen.ladder:
+        if job.map_settings.backend.get("backend") not in ON_CPU and not chosen.ladder:
             say(WITHOUT_LADDER)
         yield job
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 
 from infercam.engine.bundle import MANIFEST, Manifest, file_entry
+from infercam.engine.cli import main
 from infercam.engine.store.mapstore import MapStore
 
 onnx = pytest.importorskip("onnx", reason="the test's own bundle is built with onnx (extra export)")
@@ -264,6 +266,24 @@ def _all_cats(images: Path) -> Path:
 # --- what is wrong with the whole run: one line, exit code 1, before any work
 
 
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`refused(arguments…)`: the one error line that `infercam` ends with. In this process: nothing is begun that
+    would need its own, and a start takes two seconds."""
+    monkeypatch.setenv("COLUMNS", "500")
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["infercam", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert ended.value.code == 1
+        return Outcome(1, said.out, said.err).error
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(folder of one good image, label file)."""
@@ -274,7 +294,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_sources_and_labels_that_cannot_be_used(
-    bundle: Path, good: tuple[Path, Path], tmp_path: Path
+    refused: Callable[..., str], bundle: Path, good: tuple[Path, Path], tmp_path: Path
 ) -> None:
     images, labels = good
     run = ("run", bundle, "-o", tmp_path / "out")
@@ -287,13 +307,13 @@ def test_sources_and_labels_that_cannot_be_used(
         (("--images", images), "--labels"),
         (("--labels", labels), "one source"),
     ]:
-        outcome = infercam(*run, *arguments)
-        assert outcome.code == 1
-        assert expected in outcome.error
+        assert expected in refused(*run, *arguments)
         assert not (tmp_path / "out").exists()
 
 
-def test_bundles_that_cannot_be_used(bundle: Path, good: tuple[Path, Path], tmp_path: Path) -> None:
+def test_bundles_that_cannot_be_used(
+    refused: Callable[..., str], bundle: Path, good: tuple[Path, Path], tmp_path: Path
+) -> None:
     images, labels = good
     newer, changed = tmp_path / "newer", tmp_path / "changed"
     shutil.copytree(bundle, newer)
@@ -307,25 +327,21 @@ def test_bundles_that_cannot_be_used(bundle: Path, good: tuple[Path, Path], tmp_
         (changed, "response.onnx: changed since export"),
         (tmp_path / "absent", "not a bundle"),
     ]:
-        outcome = infercam("run", path, "--images", images, "--labels", labels, "-o", tmp_path / "out")
-        assert outcome.code == 1
-        assert expected in outcome.error
+        arguments = ("run", path, "--images", images, "--labels", labels, "-o", tmp_path / "out")
+        assert expected in refused(*arguments)
 
 
-def test_an_output_folder_that_cannot_be_made(bundle: Path, good: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_made(
+    refused: Callable[..., str], bundle: Path, good: tuple[Path, Path], tmp_path: Path
+) -> None:
     images, labels = good
+    run = ("run", bundle, "--images", images, "--labels", labels, "-o")
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file/below"):
-        outcome = infercam("run", bundle, "--images", images, "--labels", labels, "-o", out)
-        assert outcome.code == 1
-        assert str(out) in outcome.error
+        assert str(out) in refused(*run, out)
     if os.geteuid() != 0:
         (tmp_path / "locked").mkdir(mode=0o500)
-        outcome = infercam(
-            "run", bundle, "--images", images, "--labels", labels, "-o", tmp_path / "locked/out"
-        )
-        assert outcome.code == 1
-        assert "ermission denied" in outcome.error
+        assert "ermission denied" in refused(*run, tmp_path / "locked/out")
 
 
 # --- a full or read-only disk, in a mount namespace of its own, so that nothing stays mounted

@@ -284,9 +284,9 @@ def test_gpu_use_is_read_while_the_clock_runs(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with process.GpuWatch() as watch:
         began = time.monotonic()
-        time.sleep(0.5)
-        ended = time.monotonic()
-    inside = Measured(images=1, seconds=1, cpu_seconds=1, began=began, ended=ended)
+        inside = Measured(images=1, seconds=1, cpu_seconds=1, began=began, ended=began + 20)
+        while not watch.seen(inside) and time.monotonic() < inside.ended:
+            time.sleep(0.05)
     assert watch.seen(inside) == {"gpu_busy": pytest.approx(0.8), "gpu_mb": 1000}
     before = Measured(images=1, seconds=1, cpu_seconds=1, began=0, ended=0.1)
     assert watch.seen(before) == {}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from infercam.benchmarks.gpu import model
-from infercam.benchmarks.gpu.model import predicted, read_rates, read_sizes, report, simulated
+from infercam.benchmarks.gpu.model import predicted, read_rates, read_sizes, report, simulated, simulations
 from infercam.engine.backends.device_limits import device_limits
 from infercam.engine.common.errors import InputError
 from infercam.engine.method.recipe import recipe
@@ -27,6 +27,15 @@ def sizes():
     return read_sizes(SIZES)
 
 
+@pytest.fixture(scope="module")
+def batches(sizes):
+    """`batches(recipe)`: what OUT says of the batches alone, of a runtime that keeps every shape: one simulation."""
+    rates = read_rates()
+    one = rates.model_copy(update={"runtimes": {"pytorch": rates.runtimes["pytorch"]}})
+    assert one.runtimes["pytorch"].keeps == 0
+    return lambda chosen: report(sizes, chosen, "both", one)
+
+
 @pytest.mark.parametrize(
     ("name", "most_sizes", "most_distinct", "least_views", "least_mpx"),
     [
@@ -38,24 +47,26 @@ def sizes():
     ],
 )
 def test_a_ladder_makes_few_shapes_and_full_batches(
-    sizes, name: str, most_sizes: int, most_distinct: int, least_views: float, least_mpx: float
+    batches, name: str, most_sizes: int, most_distinct: int, least_views: float, least_mpx: float
 ) -> None:
-    found = report(sizes, recipe(name, ladder=True), "both", read_rates())
+    found = batches(recipe(name, ladder=True))
     assert found["sizes"] <= most_sizes and found["distinct_batches"] <= most_distinct
     assert found["views_per_batch"] >= least_views and found["mpx_per_batch"] >= least_mpx
     assert found["waste"] <= 0.1
 
 
-def test_exact_sizes_are_each_a_shape_of_its_own(sizes) -> None:
-    found = report(sizes, recipe("released"), "both", read_rates())
+def test_exact_sizes_are_each_a_shape_of_its_own(batches) -> None:
+    found = batches(recipe("released"))
     assert found["sizes"] > 4000 and found["views_per_batch"] < 3 and found["waste"] == 0
 
 
 def test_predictions_are_of_the_measured_kind(sizes) -> None:
     """Before the ladder an H100 made 0.47 to 0.64 images/s of `released` through PyTorch, cold."""
     rates = read_rates()
-    before = predicted(sizes, recipe("released"), "both", rates)
-    after = predicted(sizes, recipe("released", ladder=True), "both", rates)
+    before, after = (
+        predicted(len(sizes), simulations(sizes, recipe("released", ladder=ladder), "both", rates), rates)
+        for ladder in (False, True)
+    )
     assert 0.4 < before["pytorch"]["cold"] < 0.7
     assert before["ort-cuda, one session"]["warm"] < 0.3
     for name in rates.runtimes:
@@ -88,7 +99,7 @@ def test_what_is_ready_goes_first_where_not_all_is_kept(sizes, ladder, keeps, pl
 
 
 @pytest.mark.parametrize("gigabytes", [2, 4, 8, 24, 80])
-def test_small_devices_have_full_batches_too(sizes, gigabytes: int) -> None:
+def test_small_devices_have_full_batches_too(batches, gigabytes: int) -> None:
     """Images in flight and batches by the memory, `released` at stride 8 with 20 classes; memory itself is
     simulated by the number of images."""
     budget, typical = int(0.56 * gigabytes * (1 << 30)), 17 << 20
@@ -96,7 +107,7 @@ def test_small_devices_have_full_batches_too(sizes, gigabytes: int) -> None:
     limits = replace(limits, images=min(limits.images, limits.memory // typical), memory=1 << 40)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "DEVICE_LIMITS", limits)
-        found = report(sizes, recipe("released", ladder=True), "both", read_rates())
+        found = batches(recipe("released", ladder=True))
     assert found["waste"] <= 0.1 and found["distinct_batches"] <= 150
     assert found["mpx_per_batch"] > (1.8 if gigabytes >= 24 else 0.2)
 

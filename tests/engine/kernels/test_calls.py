@@ -18,7 +18,6 @@ from infercam.engine.device.descriptors import (
 )
 from infercam.engine.device.driver import DeviceOutOfMemory
 from infercam.engine.device.ops import (
-    columns_first,
     maps_nbytes,
     mask_nbytes,
     picture_nbytes,
@@ -27,6 +26,7 @@ from infercam.engine.device.ops import (
 )
 from infercam.engine.device.runner import OutputShape
 from infercam.engine.method.geometry import Box, whole_box
+from infercam.engine.method.resampling import columns_first
 from tests.cuda_emulator.rig import Rig
 from tests.engine import tiny
 

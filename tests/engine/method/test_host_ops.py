@@ -171,7 +171,7 @@ def test_normalising(size: tuple[int, int], seed: int, magnitude: float, floor: 
     assert not got[1].any() and np.isfinite(got).all()
 
 
-@given(SHAPES, SEEDS, st.sampled_from([1.0, 0.999, 0.5, 1e-9]))
+@given(SHAPES, SEEDS, st.sampled_from([1.0, 0.999, 0.99, 0.9, 0.5, 1e-9]))
 @quick
 def test_peaks_at_a_quantile(size: tuple[int, int], seed: int, quantile: float) -> None:
     """A value of the map, never one between two: both twins pick the same, and cut at 1 what is above it."""
@@ -185,6 +185,32 @@ def test_peaks_at_a_quantile(size: tuple[int, int], seed: int, quantile: float) 
     expected = reference.normalised(maps, 0.0, quantile)
     np.testing.assert_array_equal(host_ops.normalise_in_place(maps, 0.0, got), expected)
     assert maps.max() <= 1
+
+
+@pytest.mark.parametrize(
+    "kind", ["smooth", "few values", "one value", "nan", "inf", "spike where none looks"]
+)
+def test_a_quantile_is_found_among_the_highest(kind: str) -> None:
+    """Only what may be among the last is sorted; the sample that says so may say it wrongly."""
+    maps = np.random.default_rng(0).random((2, 120, 160), np.float32) ** 4
+    if kind == "few values":
+        maps = np.floor(maps * 4)
+    elif kind == "one value":
+        maps[:] = 0.25
+    elif kind in ("nan", "inf"):
+        maps[:, 5:7, :90] = float(kind)
+    elif kind.startswith("spike"):
+        maps.reshape(2, -1)[:, :: host_ops._SAMPLE] = 2  # all that is looked at is above all else
+    for quantile in (0.99, 0.95, 0.999):
+        np.testing.assert_array_equal(host_ops.peaks(maps, quantile), reference.peaks(maps, quantile))
+
+
+def test_histograms_count_every_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    plane = np.random.default_rng(0).integers(0, 256, (97, 131), dtype=np.uint8)
+    want = np.bincount(plane.ravel(), minlength=256)
+    np.testing.assert_array_equal(host_ops._histogram(plane), want)
+    monkeypatch.setattr(host_ops, "_EXACT", plane.size)
+    np.testing.assert_array_equal(host_ops._histogram(plane), want)
 
 
 @given(SHAPES, SEEDS)

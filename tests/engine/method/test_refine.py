@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from infercam.engine import Engine
+from infercam.engine.backends.choice import obstacle
 from infercam.engine.bundle import Bundle, file_entry
 from infercam.engine.common.errors import BundleError, InputError
 from infercam.engine.method import host_ops, reference
@@ -89,6 +90,25 @@ def test_whole_maps_against_the_twin(bundle, name, mode, steps):
     want = reference.response_maps(pixels, classes, as_run, mode, network, bundle.manifest.input)
     np.testing.assert_allclose(found, want, atol=2e-4)
     assert np.abs(found - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_openvino_refines_too(bundle, precision):
+    """Whichever runtime `auto` takes on the CPU."""
+    pytest.importorskip("openvino")
+    if (why := obstacle("openvino", None, precision)) is not None:
+        pytest.skip(str(why))
+    pixels, classes = tiny.picture(37, 53), [0, 3]
+    wish = recipe("fast", refine="affinity", refine_steps=2)
+    with Engine.load(bundle, "cpu") as engine:
+        want, plain = engine.maps(pixels, classes, wish), engine.maps(pixels, classes, "fast")
+    with Engine.load(bundle, "openvino", precision=precision) as engine:
+        found = engine.maps(pixels, classes, wish)
+    assert np.abs(want - plain).max() > 1e-3
+    if precision == "fp32":
+        np.testing.assert_allclose(found, want, atol=2e-4)
+    else:
+        assert np.abs(found - want).mean() < 0.02
 
 
 def test_it_is_off_and_changes_no_settings_of_old_stores():

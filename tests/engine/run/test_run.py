@@ -394,7 +394,10 @@ def test_the_writer_queue_is_bounded_and_its_error_comes_back() -> None:
 
     thread = threading.Thread(target=feed)
     thread.start()
-    time.sleep(0.2)
+    end = time.monotonic() + 10
+    while len(put) < WRITES_WAITING and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.2)  # in which no more are taken
     assert len(put) == WRITES_WAITING
     gate.set()
     thread.join(10)

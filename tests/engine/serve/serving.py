@@ -105,7 +105,8 @@ class Gate(CpuBackend):
         return super()._do(work)
 
 
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """seconds: against hanging only, as a busy machine is slow, where the test gives none."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it does not happen"

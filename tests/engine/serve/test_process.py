@@ -62,7 +62,7 @@ class Process:
         return self.wait()
 
     def wait(self) -> int:
-        code = self.child.wait(30)
+        code = self.child.wait(120)  # against hanging only
         self._reader.join(10)
         return code
 
@@ -94,12 +94,12 @@ def busy(server: Process, least: int) -> None:
 
 
 def test_sigterm_finishes_what_was_accepted(start: type[Process], tiny_bundle: Bundle) -> None:
-    server = start(tiny_bundle.path, "--threads", 1)
+    server = start(tiny_bundle.path, "--threads", 1, "--drain", 100, "--timeout", 100)
     query = server.url + "/maps?classes=0,1&recipe=paper&format=npz"
 
     def ask(n: int) -> int | None:
         try:
-            return httpx.post(query, content=png(tiny.picture(200, 300 + n, n)), timeout=60).status_code
+            return httpx.post(query, content=png(tiny.picture(150, 200 + n, n)), timeout=120).status_code
         except httpx.TransportError:  # was not accepted any more
             return None
 
@@ -119,7 +119,7 @@ def test_sigterm_finishes_what_was_accepted(start: type[Process], tiny_bundle: B
 def test_drain_has_an_end(start: type[Process], tiny_bundle: Bundle) -> None:
     """What is not done in time is dropped; its clients and the exit code are told."""
     server = start(tiny_bundle.path, "--threads", 1, "--drain", 1)
-    query, body = server.url + "/maps?classes=0,1,2&recipe=paper", png(tiny.picture(1200, 1600))
+    query, body = server.url + "/maps?classes=0,1,2&recipe=paper", png(tiny.picture(600, 800))
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(httpx.post, query, content=body, timeout=60) for _ in range(8)]
         busy(server, 8)
