@@ -20,8 +20,8 @@ from infercam.engine.serve.connections import timed_protocol
 from infercam.engine.serve.service import Service
 
 _BACKLOG = 512
-_FAREWELL = 2
-"""Seconds to tell those whose requests were dropped when draining took too long."""
+_FAREWELL = 5
+"""Seconds to tell those whose requests were dropped when draining took too long (2 were too few at a load of 11)."""
 
 
 class DrainingServer(uvicorn.Server):
