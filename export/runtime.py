@@ -59,9 +59,9 @@ class GraphSession:
         options.add_session_config_entry(
             "session.intra_op.allow_spinning", "0"
         )  # a third of the CPU time of a Swin
-        small = isinstance(model, onnx.ModelProto) and _weights(model) < 1 << 20
+        small = isinstance(model, onnx.ModelProto) and weights_of(model) < 1 << 20
         options.intra_op_num_threads = threads or (1 if small else 0)
-        weights = model.stat().st_size if isinstance(model, Path) else _weights(model)
+        weights = model.stat().st_size if isinstance(model, Path) else weights_of(model)
         if weights > _LARGE:
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:
@@ -77,7 +77,7 @@ class GraphSession:
         if isinstance(model, Path):
             return make(str(model), options, providers=providers)
         folder = weights_folder(model)
-        if folder is None and _weights(model) < _IN_MEMORY:
+        if folder is None and weights_of(model) < _IN_MEMORY:
             return make(model.SerializeToString(), options, providers=providers)
         with tempfile.TemporaryDirectory(prefix="infercam-") as other:
             file = Path(folder or other) / f"{uuid4().hex}.onnx"
@@ -122,7 +122,7 @@ def weight_bytes(tensor: onnx.TensorProto) -> int:
     return int(np.prod(tensor.dims, dtype=np.int64)) * itemsize
 
 
-def _weights(model: onnx.ModelProto) -> int:
+def weights_of(model: onnx.ModelProto) -> int:
     """Bytes of the weights."""
     return sum(map(weight_bytes, model.graph.initializer))
 
@@ -158,7 +158,7 @@ def save(model: onnx.ModelProto, file: Path, *, limit: int = _IN_MEMORY, inline:
     traced from, folders of that machine included) does not go with it.
     """
     bare = _without_notes(model)
-    if _weights(model) < limit or weights_folder(model):
+    if weights_of(model) < limit or weights_folder(model):
         bare.graph.initializer.extend(model.graph.initializer)
         file.write_bytes(bare.SerializeToString())
         return [file]

@@ -19,7 +19,7 @@ from onnx import ModelProto
 from infercam.export.compare import relative_error
 from infercam.export.graph.index import Graph
 from infercam.export.graph.surgery import ResponseGraph
-from infercam.export.runtime import GraphSession, RunError, save, write_basic
+from infercam.export.runtime import GraphSession, RunError, save, weights_of, write_basic
 
 MAX_BYTES = 1 << 28  # onnxslim copies and serialises the model several times
 _TOLERANCE = 1e-5
@@ -34,7 +34,7 @@ _BATCH_NORM_ORT = ("ConvBNFusion",)
 
 def simplify(graph: ResponseGraph, *, fold_batch_norm: bool = True) -> ResponseGraph:
     """Fold constants and fuse nodes; if that fails or changes results, the graph as it was, with a note."""
-    if graph.model.ByteSize() > MAX_BYTES:
+    if weights_of(graph.model) > MAX_BYTES:  # protobuf's ByteSize makes a copy of all
         return _kept(graph, f"the model is over {MAX_BYTES >> 20} MB")
     by, tool = ("ONNX Runtime", _folded) if len(graph.model.graph.node) > _MANY else ("onnxslim", _slimmed)
     try:
