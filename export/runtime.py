@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
 import onnx
+from onnx.external_data_helper import set_external_data
 
 from infercam.engine.common.errors import MissingExtra
 from infercam.engine.runners.ort_errors import problem
 
 _IN_MEMORY = 1 << 30  # protobuf cannot serialise 2 GB; half of that leaves room for a copy
-
+_LARGE = 1 << 28
+"""Bytes of weights from which on ONNX Runtime keeps no second copy of them, packed for its products."""
+_ALIGNED = 64
+"""Bytes at whose multiples weights begin in a file that is mapped into memory."""
 
 WEIGHTS_FOLDER = "infercam.weights"
 """In the metadata of a model whose large weights are in a file (graph/shelf.py): the file's folder."""
@@ -51,8 +56,14 @@ class GraphSession:
         # Q/DQ nodes compute what they say: fused into integer kernels they round otherwise, and fp8 has none.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.enable_mem_pattern = False  # nearly every call has another shape
-        small = isinstance(model, onnx.ModelProto) and _weights(model) < 1 << 20
+        options.add_session_config_entry(
+            "session.intra_op.allow_spinning", "0"
+        )  # a third of the CPU time of a Swin
+        small = isinstance(model, onnx.ModelProto) and weights_of(model) < 1 << 20
         options.intra_op_num_threads = threads or (1 if small else 0)
+        weights = model.stat().st_size if isinstance(model, Path) else weights_of(model)
+        if weights > _LARGE:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             self._session = self._load(ort, options, model)
         except Exception as e:  # ONNX Runtime's exceptions share no base below Exception
@@ -66,7 +77,7 @@ class GraphSession:
         if isinstance(model, Path):
             return make(str(model), options, providers=providers)
         folder = weights_folder(model)
-        if folder is None and _weights(model) < _IN_MEMORY:
+        if folder is None and weights_of(model) < _IN_MEMORY:
             return make(model.SerializeToString(), options, providers=providers)
         with tempfile.TemporaryDirectory(prefix="infercam-") as other:
             file = Path(folder or other) / f"{uuid4().hex}.onnx"
@@ -84,6 +95,24 @@ class GraphSession:
             raise RunError(str(e)) from None
 
 
+def write_basic(file: Path, out: Path, *, without: Sequence[str] = ()) -> None:
+    """Write what ONNX Runtime's basic level makes of a graph (constants folded, nodes left out), without some of its
+    optimisations; raises RunError."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(out)
+    options.intra_op_num_threads = 1
+    try:
+        ort.InferenceSession(
+            str(file), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+        )
+    except Exception as e:  # ONNX Runtime's exceptions share no base below Exception
+        raise RunError(str(e)) from None
+
+
 def weight_bytes(tensor: onnx.TensorProto) -> int:
     """What a weight takes, by its dimensions and type: protobuf's own ByteSize walks through all of it."""
     try:
@@ -93,23 +122,32 @@ def weight_bytes(tensor: onnx.TensorProto) -> int:
     return int(np.prod(tensor.dims, dtype=np.int64)) * itemsize
 
 
-def _weights(model: onnx.ModelProto) -> int:
+def weights_of(model: onnx.ModelProto) -> int:
     """Bytes of the weights."""
     return sum(map(weight_bytes, model.graph.initializer))
 
 
 def _without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without doc strings and metadata of its graph, nodes and values; the model itself if it has none."""
-    parts = (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output)
-    if not any(part.doc_string or part.metadata_props for part in parts) and not model.graph.doc_string:
-        return model
+    """A copy without weights, and without doc strings and metadata of its graph, nodes and values."""
     bare = onnx.ModelProto()
-    bare.CopyFrom(model)
+    for field, value in model.ListFields():
+        if field.name == "graph":
+            copied = bare.graph
+            for inner, part in value.ListFields():
+                if inner.name == "initializer":
+                    continue
+                if hasattr(part, "extend"):
+                    getattr(copied, inner.name).extend(part)
+                elif inner.name != "doc_string":
+                    setattr(copied, inner.name, part)
+        elif hasattr(value, "extend"):
+            getattr(bare, field.name).extend(value)
+        else:
+            setattr(bare, field.name, value)
     graph = bare.graph
-    graph.doc_string = ""
-    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output):
-        part.doc_string = ""
-        del part.metadata_props[:]
+    for kept in (*graph.node, *graph.value_info, *graph.input, *graph.output):
+        kept.ClearField("doc_string")
+        del kept.metadata_props[:]
     return bare
 
 
@@ -119,12 +157,26 @@ def save(model: onnx.ModelProto, file: Path, *, limit: int = _IN_MEMORY, inline:
     Returns the files written. What the exporter noted at each node (names and lines of the source files it was
     traced from, folders of that machine included) does not go with it.
     """
-    model = _without_notes(model)
-    if _weights(model) < limit or weights_folder(model):
-        file.write_bytes(model.SerializeToString())
+    bare = _without_notes(model)
+    if weights_of(model) < limit or weights_folder(model):
+        bare.graph.initializer.extend(model.graph.initializer)
+        file.write_bytes(bare.SerializeToString())
         return [file]
     data = file.with_name(f"{file.name}.data")
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)  # saving moves the weights out of the model it is given
-    onnx.save_model(copy, str(file), save_as_external_data=True, location=data.name, size_threshold=inline)
-    return [file, data] if data.exists() else [file]
+    with data.open("wb") as f:
+        for tensor in model.graph.initializer:
+            small = weight_bytes(tensor) <= inline or tensor.data_location == onnx.TensorProto.EXTERNAL
+            bare.graph.initializer.append(tensor if small else moved_to(f, tensor))
+    file.write_bytes(bare.SerializeToString())
+    return [file, data]
+
+
+def moved_to(f: BinaryIO, tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """The tensor with its values at the end of that file: `tensor` itself is not changed, and nothing else copied."""
+    f.write(bytes(-f.tell() % _ALIGNED))
+    value = tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes()
+    moved = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=b" ")
+    set_external_data(moved, Path(f.name).name, f.tell(), len(value))
+    moved.ClearField("raw_data")
+    f.write(value)
+    return moved

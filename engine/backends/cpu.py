@@ -21,7 +21,7 @@ from infercam.engine.bundle import AFFINITY_OUTPUT, Bundle
 from infercam.engine.common.cores import available_cores
 from infercam.engine.method import host_ops
 from infercam.engine.method.backend import Limits, OutOfMemory, Preparing
-from infercam.engine.method.geometry import ViewSizes
+from infercam.engine.method.geometry import ViewSizes, whole_box
 from infercam.engine.method.recipe import Mode, Recipe
 from infercam.engine.method.reference import crop
 from infercam.engine.method.resampling import Picture
@@ -198,7 +198,8 @@ class CpuBackend:
         resized = state.resized.get(view.shape)
         if resized is None:
             if state.picture is None:  # two workers may both make it: the same bytes
-                state.picture = Picture(crop(tile.image.pixels, tile.box))
+                whole = tile.box == whole_box(tile.image.height, tile.image.width)
+                state.picture = Picture(crop(tile.image.pixels, tile.box), recurs=whole)
             resized = state.resized.setdefault(view.shape, self._resize(state.picture, view.shape))
         resized.write(slot, view.mirrored, self._erased(view))
 

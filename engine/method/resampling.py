@@ -8,6 +8,7 @@ whatever instructions a BLAS adds. Rows of a product that need neighbouring sour
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import cv2
@@ -32,6 +33,7 @@ _ROWS, _COLUMNS = 24, 768
 """Of a block at most: what it reads and writes stays in the cache,"""
 _ONE_THREAD = 1 << 18
 """and so many products: from there on OpenBLAS would wake threads of its own."""
+_TOGETHER = 4  # blocks of a strip
 
 
 def columns_first(source: Size, target: Size) -> bool:
@@ -44,15 +46,18 @@ def columns_first(source: Size, target: Size) -> bool:
 class Picture:
     """A tile's picture, H×W×3 uint8, to be had at many sizes: what they have in common is made once."""
 
-    def __init__(self, pixels: Pixels) -> None:
+    def __init__(self, pixels: Pixels, recurs: bool = True) -> None:
+        """recurs: other pictures are likely to have its size; else it is Pillow's, whose loops need no preparing."""
         self.pixels = pixels
+        self._recurs = recurs
         self._columns: Pixels | None = None
 
     def planes(self, height: int, width: int) -> Pixels:
         """3×height×width uint8, C-contiguous: reference.resize_pixels, by planes."""
         shape = self.pixels.shape[0], self.pixels.shape[1]
         target = height, width
-        if shape == target or min(*shape, *target) < _SLIVER or columns_first(shape, target):
+        ours = self._recurs and min(*shape, *target) >= _SLIVER and not columns_first(shape, target)
+        if shape == target or not ours:
             return np.ascontiguousarray(resize_pixels(self.pixels, height, width).transpose(2, 0, 1))
         out = np.empty((3, height, width), np.uint8)
         for plane, rows in zip(out, self._widened(width), strict=True):
@@ -78,59 +83,94 @@ def _resample(source: Pixels, target: Pixels) -> None:
         return
     columns = source.shape[1]
     parts = -(-columns // _COLUMNS)
+    strips = _strips(len(source), len(target), -(-columns // parts))
     for part in range(parts):
         across = slice(columns * part // parts, columns * (part + 1) // parts)
-        _resample_part(source[:, across], target[:, across])
+        _resample_part(source[:, across], target[:, across], strips)
 
 
-def _resample_part(source: Pixels, target: Pixels) -> None:
-    columns = source.shape[1]
-    blocks = _blocks(len(source), len(target), columns)
-    taps = np.empty((max(b.last - b.first for b in blocks), columns))
-    sums = np.empty((_ROWS, columns))
-    at = 0
-    for first, last, weights in blocks:
-        read, rows = taps[: last - first], sums[: len(weights)]
-        np.copyto(read, source[first:last])
-        np.matmul(weights, read, out=rows)
+def _resample_part(source: Pixels, target: Pixels, strips: list[_Strip]) -> None:
+    taps = np.empty((max(s.source.stop - s.source.start for s in strips), source.shape[1]))
+    sums = np.empty((max(s.target.stop - s.target.start for s in strips), source.shape[1]))
+    for strip in strips:
+        np.copyto(taps[: strip.source.stop - strip.source.start], source[strip.source])
+        for block in strip.blocks:
+            np.matmul(block.weights, taps[block.source], out=sums[block.target])
+        rows = sums[: strip.target.stop - strip.target.start]
         # in one pass: rounded, and cut to 0..255
-        cv2.add(rows, _NO_TIE, target[at : at + len(rows)], dtype=cv2.CV_8U)  # type: ignore[call-overload]
-        at += len(rows)
+        cv2.add(rows, _NO_TIE, target[strip.target], dtype=cv2.CV_8U)  # type: ignore[call-overload]
 
 
 class _Block(NamedTuple):
-    """Some neighbouring rows of a resized axis."""
+    """Some neighbouring rows of a resized axis, made in one product; both slices count from the strip's first."""
 
-    first: int
-    last: int
-    """Source rows [first, last) that they need."""
+    source: slice
+    target: slice
     weights: Double
-    """rows × (last - first)."""
+    """target × source."""
 
 
-@lru_cache(maxsize=512)
-def _blocks(source: int, target: int, columns: int) -> list[_Block]:
+class _Strip(NamedTuple):
+    """Several blocks that are read and rounded together: as much as stays in the cache."""
+
+    source: slice
+    target: slice
+    blocks: tuple[_Block, ...]
+
+
+@lru_cache(maxsize=256)
+def _strips(source: int, target: int, columns: int) -> list[_Strip]:
     """An axis of `source` pixels resized to `target`, in order."""
-    first, count, weights = axis_weights(source, target)
-    last = first + count
-    out, at = [], 0
-    while at < target:
-        rows = min(_ROWS, target - at)
-        while rows > 1 and rows * int(last[at + rows - 1] - first[at]) * columns > _ONE_THREAD:
-            rows -= 1
-        low, high = int(first[at]), int(last[at + rows - 1])
-        matrix = np.zeros((rows, high - low))
-        for row in range(rows):
-            begin, taps = int(first[at + row]) - low, int(count[at + row])
-            matrix[row, begin : begin + taps] = weights[at + row, :taps]
-        out.append(_Block(low, high, matrix / (1 << _BITS)))
-        at += rows
+    axis = axis_weights(source, target)
+    pairs = list(pairwise(_cuts(axis, columns)))
+    out = []
+    for at in range(0, len(pairs), _TOGETHER):
+        part = pairs[at : at + _TOGETHER]
+        start, stop = part[0][0], part[-1][1]
+        low = int(axis.first[start])
+        blocks = tuple(_block(axis, begin, end, low, start) for begin, end in part)
+        out.append(_Strip(slice(low, int(axis.last[stop - 1])), slice(start, stop), blocks))
     return out
 
 
-def axis_weights(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Double]:
-    """First source pixel of each target pixel, how many it takes, and their weights (whole numbers, the unit is 2^22;
-    target × most taps): Pillow's precompute_coeffs and normalize_coeffs_8bpc, in its order of operations."""
+def _cuts(axis: ResizedAxis, columns: int) -> list[int]:
+    """Where blocks begin, and the end: as many rows each as may be."""
+    target = len(axis.first)
+    out = [0]
+    while out[-1] < target:
+        at = out[-1]
+        rows = min(_ROWS, target - at)
+        while rows > 1 and rows * int(axis.last[at + rows - 1] - axis.first[at]) * columns > _ONE_THREAD:
+            rows -= 1
+        out.append(at + rows)
+    return out
+
+
+def _block(axis: ResizedAxis, begin: int, end: int, low: int, start: int) -> _Block:
+    """Rows [begin, end) of a strip whose source rows begin at `low` and whose target rows at `start`."""
+    first, last = int(axis.first[begin]), int(axis.last[end - 1])
+    most = axis.weights.shape[1]
+    matrix = np.zeros(
+        (end - begin, last - first + most)
+    )  # wider: zeros behind a pixel's last weight fall there
+    at = (axis.first[begin:end] - first)[:, None] + np.arange(most)
+    np.put_along_axis(matrix, at, axis.weights[begin:end] / (1 << _BITS), axis=1)
+    weights = np.ascontiguousarray(matrix[:, : last - first])
+    return _Block(slice(first - low, last - low), slice(begin - start, end - start), weights)
+
+
+class ResizedAxis(NamedTuple):
+    """How the pixels of a resized axis are made."""
+
+    first: NDArray[np.intp]
+    last: NDArray[np.intp]
+    """Source pixels [first, last) of each."""
+    weights: Double
+    """Whole numbers, the unit is 2^22: target × most taps, 0 behind a pixel's last."""
+
+
+def axis_weights(source: int, target: int) -> ResizedAxis:
+    """Pillow's precompute_coeffs and normalize_coeffs_8bpc, in its order of operations."""
     scale = source / target
     widened = max(scale, 1.0)
     support, shrink = 2.0 * widened, 1.0 / widened
@@ -142,7 +182,7 @@ def axis_weights(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np
     weights[taps >= count[:, None]] = 0
     total = np.cumsum(weights, axis=1)[:, -1:]  # one by one: a sum of NumPy's own adds in pairs
     weights = np.divide(weights, total, out=weights, where=total != 0) * (1 << _BITS)
-    return first, count, np.trunc(weights + np.where(weights < 0, -0.5, 0.5))
+    return ResizedAxis(first, first + count, np.trunc(weights + np.where(weights < 0, -0.5, 0.5)))
 
 
 def _bicubic(x: Double) -> Double:

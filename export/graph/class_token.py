@@ -7,6 +7,7 @@ and registers stand before the patches, whose number and grid are those of the c
 
 from __future__ import annotations
 
+import numpy as np
 from onnx import NodeProto
 
 from infercam.engine.common.errors import ExportError
@@ -73,17 +74,26 @@ def _picked(graph: Graph, node: NodeProto, tensor: str) -> int | None:
 
 def _of_slice(graph: Graph, node: NodeProto) -> int | None:
     at = attributes(node)
-    values = [graph.constant(i) if i else None for i in node.input[1:]]
     if "starts" in at:
         starts, ends, axes = at["starts"], at["ends"], at.get("axes")
     else:
-        starts, ends, axes = (
-            None if v is None else v.ravel() for v in (*values[:2], *(values[2:3] or [None]))
-        )
+        axes = graph.constant(node.input[3]) if len(node.input) > 3 else None
+        if axes is None or [int(a) % 3 for a in axes.ravel()] != [1]:
+            return None
+        starts, ends = (_told(graph, i) for i in node.input[1:3])
     if starts is None or ends is None or axes is None or [int(a) % 3 for a in axes] != [1]:
         return None
     start, end = int(starts[0]), int(ends[0])
     return start if end == start + 1 else None
+
+
+def _told(graph: Graph, name: str) -> np.ndarray | None:
+    """The one value of a bound: a constant, or made of sizes and the same in all runs (of PiT's class tokens)."""
+    value = graph.constant(name)
+    if value is None and graph.follows_sizes(name):
+        seen = [run.values[name] for run in graph.observed([], [name]).runs]
+        value = seen[0] if seen and all(np.array_equal(v, seen[0]) for v in seen) else None
+    return None if value is None else value.ravel()
 
 
 def _check_order(graph: Graph, tokens: str, patches: str) -> None:

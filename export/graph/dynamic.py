@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto
 from infercam.engine.common.errors import ExportError
 from infercam.export.graph.index import Graph, Shape, label
 from infercam.export.graph.relax import Dims, Free, baking_node, free_input, relax
-from infercam.export.graph.trials import Trials, noise, smallest_side
+from infercam.export.graph.trials import LARGE_STEP, Trials, noise, smallest_side
 from infercam.export.runtime import GraphSession, RunError
 
 Size = tuple[int, int]
@@ -151,7 +151,8 @@ def _multiples(model: ModelProto, picture: str, n: int, classes: int) -> _Found 
     """The least side whose multiples all run, of a model that declares no size."""
     with Trials(model, n) as trials:
         sides = {m: m * -(-_BASES[0] // m) for m in _MULTIPLES}
-        runs = [m for m, s in sides.items() if trials.runs(s, s) and trials.runs(s + m, s + 2 * m)]
+        more = {m: (s + m, s + (2 if m < LARGE_STEP else 1) * m) for m, s in sides.items()}
+        runs = [m for m, s in sides.items() if trials.runs(s, s) and trials.runs(*more[m])]
     for multiple in runs:
         try:
             return _try_sizes(model, picture, Dims(n, sides[multiple], sides[multiple]), classes, multiple)
@@ -288,11 +289,11 @@ def _try(
     freed = _freed(model, picture, dims, batch=batch, size=size)
     found = _Found(freed, (dims.h, dims.w), max(multiple, 1), 1, 0)
     try:
-        session = GraphSession(freed)
-        if size:
-            found = _measured(session, found, dims, classes)
-        for n, h, w in _shapes(dims.n, found, batch=batch):
-            _probe(session, n, h, w, classes, compare=batch, stride=found.stride)
+        with Trials(freed, dims.n) as trials:
+            if size:
+                found = _measured(trials, found, dims, classes)
+            for n, h, w in _shapes(dims.n, found, batch=batch):
+                _probe(trials, n, h, w, classes, compare=batch, stride=found.stride)
         return found
     except RunError as e:
         raise _Prevented(str(e)) from None
@@ -303,14 +304,13 @@ def _try(
         raise _Prevented(f"{e}, because of {label(node)}" if node is not None else str(e)) from None
 
 
-def _measured(session: GraphSession, found: _Found, dims: Dims, classes: int) -> _Found:
+def _measured(trials: Trials, found: _Found, dims: Dims, classes: int) -> _Found:
     """With the least side that runs, a base near it, for that is cheap, and the stride."""
-    _probe(session, dims.n, dims.h, dims.w, classes, compare=False, stride=0)
-    with Trials(found.model, dims.n) as trials:
-        smallest = smallest_side(trials, min(found.base), found.multiple)
+    _probe(trials, dims.n, dims.h, dims.w, classes, compare=False, stride=0)
+    smallest = smallest_side(trials, min(found.base), found.multiple)
     side = max(smallest, found.multiple * -(-_BASES[0] // found.multiple))
     base = (side, side) if side < min(found.base) else found.base
-    stride = _measured_stride(session, Dims(dims.n, *base), classes, found.multiple)
+    stride = _measured_stride(trials, Dims(dims.n, *base), classes, found.multiple)
     return replace(found, smallest=smallest, base=base, stride=stride)
 
 
@@ -319,7 +319,9 @@ def _shapes(n: int, found: _Found, *, batch: bool) -> Iterator[tuple[int, int, i
     that are one pixel more than a multiple of nearly anything, so that pads do."""
     (h, w), s, m = found.base, found.stride, found.multiple
     sizes = [(h, w)]
-    if m > 1:
+    if m >= LARGE_STEP:
+        sizes += [(h + m, w), (h, w + m)]
+    elif m > 1:
         sizes += [(h + m, w + 2 * m), (h + 2 * m, w + m)]
     elif s:
         sizes += [(h + s, w + 2 * s), (h + 2 * s + 1, w + 3 * s + s // 2)]
@@ -330,11 +332,11 @@ def _shapes(n: int, found: _Found, *, batch: bool) -> Iterator[tuple[int, int, i
 
 
 def _probe(
-    session: GraphSession, n: int, h: int, w: int, classes: int, *, compare: bool, stride: int
+    graph: GraphSession | Trials, n: int, h: int, w: int, classes: int, *, compare: bool, stride: int
 ) -> tuple[int, int]:
     """Run one shape and check the outputs; returns the response's height and width."""
     x = noise(n, h, w)
-    scores, response = _run(session, x)
+    scores, response = _run(graph, x)
     if scores.shape != (n, classes) or response.shape[:2] != (n, classes) or response.ndim != 4:
         raise _Prevented(
             f"a batch of {n} at {h}x{w} gives scores {scores.shape} and a response {response.shape}"
@@ -344,29 +346,29 @@ def _probe(
         raise _Prevented(f"the response is {mh}x{mw} for a picture of {h}x{w} (stride {stride})")
     if compare and n > 1:
         for i in (0, n - 1):
-            single, _ = _run(session, x[i : i + 1])
+            single, _ = _run(graph, x[i : i + 1])
             if not np.allclose(single[0], scores[i], rtol=1e-3, atol=1e-3 * float(np.abs(scores).max())):
                 raise _Prevented("a picture's scores depend on the others in its batch")
     return mh, mw
 
 
-def _run(session: GraphSession, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _run(graph: GraphSession | Trials, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     try:
-        scores, response = session.run(x)[:2]
+        scores, response = graph.run(x)[:2]
     except RunError as e:
         n, _, h, w = x.shape
         raise _Prevented(f"a batch of {n} at {h}x{w} fails in {e}") from None
     return scores, response
 
 
-def _measured_stride(session: GraphSession, dims: Dims, classes: int, multiple: int = 1) -> int:
+def _measured_stride(graph: GraphSession | Trials, dims: Dims, classes: int, multiple: int = 1) -> int:
     """Input pixels per response cell, from how much the map grows with the picture, in both directions."""
     n, h, w = dims.n, dims.h, dims.w
     step = 448 if max(h, w) < 224 else 224  # multiples of 7, 14, 16 and 32
     step = -(-step // multiple) * multiple
-    mh, mw = _probe(session, n, h, w, classes, compare=False, stride=0)
-    tall = _probe(session, n, h + step, w, classes, compare=False, stride=0)[0]
-    wide = _probe(session, n, h, w + step, classes, compare=False, stride=0)[1]
+    mh, mw = _probe(graph, n, h, w, classes, compare=False, stride=0)
+    tall = _probe(graph, n, h + step, w, classes, compare=False, stride=0)[0]
+    wide = _probe(graph, n, h, w + step, classes, compare=False, stride=0)[1]
     if tall <= mh or wide <= mw:
         raise _Prevented(f"the response stays {mh}x{mw} when the picture grows by {step} pixels")
     down, across = step / (tall - mh), step / (wide - mw)

@@ -153,8 +153,7 @@ def _step(graph: Graph, tensor: str, path: list[NodeProto], tail: _Tail) -> Node
         tail.poolings[tensor] = token
         return None
     why = _why_not(graph, node)
-    frozen = any(n.op_type in LINEAR_OPS for n in path) and _is_of_vectors(graph, node)
-    if why is not None and not frozen:
+    if why is not None and not (any(n.op_type in LINEAR_OPS for n in path) and _is_of_vectors(graph, node)):
         raise ExportError(explain(graph, node, why, path))
     return node
 
@@ -178,11 +177,16 @@ def _is_of_vectors(graph: Graph, node: NodeProto) -> bool:
 
 
 def _is_vector(graph: Graph, tensor: str) -> bool:
-    """Of rank 2, or with one axis but the batch's that is larger than 1."""
+    """Of rank 2, or with one axis but the batch's that is larger than 1; runs tell what inference does not."""
     shape = graph.shape(tensor)
     if shape is None or len(shape) < 2:
         return False
-    return len(shape) == 2 or sum(d != 1 for d in shape[1:]) <= 1
+    if len(shape) == 2 or sum(d != 1 for d in shape[1:]) <= 1:
+        return True
+    if sum(isinstance(d, int) and d != 1 for d in shape[1:]) > 1:
+        return False
+    runs = graph.observed([tensor]).runs
+    return bool(runs) and all(sum(d != 1 for d in r.shapes[tensor][1:]) <= 1 for r in runs)
 
 
 def _why_not(graph: Graph, node: NodeProto) -> str | None:
@@ -281,10 +285,12 @@ def _check_runs(tail: _Tail, asked: Sequence[str], static: bool, seen: Observed)
 
 
 def _all_known(graph: Graph, tensor: str, found: Pooling) -> bool:
-    """Whether inference tells what a pooling's values are: how many, and of how many positions if it sums."""
-    return channel_count(graph, found) is not None and (
-        not found.sums or _positions(graph, found, None) is not None
-    )
+    """Whether inference tells what a pooling's values are: how many, of how many positions if it sums, along which
+    axis."""
+    channels, shape = channel_count(graph, found), graph.shape(tensor)
+    if channels is None or (found.sums and _positions(graph, found, None) is None):
+        return False
+    return shape is None or len(shape) < 3 or prod(d for d in shape[1:] if isinstance(d, int)) == channels
 
 
 def channel_count(graph: Graph, found: Pooling) -> int | None:

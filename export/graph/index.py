@@ -203,7 +203,7 @@ def used_by(node: NodeProto) -> set[str]:
 def infer(model: ModelProto) -> dict[str, tuple[int, Shape | None]]:
     """Element type and shape of every tensor that ONNX's shape inference can tell."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(_skeleton(model), data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(skeleton(model), data_prop=True)
     except Exception:  # inference is a help: what it cannot tell stays unknown
         inferred = model
     found: dict[str, tuple[int, Shape | None]] = {
@@ -222,7 +222,7 @@ def _dim(d: onnx.TensorShapeProto.Dimension) -> Dim:
     return d.dim_param or None
 
 
-def _skeleton(model: ModelProto) -> ModelProto:
+def skeleton(model: ModelProto) -> ModelProto:
     """The model with its large weights turned into inputs of the same type: enough for shape inference."""
     copy = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     g = copy.graph

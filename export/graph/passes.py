@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
+from onnx.external_data_helper import set_external_data
 from onnx_ir.passes import common
 
 from infercam.engine.common.errors import ExportError
+from infercam.export.runtime import weight_bytes
+
+_LARGE = 1 << 16
 
 
 class _RemoveUnusedInputs(ir.passes.InPlacePass):
@@ -37,11 +43,43 @@ def lift_constants(model: ModelProto) -> None:
 
 
 def _run(model: ModelProto, *passes: ir.passes.InPlacePass) -> None:
-    graph = ir.from_proto(model)
+    large = {t.name: t for t in model.graph.initializer if weight_bytes(t) > _LARGE}
+    graph = ir.from_proto(_light(model, large))
     try:
         ir.passes.Sequential(*passes)(graph)
     except ir.passes.PassError as e:
         raise ExportError(f"the graph cannot be put in order ({e.__cause__ or e}): it is damaged") from None
-    model.graph.CopyFrom(ir.to_proto(graph).graph)
-    del model.graph.value_info[:], model.graph.quantization_annotation[:]  # of tensors that may be gone
-    model.graph.doc_string = ""
+    found = ir.to_proto(graph).graph
+    kept = {t.name for t in found.initializer} & set(large)
+    own = model.graph
+    for i in reversed(range(len(own.initializer))):  # the large ones stay where they are: a copy may not fit
+        if own.initializer[i].name not in kept:
+            del own.initializer[i]
+    own.initializer.extend(t for t in found.initializer if t.name not in kept)
+    del found.initializer[:]
+    del own.node[:], own.input[:], own.output[:], own.metadata_props[:]
+    del own.value_info[:], own.quantization_annotation[:]  # of tensors that may be gone
+    own.node.extend(found.node)
+    own.input.extend(found.input)
+    own.output.extend(found.output)
+    own.metadata_props.extend(found.metadata_props)
+    own.doc_string = ""
+
+
+def _light(model: ModelProto, large: Mapping[str, TensorProto]) -> ModelProto:
+    """The model with references in the place of these weights, which no pass reads."""
+    light = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    graph, own = light.graph, model.graph
+    graph.name = own.name or "graph"
+    graph.node.extend(own.node)
+    graph.input.extend(own.input)
+    graph.output.extend(own.output)
+    for tensor in own.initializer:
+        if tensor.name not in large:
+            graph.initializer.append(tensor)
+            continue
+        stub = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=b" ")
+        set_external_data(stub, "elsewhere")
+        stub.ClearField("raw_data")
+        graph.initializer.append(stub)
+    return light

@@ -8,10 +8,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from onnx import ModelProto, TensorProto, numpy_helper
-from onnx.external_data_helper import set_external_data, uses_external_data
+from onnx import ModelProto
+from onnx.external_data_helper import uses_external_data
 
-from infercam.export.runtime import WEIGHTS_FOLDER, weight_bytes
+from infercam.export.runtime import WEIGHTS_FOLDER, moved_to, weight_bytes
 
 _FILE = "weights.bin"
 _LARGE = 1 << 16
@@ -28,14 +28,7 @@ class Shelf:
         large = [t for t in self._model.graph.initializer if weight_bytes(t) > _LARGE]
         with Path(self._folder.name, _FILE).open("wb") as f:
             for tensor in large:
-                value = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
-                empty = TensorProto(
-                    name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=b" "
-                )
-                set_external_data(empty, _FILE, f.tell(), len(value))
-                empty.ClearField("raw_data")
-                tensor.CopyFrom(empty)
-                f.write(value)
+                tensor.CopyFrom(moved_to(f, tensor))
         self._model.metadata_props.add(key=WEIGHTS_FOLDER, value=self._folder.name)
         return self
 

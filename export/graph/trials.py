@@ -15,6 +15,9 @@ from onnx import ModelProto
 from infercam.engine.common.child import Child, ChildDied
 from infercam.export.runtime import GraphSession, RunError, save, weights_folder
 
+LARGE_STEP = 96
+"""Where only multiples of so many pixels run, few sizes are tried, and small ones: each picture costs a multiple."""
+
 _child = Child("infercam.export.graph.trials:attempt")  # starting it takes half a second: one for all graphs
 
 
@@ -105,6 +108,7 @@ def smallest_side(trials: Trials, runs_at: int, multiple: int = 1) -> int:
 
 
 def _runs_from(trials: Trials, side: int, step: int) -> bool:
-    near = (side, side + step, side + 2 * step, side + 3 * step)
-    oblong = [(side, 4 * side), (4 * side, side), (side, near[1]), (near[1], side)]
+    more, longer = (4, 4) if step < LARGE_STEP else (2, 2)
+    near = [side + i * step for i in range(more)]
+    oblong = [(side, longer * side), (longer * side, side), (side, near[1]), (near[1], side)]
     return all(trials.runs(s, s) for s in near) and all(trials.runs(*size) for size in oblong)

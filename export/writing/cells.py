@@ -21,6 +21,8 @@ from infercam.export.runtime import RunError
 _CHECKS = 12
 """Sizes of up to _REACH strides beyond the smallest,"""
 _REACH = 8
+_FEWEST = 2
+"""or of so many multiples that run,"""
 _LARGE = 2
 """and some about as large as pictures are."""
 
@@ -73,7 +75,9 @@ def _sizes(graph: ResponseGraph) -> Iterator[tuple[int, int]]:
     if graph.height is not None:
         return
     rng = np.random.default_rng(0)
-    most = _REACH * max(1, graph.stride // graph.multiple)
+    most = max(
+        _FEWEST, _REACH * graph.stride // graph.multiple
+    )  # eight multiples of 224 would be 2016 pixels
     yield _side(graph, 0), _side(graph, most)
     yield _side(graph, most - 1), _side(graph, 0)
     for down, across in rng.integers(0, most, (_CHECKS, 2)):

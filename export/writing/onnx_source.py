@@ -95,7 +95,7 @@ def export_onnx(
             pixels, notes = input_pixels(graph, user)
         except ExportError as e:
             raise ExportError(f"{file}: {e}") from None
-        scores = onnx_scores(model, graph, keep_classes)
+        scores = onnx_scores(model, graph, keep_classes, file=file)
         if graph.source_size is None:
             graph = replace(graph, source_size=_where_it_runs(graph, scores))
         return write_bundle(
@@ -197,14 +197,22 @@ def _target(file: Path, location: str) -> Path:
 
 
 def onnx_scores(
-    model: ModelProto, graph: ResponseGraph, keep_classes: Sequence[int] | None = None
+    model: ModelProto,
+    graph: ResponseGraph,
+    keep_classes: Sequence[int] | None = None,
+    *,
+    file: Path | None = None,
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The classifier's own logits, its nodes run untouched in ONNX Runtime, at the shapes it was declared for."""
-    original = prepare(model)
-    del original.graph.output[:]
-    original.graph.output.append(helper.make_empty_tensor_value_info(graph.logits))
-    tidy(original)  # what the logits do not depend on needs not be fed
-    index = Graph(original)
+    """The classifier's own logits, its nodes run untouched in ONNX Runtime, at the shapes it was declared for: from
+    the `file` that the model was read from, where it has them as an output, else from a copy."""
+    index = Graph(model)
+    as_it_is = graph.logits in [o.name for o in model.graph.output] and len(index.image_inputs()) == 1
+    if file is None or not as_it_is or _locations(file):  # ONNX Runtime follows no links to weights
+        original = prepare(model)
+        del original.graph.output[:]
+        original.graph.output.append(helper.make_empty_tensor_value_info(graph.logits))
+        tidy(original)  # what the logits do not depend on needs not be fed
+        index, file = Graph(original), None
     whole = graph.whole_numbers
     picture = index.image_inputs()[0]
     dtype = helper.tensor_dtype_to_np_dtype(picture.type.tensor_type.elem_type)
@@ -215,7 +223,7 @@ def onnx_scores(
     if graph.source_size is not None:
         fixed[2:] = graph.source_size
     try:
-        session = GraphSession(original)
+        session = GraphSession(index.model if file is None else file)
     except RunError as e:
         raise ExportError(f"ONNX Runtime cannot run the classifier: {e}") from None
 
@@ -226,9 +234,7 @@ def onnx_scores(
             raise SourceLimit("the source takes whole numbers from 0 to 255 only")
         x = x.astype(dtype)
         step = fixed[0] or len(x)
-        rows = [
-            _run_batch(session, x[i : i + step], step, graph.channels_last) for i in range(0, len(x), step)
-        ]
+        rows = [_run_batch(session, x[i : i + step], step, graph) for i in range(0, len(x), step)]
         found = np.concatenate(rows).astype(np.float32)
         return found if keep_classes is None else found[:, list(keep_classes)]
 
@@ -249,12 +255,13 @@ def _where_it_runs(
     return None
 
 
-def _run_batch(session: GraphSession, x: np.ndarray, size: int, channels_last: bool) -> np.ndarray:
+def _run_batch(session: GraphSession, x: np.ndarray, size: int, graph: ResponseGraph) -> np.ndarray:
     """Logits of up to `size` pictures by a session that takes exactly `size`."""
     n = len(x)
     x = np.concatenate([x, np.repeat(x[-1:], size - n, axis=0)]) if n < size else x
     try:
-        out = session.run(np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if channels_last else x)[0]
+        x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if graph.channels_last else x
+        out = session.run(x, [graph.logits])[0]
     except RunError as e:
         raise SourceLimit(f"the source fails: {e}") from None
     return out.reshape(size, -1)[:n]

@@ -23,6 +23,7 @@ from infercam.engine.method.geometry import ViewSizes
 from infercam.engine.method.reference import normalise
 from infercam.export.compare import relative_error
 from infercam.export.graph.surgery import ResponseGraph
+from infercam.export.graph.trials import LARGE_STEP
 from infercam.export.runtime import GraphSession, RunError
 
 Scores = Callable[[np.ndarray], np.ndarray]
@@ -144,7 +145,7 @@ def _sizes(graph: ResponseGraph) -> list[tuple[int, int]]:
     h, w = graph.base
     step, many = graph.stride, graph.multiple
     if many > 1:
-        return [(h, w), (h + many, w), (h, w + 2 * many)]
+        return [(h, w), (h + many, w), (h, w + (2 if many < LARGE_STEP else 1) * many)]
     # Maps of other sizes than those that were probed, and pictures that are no multiple of the stride.
     return [(h, w), (h + 4 * step + 1, w + 3 * step + step // 2), (h + step - 1, w + 5 * step)]
 

@@ -37,6 +37,7 @@ def test_against_pillow(source: tuple[int, int], target: tuple[int, int], kind: 
     planes = Picture(pixels).planes(*target)
     np.testing.assert_array_equal(planes, reference.resize_pixels(pixels, *target).transpose(2, 0, 1))
     np.testing.assert_array_equal(pixels, before)
+    np.testing.assert_array_equal(Picture(pixels, recurs=False).planes(*target), planes)
     assert planes.flags["C_CONTIGUOUS"]
 
 
@@ -44,24 +45,36 @@ def test_against_pillow(source: tuple[int, int], target: tuple[int, int], kind: 
 def test_however_it_is_cut(monkeypatch: pytest.MonkeyPatch, blocks: int, columns: int) -> None:
     monkeypatch.setattr(resampling, "_ROWS", blocks)
     monkeypatch.setattr(resampling, "_COLUMNS", columns)
-    resampling._blocks.cache_clear()
+    monkeypatch.setattr(resampling, "_TOGETHER", 2)
+    resampling._strips.cache_clear()
     pixels = pixels_of("noise", (31, 53), 0)
     picture = Picture(pixels)
     for target in ((64, 128), (12, 20), (31, 60), (70, 53)):
         planes = picture.planes(*target)
         np.testing.assert_array_equal(planes, reference.resize_pixels(pixels, *target).transpose(2, 0, 1))
-    resampling._blocks.cache_clear()
+    resampling._strips.cache_clear()
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000))
 @settings(deadline=None, max_examples=60)
 def test_products_stay_on_the_calling_thread_and_exact(source: int, target: int) -> None:
     """Blocks cover the axis in order, below OpenBLAS's limit; sums of weights times 255 are far below 2^53."""
-    blocks = resampling._blocks(source, target, 768)
-    assert sum(len(b.weights) for b in blocks) == target
-    for b in blocks:
-        assert 0 <= b.first < b.last <= source and b.weights.shape[1] == b.last - b.first
-        assert len(b.weights) == 1 or b.weights.size * 768 <= resampling._ONE_THREAD
-        whole = b.weights * 2**22
-        np.testing.assert_array_equal(whole, np.rint(whole))
-        assert np.abs(whole).sum(axis=1).max() * 255 < 2**31
+    at = 0
+    for strip in resampling._strips(source, target, 768):
+        assert strip.target.start == at and 0 <= strip.source.start < strip.source.stop <= source
+        assert len(strip.blocks) <= resampling._TOGETHER
+        rows = 0
+        for block in strip.blocks:
+            weights, read = block.weights, block.source
+            assert (
+                block.target == slice(rows, rows + len(weights))
+                and weights.shape[1] == read.stop - read.start
+            )
+            assert read.start >= 0 and read.stop <= strip.source.stop - strip.source.start
+            assert len(weights) == 1 or weights.size * 768 <= resampling._ONE_THREAD
+            whole = weights * 2**22
+            np.testing.assert_array_equal(whole, np.rint(whole))
+            assert np.abs(whole).sum(axis=1).max() * 255 < 2**31
+            rows += len(weights)
+        at += rows
+    assert at == target

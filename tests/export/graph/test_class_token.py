@@ -130,13 +130,31 @@ def layer_norm(x, gamma, beta):
 def test_a_norm_after_the_class_token_is_each_patchs_own(toys, batch_in_shape):
     """PiT and CLIP take the token first and norm it then: each patch is normed by its own mean and deviation."""
     vit = Vit(toys)
-    w = vit.w
 
     def after(t, y):
         y = t.node("Reshape", y, t.const(np.array([1, D]))) if batch_in_shape else y
         return vit._norm(t, y, "gamma", "beta", name="late_norm")
 
-    model = vit.classifier(norm=False, after=after)
+    check_late_norm(toys, vit, vit.classifier(norm=False, after=after))
+
+
+def test_a_class_token_cut_off_at_a_computed_bound_before_the_norm(toys):
+    """PiT: tokens[:, :n], n from a shape that only a run tells, then the norm, then [:, 0]."""
+    vit = Vit(toys)
+    t = vit.toy()
+    y = vit.trunk(t, norm=False)
+    length = t.node("Gather", t.node("Shape", y), t.const(np.array([1])), axis=0)
+    more = t.node("Sub", length, t.const(np.array([vit.grid[0] * vit.grid[1]])))
+    bound = t.node("ReduceMin", more, keepdims=1)
+    one, zero = t.const(np.array([1])), t.const(np.array([0]))
+    y = vit._norm(t, t.node("Slice", y, zero, bound, one, one, name="cut"), "gamma", "beta")
+    y = t.node("Gather", y, t.const(np.int64(0)), axis=1)
+    model = t.model(t.node("Gemm", y, t.const(vit.w["head"]), t.const(vit.w["head.b"]), transB=1))
+    check_late_norm(toys, vit, model)
+
+
+def check_late_norm(toys, vit, model):
+    w = vit.w
     graph = response_graph(model)
     x = toys.picture(2, *vit.size)
     normed = layer_norm(vit.tokens(x, norm=False), w["gamma"], 0)  # its shift goes into the bias

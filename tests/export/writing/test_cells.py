@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from infercam.engine.bundle import InputSpec
 from infercam.export.graph.surgery import ResponseGraph, response_graph
 from infercam.export.runtime import GraphSession
+from infercam.export.writing import cells
 from infercam.export.writing.bundle_writer import write_bundle
 from infercam.export.writing.cells import UnknownCells, find_cells
 from infercam.export.writing.onnx_source import onnx_scores
@@ -115,3 +116,12 @@ def test_what_keeps_to_no_arithmetic_is_told(tmp_path, toys) -> None:
     )
     assert bundle.manifest.cells is None
     assert any("GPU runtimes are run once" in note for note in bundle.manifest.source["notes"])
+
+
+@pytest.mark.parametrize(("multiple", "largest"), [(16, 320), (224, 672)])
+def test_large_multiples_are_tried_near_the_smallest_side(multiple: int, largest: int) -> None:
+    """Eight multiples of 224 beyond it would be 2016 pixels, of a graph with windows a minute and gigabytes."""
+    graph = replace(chain([]), stride=32, multiple=multiple, smallest=multiple, base=(224, 224))
+    sides = [side for size in cells._sizes(graph) for side in size]
+    assert max(sides) == largest and min(sides) == multiple
+    assert all(side % multiple == 0 for side in sides)

@@ -18,7 +18,7 @@ from infercam.export.compare import relative_error
 from infercam.export.graph.dynamic import SizeWishes
 from infercam.export.graph.surgery import response_graph
 from infercam.export.runtime import save
-from infercam.export.writing import bundle_writer
+from infercam.export.writing import bundle_writer, onnx_source, slim
 from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bundle
 from infercam.export.writing.onnx_source import onnx_scores
 from infercam.export.writing.slim import simplify
@@ -230,26 +230,77 @@ def test_images_of_a_wrong_kind_are_refused(graph, scores):
         verify(graph, scores, SPEC, images=[np.zeros((10, 10, 3), np.float32)])
 
 
+def test_the_source_is_run_from_its_file_where_that_gives_the_logits(
+    tmp_path, toys, model, graph, monkeypatch
+):
+    onnx.save(model, tmp_path / "m.onnx")
+    x = toys.picture(2, 64, 70)
+    want = onnx_scores(model, graph)(x)
+    monkeypatch.setattr(onnx_source, "prepare", None)  # copies the model
+    np.testing.assert_array_equal(onnx_scores(model, graph, file=tmp_path / "m.onnx")(x), want)
+    np.testing.assert_array_equal(
+        onnx_scores(model, graph, [2, 0], file=tmp_path / "m.onnx")(x), want[:, [2, 0]]
+    )
+
+
 # --- simplification ------------------------------------------------------------------------------------------
 
 
 def test_simplify_keeps_results_and_interface(graph, toys):
-    slim = simplify(graph)
+    simple = simplify(graph)
     x = toys.picture(2, 70, 50)
     for ours, theirs in zip(
         toys.run(graph.model, x, "scores", "response"),
-        toys.run(slim.model, x, "scores", "response"),
+        toys.run(simple.model, x, "scores", "response"),
         strict=True,
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-    assert not slim.notes
+    assert not simple.notes
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_a_graph_of_many_nodes_is_folded_by_onnx_runtime(toys, monkeypatch, fold):
+    """Constants are folded, what does nothing goes, the operators stay ONNX's; batch norms stay where they are to."""
+    t = toys.Toy()
+    x = t.node("Conv", t.features(), t.random(toys.K, toys.K, 1, 1))
+    x = t.node("BatchNormalization", x, *(t.const(np.full(toys.K, v, np.float32)) for v in (2, 1, 0.5, 3)))
+    x = t.node("Mul", t.node("Identity", x), t.node("Sqrt", t.const(np.float32(4))))
+    y = t.node("Flatten", t.node("GlobalAveragePool", x))
+    graph = response_graph(
+        t.model(t.node("Gemm", y, t.random(toys.C, toys.K), transB=1)), fold_batch_norm=False
+    )
+    monkeypatch.setattr(slim, "_MANY", 0)
+    found = simplify(graph, fold_batch_norm=fold)
+    kinds = {n.op_type for n in found.model.graph.node}
+    assert {n.domain for n in found.model.graph.node} == {""} and not found.notes
+    assert len(found.model.opset_import) == 1 and found.model.ir_version == graph.model.ir_version
+    assert "Sqrt" not in kinds and "Identity" not in kinds and ("BatchNormalization" in kinds) is not fold
+    dims = [d.dim_param or d.dim_value for d in found.model.graph.input[0].type.tensor_type.shape.dim]
+    assert dims == ["N", 3, "H", "W"]
+    x = toys.picture(2, 70, 50)
+    for ours, theirs in zip(
+        *(toys.run(m, x, "scores", "response") for m in (graph.model, found.model)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_folded_graph_with_operators_of_the_runtimes_own_is_dropped_with_a_note(graph, monkeypatch):
+    def write(file, out, *, without):
+        model = onnx.load(str(file))
+        model.graph.node[0].domain = "com.microsoft"
+        onnx.save(model, str(out))
+
+    monkeypatch.setattr(slim, "_MANY", 0)
+    monkeypatch.setattr(slim, "write_basic", write)
+    kept = simplify(graph)
+    assert kept.model is graph.model and kept.notes == ["not simplified: ONNX Runtime gave no model"]
 
 
 @pytest.mark.parametrize("damage", ["raise", "exit", "results", "nothing", "outputs"])
 def test_simplification_that_goes_wrong_is_dropped_with_a_note(graph, monkeypatch, damage):
     import onnxslim
 
-    def slim(model, **options):
+    def damaged(model, **options):
         if damage == "raise":
             raise RuntimeError("boom")
         if damage == "exit":
@@ -261,7 +312,7 @@ def test_simplification_that_goes_wrong_is_dropped_with_a_note(graph, monkeypatc
             return model
         return None
 
-    monkeypatch.setattr(onnxslim, "slim", slim)
+    monkeypatch.setattr(onnxslim, "slim", damaged)
     kept = simplify(graph)
     assert kept.model is graph.model
     assert len(kept.notes) == 1 and kept.notes[0].startswith("not simplified")
