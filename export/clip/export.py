@@ -28,7 +28,15 @@ from infercam.export.graph.surgery import (
 )
 from infercam.export.graph.wishes import MapWishes, ZeroShot
 from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bundle
-from infercam.export.writing.from_torch import INPUT, OPSET, evaluation_mode, example_input, scorer, to_onnx
+from infercam.export.writing.from_torch import (
+    INPUT,
+    OPSET,
+    evaluation_mode,
+    example_input,
+    quiet,
+    scorer,
+    to_onnx,
+)
 from infercam.export.writing.onnx_source import load_model, onnx_scores, origin
 from infercam.export.writing.pinned import pinned
 from infercam.export.writing.verify import Scores
@@ -165,7 +173,7 @@ def _traced(module: nn.Module, size: tuple[int, int]) -> onnx.ModelProto:
     import torch
 
     axes = {INPUT: {0: "N", 2: "H", 3: "W"}, SCORES: {0: "N"}, RESPONSE: {0: "N", 2: "h", 3: "w"}}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet():
         file = Path(folder) / "clip.onnx"
         torch.onnx.export(
             module,

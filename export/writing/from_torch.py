@@ -195,7 +195,7 @@ def to_onnx(module: nn.Module, example_size: tuple[int, int]) -> Iterator[onnx.M
     reasons: list[str] = []
     for title, export in (("torch.export", _export_dynamo), ("tracing", _export_traced)):
         try:
-            with _quiet():
+            with quiet():
                 model = export(traced, example)
         except MissingExtra:
             raise
@@ -256,7 +256,7 @@ def example_input(module: nn.Module, size: tuple[int, int]) -> torch.Tensor:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide the exporters' notes (deprecation, tracing, absent torchvision): the result is verified anyway."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
