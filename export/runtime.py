@@ -56,9 +56,8 @@ class GraphSession:
         # Q/DQ nodes compute what they say: fused into integer kernels they round otherwise, and fp8 has none.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.enable_mem_pattern = False  # nearly every call has another shape
-        options.add_session_config_entry(
-            "session.intra_op.allow_spinning", "0"
-        )  # a third of the CPU time of a Swin
+        # Threads that wait by spinning took a third of the CPU time of a Swin.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         small = isinstance(model, onnx.ModelProto) and weights_of(model) < 1 << 20
         options.intra_op_num_threads = threads or (1 if small else 0)
         weights = model.stat().st_size if isinstance(model, Path) else weights_of(model)
@@ -175,8 +174,18 @@ def moved_to(f: BinaryIO, tensor: onnx.TensorProto) -> onnx.TensorProto:
     """The tensor with its values at the end of that file: `tensor` itself is not changed, and nothing else copied."""
     f.write(bytes(-f.tell() % _ALIGNED))
     value = tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes()
-    moved = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=b" ")
-    set_external_data(moved, Path(f.name).name, f.tell(), len(value))
-    moved.ClearField("raw_data")
+    moved = reference_to(tensor, Path(f.name).name, f.tell(), len(value))
     f.write(value)
     return moved
+
+
+def reference_to(
+    tensor: onnx.TensorProto, location: str, offset: int | None = None, length: int | None = None
+) -> onnx.TensorProto:
+    """What stands for a tensor whose values are in a file."""
+    reference = onnx.TensorProto(
+        name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=b" "
+    )
+    set_external_data(reference, location, offset, length)
+    reference.ClearField("raw_data")
+    return reference

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Set
 
 import onnx_ir as ir
-from onnx import ModelProto, TensorProto
-from onnx.external_data_helper import set_external_data
+from onnx import ModelProto
 from onnx_ir.passes import common
 
 from infercam.engine.common.errors import ExportError
-from infercam.export.runtime import weight_bytes
+from infercam.export.runtime import reference_to, weight_bytes
 
 _LARGE = 1 << 16
 
@@ -43,14 +42,14 @@ def lift_constants(model: ModelProto) -> None:
 
 
 def _run(model: ModelProto, *passes: ir.passes.InPlacePass) -> None:
-    large = {t.name: t for t in model.graph.initializer if weight_bytes(t) > _LARGE}
+    large = {t.name for t in model.graph.initializer if weight_bytes(t) > _LARGE}
     graph = ir.from_proto(_light(model, large))
     try:
         ir.passes.Sequential(*passes)(graph)
     except ir.passes.PassError as e:
         raise ExportError(f"the graph cannot be put in order ({e.__cause__ or e}): it is damaged") from None
     found = ir.to_proto(graph).graph
-    kept = {t.name for t in found.initializer} & set(large)
+    kept = {t.name for t in found.initializer} & large
     own = model.graph
     for i in reversed(range(len(own.initializer))):  # the large ones stay where they are: a copy may not fit
         if own.initializer[i].name not in kept:
@@ -66,7 +65,7 @@ def _run(model: ModelProto, *passes: ir.passes.InPlacePass) -> None:
     own.doc_string = ""
 
 
-def _light(model: ModelProto, large: Mapping[str, TensorProto]) -> ModelProto:
+def _light(model: ModelProto, large: Set[str]) -> ModelProto:
     """The model with references in the place of these weights, which no pass reads."""
     light = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     graph, own = light.graph, model.graph
@@ -75,11 +74,5 @@ def _light(model: ModelProto, large: Mapping[str, TensorProto]) -> ModelProto:
     graph.input.extend(own.input)
     graph.output.extend(own.output)
     for tensor in own.initializer:
-        if tensor.name not in large:
-            graph.initializer.append(tensor)
-            continue
-        stub = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=b" ")
-        set_external_data(stub, "elsewhere")
-        stub.ClearField("raw_data")
-        graph.initializer.append(stub)
+        graph.initializer.append(reference_to(tensor, "elsewhere") if tensor.name in large else tensor)
     return light

@@ -75,9 +75,8 @@ def _sizes(graph: ResponseGraph) -> Iterator[tuple[int, int]]:
     if graph.height is not None:
         return
     rng = np.random.default_rng(0)
-    most = max(
-        _FEWEST, _REACH * graph.stride // graph.multiple
-    )  # eight multiples of 224 would be 2016 pixels
+    # Eight multiples of 224 would be 2016 pixels.
+    most = max(_FEWEST, _REACH * graph.stride // graph.multiple)
     yield _side(graph, 0), _side(graph, most)
     yield _side(graph, most - 1), _side(graph, 0)
     for down, across in rng.integers(0, most, (_CHECKS, 2)):
