@@ -4,26 +4,28 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Python compiles what it imports; to compile all that is installed takes 40 seconds more.
+INSTALL := $(BIN)/python -m pip install -q --no-compile
 
-.PHONY: demo test test-all robustness lint audit clean
+.PHONY: demo test quick test-all robustness lint audit clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade pip
+	$(INSTALL) --upgrade pip
 
 # The stamps hold what is installed: the demo needs little, the tests need torch as well.
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -q -e '.[cpu,plot]'
+	$(INSTALL) -e '.[cpu,plot]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -q -e '.[cpu,plot,export,train,crf,serve,coco,openvino,dev]'
-	@$(BIN)/python -m pip install -q -e '.[rtx,graphs]' \
+	$(INSTALL) -e '.[cpu,plot,export,train,crf,serve,coco,openvino,dev]'
+	@$(INSTALL) -e '.[rtx,graphs]' \
 	|| echo "TensorRT-RTX or cuda-python cannot be installed here: tests that need them will be skipped"
 	touch $@ $(VENV)/.demo
 
 $(VENV)/.all: $(VENV)/.dev
-	$(BIN)/python -m pip install -q -e '.[cluster]' 'moto[server]>=5'
+	$(INSTALL) -e '.[cluster]' 'moto[server]>=5'
 	touch $@
 
 demo: $(VENV)/.demo
@@ -44,10 +46,14 @@ $(VENV)/.browser: | $(BIN)/python
 	else echo "no Chromium here: the pages' tests will be skipped (install chromium to run them)"; fi
 
 # Compiled files are kept even where the environment says not to: the tests start the command some 200 times.
-test test-all: export PYTHONDONTWRITEBYTECODE :=
+quick test-all: export PYTHONDONTWRITEBYTECODE :=
+
+# Lint and types beside the tests, the browser beside the packages: what waits for the network or one core.
+test:
+	@$(MAKE) --no-print-directory -j 2 lint quick
 
 # Two processes, each with half of the tests; who is done first takes over some of the other's.
-test: lint $(VENV)/.browser
+quick: $(VENV)/.dev $(VENV)/.browser
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal
 
 # With Ray and a stand-in for S3, in one process. Peers of `infercam bench` are tested where they are installed.
@@ -60,7 +66,7 @@ robustness: $(VENV)/.all
 
 # What the two images install, against the published advisories; one that cannot be looked up fails, too.
 audit: $(VENV)/.dev
-	$(BIN)/python -m pip install -q pip-audit
+	$(INSTALL) pip-audit
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r engine/serve/docker/requirements-cpu.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r engine/serve/docker/requirements-gpu.txt \
 		-r engine/serve/docker/requirements-tensorrt.txt -r engine/serve/docker/requirements-tensorrt-rtx.txt

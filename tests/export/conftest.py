@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,19 @@ from infercam.export.commands.export import register
 from tests.shared import SHARED
 
 K, C = 6, 5  # feature channels, classes
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _operators_listed_once() -> Iterator[None]:
+    """onnxscript makes the list of PyTorch's operators anew for every export: 1.3 of the 6 seconds that one takes."""
+    try:
+        from onnxscript._framework_apis import torch_2_5
+    except ImportError:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_2_5, "get_torchlib_ops", cache(torch_2_5.get_torchlib_ops))
+        yield
 
 
 class Toy:
