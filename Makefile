@@ -4,8 +4,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Python compiles what it imports; to compile all that is installed takes 40 seconds more.
-INSTALL := $(BIN)/python -m pip install -q --no-compile
+# Errors only: pip passes on what setuptools has to say of any editable install. Python compiles what it imports; to
+# compile all that is installed takes 40 seconds more.
+INSTALL := $(BIN)/python -m pip install -qq --no-compile
 
 .PHONY: demo test quick test-all robustness lint audit clean
 

@@ -28,9 +28,10 @@ def _packages_on_disk() -> set[str]:
     return {"infercam." + ".".join(p.parts) for p in found}
 
 
-def test_every_package_is_listed() -> None:
+def test_every_package_and_folder_of_data_is_listed() -> None:
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert set(tool["packages"]) == _packages_on_disk()
+    data = {name for name, files in tool["package-data"].items() if files == ["*"]}
+    assert set(tool["packages"]) == _packages_on_disk() | data
     assert tool["package-dir"] == {f"infercam.{room}": room for room in ROOMS}
 
 
