@@ -49,19 +49,25 @@ def command() -> Any:
     return typer.main.get_command(app)
 
 
+def _asked() -> Any:
+    """As much of `infercam` as the command line needs: for a command of engine's own the other rooms, a fifth of what
+    starting takes, stay unread."""
+    own: Any = typer.main.get_command(app)
+    return own if sys.argv[1:] and sys.argv[1] in own.commands else command()
+
+
 def main() -> None:
     """Console entry: every InfercamError becomes one line on stderr and exit code 1.
 
     A command line that cannot be read: one line and exit code 2.
     """
-    whole = command()
     try:
-        code = whole.main(standalone_mode=False)  # typer would draw a box around what is wrong
+        code = _asked().main(standalone_mode=False)  # typer would draw a box around what is wrong
     except InfercamError as e:
         _error(str(e))
         code = 1
     except _CannotBeRead as e:
-        _error(usage_line(e, whole))
+        _error(usage_line(e, command()))
         code = e.exit_code
     except typer.Abort:
         _error("aborted")

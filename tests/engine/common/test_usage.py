@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -90,3 +91,26 @@ def test_errors_and_exit_codes_of_commands_stay(infercam, tmp_path: Path, monkey
 
     monkeypatch.setattr(doctor, "_show", interrupted)
     assert infercam("doctor")[0] == 130
+
+
+ROOMS_READ = """
+import subprocess
+import sys
+from infercam.engine.cli import main
+sys.argv = ["infercam", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print("rooms:", sorted({m.split(".")[1] for m in sys.modules if m.startswith("infercam.")}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "rooms"), [("run --help", ["engine"]), ("labels --help", ["engine", "export", "trainer"])]
+)
+def test_a_command_of_the_engine_reads_no_other_room(line: str, rooms: list[str]) -> None:
+    """They are a fifth of what starting takes."""
+    done = subprocess.run([sys.executable, "-c", ROOMS_READ, *line.split()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    read = done.stdout.splitlines()[-1]
+    assert all(room in read for room in rooms) and ("trainer" in read) == ("trainer" in rooms), read
