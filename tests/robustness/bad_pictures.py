@@ -8,6 +8,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -229,6 +230,7 @@ def _crafted(picture: Path) -> list[tuple[str, Callable[[Path], None]]]:
     ]
 
 
+@cache
 def _bomb() -> bytes:
     deflate = zlib.compressobj(9)
     return b"".join([deflate.compress(b"\0" * (1 << 20)) for _ in range(BOMB >> 20)]) + deflate.flush()
