@@ -15,7 +15,14 @@ Mode = Literal["baseline", "split", "erase", "both"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 Scale = Annotated[float, Field(gt=0, le=8)]
 Scales = Annotated[tuple[Scale, ...], Field(min_length=1)]
-_BEFORE = {"ladder": False, "compete": False, "refine": "none", "refine_steps": 1}
+ANY_NUMBER = 254  # of classes: as many as a label PNG has values for
+_BEFORE = {
+    "ladder": False,
+    "compete": False,
+    "erase_up_to": ANY_NUMBER,
+    "refine": "none",
+    "refine_steps": 1,
+}
 """Constants that older stores do not know, and what they had."""
 EPSILON = 1e-5  # added to every maximum before dividing by it
 
@@ -86,6 +93,13 @@ class Recipe(BaseModel):
         description="after the first iteration a class's map counts only where, so far, no class of the image was "
         "higher: what an erased image still answers often lies on its other objects",
     )
+    erase_up_to: int = Field(
+        default=ANY_NUMBER,
+        ge=0,
+        le=ANY_NUMBER,
+        description="an image of more classes than this is inferred once, and its maps are divided by their maximum: "
+        "what it still answers once erased lies on its other objects",
+    )
     mask_mirrored: bool = Field(
         default=True,
         description="the mirrored copy is masked with the mirrored mask (the released code forgets to)",
@@ -144,6 +158,12 @@ class Recipe(BaseModel):
         if self.peak_floor and self.accumulate == "sum":
             raise ValueError("peak_floor is lost in accumulate 'sum': use 'max' or 'mean'")
         return self
+
+    def of(self, classes: int) -> Recipe:
+        """What holds for an image of so many classes (see erase_up_to)."""
+        if classes <= self.erase_up_to:
+            return self
+        return self.model_copy(update={"iterations": 1, "whole_iterations": 1, "peak_quantile": 1.0})
 
     def first_of_tile(self) -> Views:
         return self.tile_views or self.views

@@ -236,6 +236,7 @@ def response_maps(
 ) -> Float:
     """Refined response maps of one image, K×H×W float32 in 0..1: the whole method, literally."""
     height, width = pixels.shape[:2]
+    recipe = recipe.of(len(classes))
 
     def total(views: Views) -> Float:
         return multi_scale_response(pixels, None, views, recipe, network, classes, spec)

@@ -25,6 +25,7 @@ class ImageTask:
     pixels: NDArray[np.uint8]
     classes: list[int]
     recipe: Recipe
+    """What of it holds for so many classes."""
     mode: Mode = "both"
     seq: int = 0
     """Order of arrival; the older image goes first."""
@@ -38,6 +39,9 @@ class ImageTask:
     trace: Trace | None = None
     """Where its steps are noted; None: they are not."""
     state: Any = None
+
+    def __post_init__(self) -> None:
+        self.recipe = self.recipe.of(len(self.classes))
 
     @property
     def height(self) -> int:

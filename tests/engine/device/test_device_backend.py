@@ -38,6 +38,7 @@ EXOTIC = {
     "compete": Recipe(accumulate="mean", iterations=3, compete=True, split="none", threshold=0.4),
     "compete, max": Recipe(iterations=3, compete=True, threshold=0.4),
     "mean": Recipe(accumulate="mean", iterations=3, peak_floor=0.5, whole="mean", whole_iterations=2),
+    "erase up to": Recipe(erase_up_to=1, accumulate="mean", iterations=3, threshold=0.4, peak_quantile=0.9),
 }
 
 

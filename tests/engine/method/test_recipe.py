@@ -112,6 +112,7 @@ OTHER = {
     "refine_steps": 2,
     "ladder": True,
     "compete": True,
+    "erase_up_to": 2,
 }
 
 
@@ -123,6 +124,17 @@ def test_every_constant_but_the_name_is_in_the_fingerprint() -> None:
     prints |= {base.fingerprint(mode) for mode in MODES}
     assert len(prints) == 1 + len(OTHER) + 3
     assert Recipe(name="other").fingerprint("both") == base.fingerprint("both")
+
+
+def test_what_holds_for_an_image_of_many_classes() -> None:
+    base = Recipe(erase_up_to=2, iterations=4, whole_iterations=3, peak_quantile=0.9, threshold=0.6)
+    assert base.of(0) is base.of(2) is base
+    few = base.of(3)
+    assert (few.iterations, few.whole_iterations, few.peak_quantile) == (1, 1, 1.0)
+    assert few.of(3) == few
+    changed = {"iterations": 4, "whole_iterations": 3, "peak_quantile": 0.9}
+    assert few.model_copy(update=changed) == base
+    assert Recipe().of(80) == Recipe()
 
 
 def test_a_recipe_survives_json() -> None:
