@@ -113,6 +113,7 @@ def _row(
         "miou_frequent": frequent.miou,
         "threshold": frequent.threshold,
         "gain_all": gain["all"].difference,
+        "gain_all_std": gain["all"].interval.std,
         "gain_frequent": gain["frequent"].difference,
         "gain_frequent_std": gain["frequent"].interval.std,
         "active_share": result.active_share,
