@@ -35,6 +35,8 @@ _BEYOND = 1.5
 _SHORT = 3
 """Cells that it may lack: convolutions without padding lose some at the border."""
 _FEWEST_CELLS = 4
+_LARGEST_CELL = 48
+"""Pixels of a cell, of networks that were not cut short: theirs have at most 32."""
 _TELLING = 7
 """Cells that a map must have grown by, in both directions, to tell the stride of a small picture at once."""
 
@@ -393,6 +395,15 @@ def _fixed_stride(model: ModelProto, n: int, size: Size, classes: int, notes: li
         notes.append(
             f"warning: the response has only {mh}x{mw} cells at {size[0]}x{size[1]} pixels: maps will be coarse"
         )
+    elif max(size[0] / mh, size[1] / mw) > _LARGEST_CELL:
+        notes.append(
+            f"warning: the response has {mh}x{mw} cells at {size[0]}x{size[1]} pixels, one for more than "
+            f"{_LARGEST_CELL}: maps are coarse, or lack the border that a convolution without padding cut off, and "
+            "are stretched over the picture"
+        )
+    notes.append(
+        f"warning: the size is fixed: pictures and views of every scale are stretched to {size[0]}x{size[1]}"
+    )
     down, across = size[0] / mh, size[1] / mw
     # Convolutions without padding lose a few rows at the border (299 pixels give 8 rows at stride 32).
     stride = round(down) if down == round(down) else 2 ** round(np.log2(down))
