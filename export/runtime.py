@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
 import onnx
-from onnx.external_data_helper import set_external_data
+from onnx.external_data_helper import set_external_data, uses_external_data
 
 from infercam.engine.common.errors import MissingExtra
 from infercam.engine.runners.ort_errors import problem
 
-_IN_MEMORY = 1 << 30  # protobuf cannot serialise 2 GB; half of that leaves room for a copy
+IN_MEMORY = 1 << 30  # protobuf cannot serialise 2 GB; half of that leaves room for a copy
 _LARGE = 1 << 28
-"""Bytes of weights from which on ONNX Runtime keeps no second copy of them, packed for its products."""
+"""Bytes of weights from which on a model that is run a few times is not packed for ONNX Runtime's products: of a
+ViT-L (1.2 GB) packing takes 2 CPU seconds and as much memory again, and saves 0.4 at each run. A file, which the
+trials run dozens of times, always is."""
 _ALIGNED = 64
 """Bytes at whose multiples weights begin in a file that is mapped into memory."""
 
@@ -58,10 +60,9 @@ class GraphSession:
         options.enable_mem_pattern = False  # nearly every call has another shape
         # Threads that wait by spinning took a third of the CPU time of a Swin.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        small = isinstance(model, onnx.ModelProto) and weights_of(model) < 1 << 20
-        options.intra_op_num_threads = threads or (1 if small else 0)
-        weights = model.stat().st_size if isinstance(model, Path) else weights_of(model)
-        if weights > _LARGE:
+        weights = weights_of(model) if isinstance(model, onnx.ModelProto) else None
+        options.intra_op_num_threads = threads or threads_for(weights)
+        if weights is not None and weights > _LARGE:
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             self._session = self._load(ort, options, model)
@@ -76,7 +77,7 @@ class GraphSession:
         if isinstance(model, Path):
             return make(str(model), options, providers=providers)
         folder = weights_folder(model)
-        if folder is None and weights_of(model) < _IN_MEMORY:
+        if folder is None and weights_of(model) < IN_MEMORY:
             return make(model.SerializeToString(), options, providers=providers)
         with tempfile.TemporaryDirectory(prefix="infercam-") as other:
             file = Path(folder or other) / f"{uuid4().hex}.onnx"
@@ -92,6 +93,11 @@ class GraphSession:
             return [np.asarray(y) for y in self._session.run(outputs, {self.input: x})]
         except Exception as e:
             raise RunError(str(e)) from None
+
+
+def threads_for(weights: int | None) -> int:
+    """How many threads a session of that many bytes of weights is given; 0: as many as there are cores."""
+    return 1 if weights is not None and weights < 1 << 20 else 0
 
 
 def write_basic(file: Path, out: Path, *, without: Sequence[str] = ()) -> None:
@@ -126,18 +132,19 @@ def weights_of(model: onnx.ModelProto) -> int:
     return sum(map(weight_bytes, model.graph.initializer))
 
 
-def _without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without weights, and without doc strings and metadata of its graph, nodes and values."""
+def with_weights(model: onnx.ModelProto, weights: Iterable[onnx.TensorProto]) -> onnx.ModelProto:
+    """A copy with these weights in the place of its own, which are not copied; without doc strings and metadata of
+    its graph, nodes and values."""
     bare = onnx.ModelProto()
     for field, value in model.ListFields():
         if field.name == "graph":
             copied = bare.graph
             for inner, part in value.ListFields():
-                if inner.name == "initializer":
+                if inner.name in ("initializer", "doc_string", "metadata_props"):
                     continue
                 if hasattr(part, "extend"):
                     getattr(copied, inner.name).extend(part)
-                elif inner.name != "doc_string":
+                else:
                     setattr(copied, inner.name, part)
         elif hasattr(value, "extend"):
             getattr(bare, field.name).extend(value)
@@ -147,36 +154,87 @@ def _without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
     for kept in (*graph.node, *graph.value_info, *graph.input, *graph.output):
         kept.ClearField("doc_string")
         del kept.metadata_props[:]
+    for weight in weights:
+        graph.initializer.append(weight)
     return bare
 
 
-def save(model: onnx.ModelProto, file: Path, *, limit: int = _IN_MEMORY, inline: int = 1024) -> list[Path]:
+def save(model: onnx.ModelProto, file: Path, *, limit: int = IN_MEMORY, inline: int = 1024) -> list[Path]:
     """Write a model; where its weights take `limit` bytes, those above `inline` go to `<file>.data` beside it.
 
     Returns the files written. What the exporter noted at each node (names and lines of the source files it was
-    traced from, folders of that machine included) does not go with it.
+    traced from, folders of that machine included) does not go with it. Weights that are on a shelf go into the file
+    all the same, unless that is in the shelf's own folder.
     """
-    bare = _without_notes(model)
-    if weights_of(model) < limit or weights_folder(model):
-        bare.graph.initializer.extend(model.graph.initializer)
-        file.write_bytes(bare.SerializeToString())
+    folder = weights_folder(model)
+    weights = model.graph.initializer
+    if folder == str(file.parent):
+        file.write_bytes(with_weights(model, weights).SerializeToString())
+        return [file]
+    if weights_of(model) < limit:
+        file.write_bytes(whole(model).SerializeToString())
         return [file]
     data = file.with_name(f"{file.name}.data")
     with data.open("wb") as f:
-        for tensor in model.graph.initializer:
-            small = weight_bytes(tensor) <= inline or tensor.data_location == onnx.TensorProto.EXTERNAL
-            bare.graph.initializer.append(tensor if small else moved_to(f, tensor))
+        large = (weight_bytes(t) > inline and (folder or not uses_external_data(t)) for t in weights)
+        moved = (moved_to(f, t, folder) if out else t for t, out in zip(weights, large, strict=True))
+        bare = with_weights(model, moved)
+    forget_folder(bare)
     file.write_bytes(bare.SerializeToString())
     return [file, data]
 
 
-def moved_to(f: BinaryIO, tensor: onnx.TensorProto) -> onnx.TensorProto:
+def whole(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with the weights that are on a shelf in it."""
+    folder = weights_folder(model)
+    copy = with_weights(model, (_inline(t, folder) if folder else t for t in model.graph.initializer))
+    forget_folder(copy)
+    return copy
+
+
+def _inline(tensor: onnx.TensorProto, folder: str) -> onnx.TensorProto:
+    if not uses_external_data(tensor):
+        return tensor
+    values = _bytes_of(tensor, folder).tobytes()
+    return onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=values)
+
+
+def forget_folder(model: onnx.ModelProto) -> None:
+    """Take the note of where its weights are out of a model; in place."""
+    kept = [p for p in model.metadata_props if p.key != WEIGHTS_FOLDER]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+
+
+def values_of(tensor: onnx.TensorProto, folder: str | None) -> np.ndarray:
+    """A weight's values; of one in that folder they are mapped into memory, not read."""
+    if not uses_external_data(tensor):
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
+    assert folder is not None
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return _bytes_of(tensor, folder).view(dtype).reshape(tuple(tensor.dims))
+
+
+def _bytes_of(tensor: onnx.TensorProto, folder: str) -> np.ndarray:
+    where = {e.key: e.value for e in tensor.external_data}
+    file, shape = Path(folder, where["location"]), (int(where["length"]),)
+    return np.asarray(np.memmap(file, np.uint8, "r", int(where["offset"]), shape))
+
+
+def moved_to(f: BinaryIO, tensor: onnx.TensorProto, folder: str | None = None) -> onnx.TensorProto:
     """The tensor with its values at the end of that file: `tensor` itself is not changed, and nothing else copied."""
+    value: bytes | memoryview = tensor.raw_data
+    if not value:
+        value = np.ascontiguousarray(values_of(tensor, folder)).reshape(-1).view(np.uint8).data
+    return reference_to(tensor, Path(f.name).name, append(f, value), len(value))
+
+
+def append(f: BinaryIO, value: bytes | memoryview) -> int:
+    """Write bytes to the end of a file of weights; where they begin."""
     f.write(bytes(-f.tell() % _ALIGNED))
-    value = tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes()
-    moved = reference_to(tensor, Path(f.name).name, f.tell(), len(value))
+    begin = f.tell()
     f.write(value)
-    return moved
+    return begin
 
 
 def reference_to(

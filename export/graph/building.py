@@ -12,6 +12,7 @@ from infercam.engine.common.errors import ExportError
 from infercam.export.graph.index import Graph, float_type, fresh_name, opset
 from infercam.export.graph.pooling import Layout, Pooling
 from infercam.export.graph.tokens import token_grid
+from infercam.export.runtime import values_of, weights_folder
 
 END = np.iinfo(np.int64).max  # of a Slice: to the end
 
@@ -38,7 +39,7 @@ class NodeBuilder:
         value = value.astype(np.float32)
         for t in self.model.graph.initializer:
             same = t.data_type == TensorProto.FLOAT and tuple(t.dims) == value.shape
-            if same and np.array_equal(numpy_helper.to_array(t), value):
+            if same and np.array_equal(values_of(t, weights_folder(self.model)), value):
                 return str(t.name)
         return self.constant(value, base)
 

@@ -20,7 +20,7 @@ from infercam.engine.common.errors import ExportError
 from infercam.export.graph.index import Graph, Shape, label
 from infercam.export.graph.relax import Dims, Free, baking_node, free_input, relax
 from infercam.export.graph.trials import LARGE_STEP, Trials, noise, smallest_side
-from infercam.export.runtime import GraphSession, RunError
+from infercam.export.runtime import RunError
 
 Size = tuple[int, int]
 
@@ -35,6 +35,10 @@ _BEYOND = 1.5
 _SHORT = 3
 """Cells that it may lack: convolutions without padding lose some at the border."""
 _FEWEST_CELLS = 4
+_LARGEST_CELL = 48
+"""Pixels of a cell, of networks that were not cut short: theirs have at most 32."""
+_TELLING = 7
+"""Cells that a map must have grown by, in both directions, to tell the stride of a small picture at once."""
 
 
 @dataclass
@@ -120,8 +124,8 @@ def find_sizes(model: ModelProto, picture: str, *, classes: int, wishes: SizeWis
         )
     if declared_size(model, picture) is None:
         _refuse_or_note_one_size(model, size, notes)
-    stride = _fixed_stride(model, n, size, classes, notes)
     final = freed or _freed(model, picture, Dims(n, *size), batch=False, size=False)
+    stride = _fixed_stride(final, n, size, classes, notes)
     return Sizes(final, stride, freed is not None, *size, base=size, notes=notes)
 
 
@@ -131,7 +135,9 @@ def _free_sizes(model: ModelProto, picture: str, classes: int) -> tuple[_Found |
     if h and w:
         base = (h, w)
     else:
-        with Trials(model, n or 1) as trials:
+        # Of a model that bakes nothing the graph that is tried next: loading another takes seconds.
+        free = model if n or h or w else _freed(model, picture, Dims(1, 64, 64), batch=True, size=True)
+        with Trials(free, n or 1) as trials:
             base = _first_that_runs(trials, [(h or side, w or side) for side in _BASES])
     try:
         return _try_sizes(model, picture, Dims(n or 1, *base), classes, 1), ""
@@ -262,13 +268,6 @@ def declared_size(model: ModelProto, picture: str) -> Size | None:
     return (h, w) if h and w else None
 
 
-def _session(model: ModelProto) -> GraphSession:
-    try:
-        return GraphSession(model)
-    except RunError as e:
-        raise ExportError(f"ONNX Runtime cannot load the graph: {e}") from None
-
-
 def _freed(model: ModelProto, picture: str, dims: Dims, *, batch: bool, size: bool) -> ModelProto:
     """A copy with the given dimensions free: reshapes relaxed, the input's and outputs' shapes symbolic."""
     copy = ModelProto()
@@ -332,7 +331,7 @@ def _shapes(n: int, found: _Found, *, batch: bool) -> Iterator[tuple[int, int, i
 
 
 def _probe(
-    graph: GraphSession | Trials, n: int, h: int, w: int, classes: int, *, compare: bool, stride: int
+    graph: Trials, n: int, h: int, w: int, classes: int, *, compare: bool, stride: int
 ) -> tuple[int, int]:
     """Run one shape and check the outputs; returns the response's height and width."""
     x = noise(n, h, w)
@@ -352,7 +351,7 @@ def _probe(
     return mh, mw
 
 
-def _run(graph: GraphSession | Trials, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _run(graph: Trials, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     try:
         scores, response = graph.run(x)[:2]
     except RunError as e:
@@ -361,14 +360,16 @@ def _run(graph: GraphSession | Trials, x: np.ndarray) -> tuple[np.ndarray, np.nd
     return scores, response
 
 
-def _measured_stride(graph: GraphSession | Trials, dims: Dims, classes: int, multiple: int = 1) -> int:
+def _measured_stride(graph: Trials, dims: Dims, classes: int, multiple: int = 1) -> int:
     """Input pixels per response cell, from how much the map grows with the picture, in both directions."""
     n, h, w = dims.n, dims.h, dims.w
-    step = 448 if max(h, w) < 224 else 224  # multiples of 7, 14, 16 and 32
-    step = -(-step // multiple) * multiple
     mh, mw = _probe(graph, n, h, w, classes, compare=False, stride=0)
-    tall = _probe(graph, n, h + step, w, classes, compare=False, stride=0)[0]
-    wide = _probe(graph, n, h, w + step, classes, compare=False, stride=0)[1]
+    for side in (224, 448) if max(h, w) < 224 else (224,):  # multiples of 7, 14, 16 and 32
+        step = -(-side // multiple) * multiple
+        tall = _probe(graph, n, h + step, w, classes, compare=False, stride=0)[0]
+        wide = _probe(graph, n, h, w + step, classes, compare=False, stride=0)[1]
+        if tall - mh == wide - mw >= _TELLING and step % (tall - mh) == 0:
+            break
     if tall <= mh or wide <= mw:
         raise _Prevented(f"the response stays {mh}x{mw} when the picture grows by {step} pixels")
     down, across = step / (tall - mh), step / (wide - mw)
@@ -380,7 +381,8 @@ def _measured_stride(graph: GraphSession | Trials, dims: Dims, classes: int, mul
 def _fixed_stride(model: ModelProto, n: int, size: Size, classes: int, notes: list[str]) -> int:
     """Stride of a graph that runs at one size only; raises ExportError where its response is no map."""
     try:
-        mh, mw = _probe(_session(model), n, *size, classes, compare=False, stride=0)
+        with Trials(model, n) as trials:
+            mh, mw = _probe(trials, n, *size, classes, compare=False, stride=0)
     except _Prevented as e:
         raise ExportError(f"the response graph does not work at {size[0]}x{size[1]}: {e}") from None
     if mh * mw == 1:
@@ -393,6 +395,15 @@ def _fixed_stride(model: ModelProto, n: int, size: Size, classes: int, notes: li
         notes.append(
             f"warning: the response has only {mh}x{mw} cells at {size[0]}x{size[1]} pixels: maps will be coarse"
         )
+    elif max(size[0] / mh, size[1] / mw) > _LARGEST_CELL:
+        notes.append(
+            f"warning: the response has {mh}x{mw} cells at {size[0]}x{size[1]} pixels, one for more than "
+            f"{_LARGEST_CELL}: maps are coarse, or lack the border that a convolution without padding cut off, and "
+            "are stretched over the picture"
+        )
+    notes.append(
+        f"warning: the size is fixed: pictures and views of every scale are stretched to {size[0]}x{size[1]}"
+    )
     down, across = size[0] / mh, size[1] / mw
     # Convolutions without padding lose a few rows at the border (299 pixels give 8 rows at stride 32).
     stride = round(down) if down == round(down) else 2 ** round(np.log2(down))

@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx.external_data_helper import uses_external_data
+
+from infercam.export.graph.shelf import Shelf
+from infercam.export.runtime import values_of
 
 OTHERS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _LARGEST = float(np.finfo(np.float32).max)
@@ -16,6 +20,12 @@ def as_float32(model: ModelProto) -> list[str]:
     """Make every float16, bfloat16 and float64 tensor of a graph a float32 one, in place; the names of the types that
     there were."""
     found: set[int] = set()
+    shelf = Shelf.of(model)
+    for tensor in model.graph.initializer:
+        if shelf is not None and uses_external_data(tensor) and tensor.data_type in OTHERS:
+            found.add(tensor.data_type)
+            narrow = _float32(values_of(tensor, shelf.folder), tensor.name)
+            tensor.CopyFrom(shelf.put(narrow, narrow.raw_data))
     _graph(model.graph, found)
     return sorted(TensorProto.DataType.Name(t).lower() for t in found)
 
@@ -48,9 +58,13 @@ def _tensor(tensor: TensorProto, found: set[int]) -> None:
     if tensor.data_type not in OTHERS:
         return
     found.add(tensor.data_type)
-    value = numpy_helper.to_array(tensor).astype(np.float64)
+    tensor.CopyFrom(_float32(numpy_helper.to_array(tensor), tensor.name))
+
+
+def _float32(values: np.ndarray, name: str) -> TensorProto:
+    value = values.astype(np.float64)
     narrow = np.where(np.isfinite(value), value.clip(-_LARGEST, _LARGEST), value).astype(np.float32)
-    tensor.CopyFrom(numpy_helper.from_array(narrow, tensor.name))
+    return numpy_helper.from_array(narrow, name)
 
 
 def _info(info: ValueInfoProto, found: set[int]) -> None:

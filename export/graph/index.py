@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from onnx.external_data_helper import uses_external_data
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from infercam.export.graph.observe import Observed, observe
-from infercam.export.runtime import weight_bytes
+from infercam.export.runtime import values_of, weight_bytes, weights_folder, with_weights
 
 Dim = int | str | None
 Shape = tuple[Dim, ...]
@@ -83,8 +82,7 @@ class Graph:
 
     def _evaluate(self, name: str, needed: list[str]) -> np.ndarray | None:
         if name in self.initializers:
-            weight = self.initializers[name]
-            return None if uses_external_data(weight) else numpy_helper.to_array(weight)  # on a shelf: large
+            return values_of(self.initializers[name], weights_folder(self.model))
         node = self.producer.get(name)
         if node is None or is_no_function(node):
             return None
@@ -224,20 +222,16 @@ def _dim(d: onnx.TensorShapeProto.Dimension) -> Dim:
 
 def skeleton(model: ModelProto) -> ModelProto:
     """The model with its large weights turned into inputs of the same type: enough for shape inference."""
-    copy = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    small = [t for t in model.graph.initializer if weight_bytes(t) <= _SKELETON_BYTES]
+    copy = with_weights(model, small)
+    del copy.functions[:], copy.graph.value_info[:]  # what was known before, of other sizes perhaps
     g = copy.graph
-    g.name = model.graph.name or "graph"
-    g.node.extend(model.graph.node)
-    g.output.extend(onnx.ValueInfoProto(name=o.name) for o in model.graph.output)
-    known = {i.name for i in model.graph.input}
-    g.input.extend(model.graph.input)
+    g.name = g.name or "graph"
+    known = {i.name for i in g.input} | {t.name for t in small}
     for t in model.graph.initializer:
-        if weight_bytes(t) <= _SKELETON_BYTES:
-            g.initializer.append(t)
-        elif t.name not in known:
+        if t.name not in known:
             g.input.append(helper.make_tensor_value_info(t.name, t.data_type, t.dims))
-    for o in g.output:  # an output with no type at all is refused by the inference
-        o.CopyFrom(next(v for v in model.graph.output if v.name == o.name))
+    for o in g.output:  # its type stays: without any the inference refuses it
         o.type.tensor_type.ClearField("shape")
     return copy
 

@@ -46,6 +46,7 @@ def observe(
 ) -> Observed:
     """Run the model, as far as these tensors need it; `sides` are the sizes to try where it declares none."""
     copy = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    copy.metadata_props.extend(model.metadata_props)
     copy.graph.CopyFrom(model.graph)
     ask = {f"infercam.shape.{i}": name for i, name in enumerate(shapes)}
     copy.graph.node.extend(helper.make_node("Shape", [name], [out]) for out, name in ask.items())

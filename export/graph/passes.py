@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
-
 import onnx_ir as ir
 from onnx import ModelProto
 from onnx_ir.passes import common
 
 from infercam.engine.common.errors import ExportError
-from infercam.export.runtime import reference_to, weight_bytes
+from infercam.export.runtime import reference_to, weight_bytes, with_weights
 
 _LARGE = 1 << 16
 
@@ -43,7 +41,8 @@ def lift_constants(model: ModelProto) -> None:
 
 def _run(model: ModelProto, *passes: ir.passes.InPlacePass) -> None:
     large = {t.name for t in model.graph.initializer if weight_bytes(t) > _LARGE}
-    graph = ir.from_proto(_light(model, large))
+    light = (reference_to(t, "elsewhere") if t.name in large else t for t in model.graph.initializer)
+    graph = ir.from_proto(with_weights(model, light))  # no pass reads a large weight
     try:
         ir.passes.Sequential(*passes)(graph)
     except ir.passes.PassError as e:
@@ -63,16 +62,3 @@ def _run(model: ModelProto, *passes: ir.passes.InPlacePass) -> None:
     own.output.extend(found.output)
     own.metadata_props.extend(found.metadata_props)
     own.doc_string = ""
-
-
-def _light(model: ModelProto, large: Set[str]) -> ModelProto:
-    """The model with references in the place of these weights, which no pass reads."""
-    light = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    graph, own = light.graph, model.graph
-    graph.name = own.name or "graph"
-    graph.node.extend(own.node)
-    graph.input.extend(own.input)
-    graph.output.extend(own.output)
-    for tensor in own.initializer:
-        graph.initializer.append(reference_to(tensor, "elsewhere") if tensor.name in large else tensor)
-    return light

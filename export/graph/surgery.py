@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx.external_data_helper import uses_external_data
 
 from infercam.engine.bundle import AFFINITY_OUTPUT, BIAS_OUTPUT, Decomposition, Method
 from infercam.engine.common.errors import ExportError
@@ -52,10 +53,11 @@ from infercam.export.graph.passes import tidy
 from infercam.export.graph.pooling import Pooling, channel_axis
 from infercam.export.graph.position import interpolate_positions
 from infercam.export.graph.recipro import recipro_head, write_recipro
-from infercam.export.graph.shelf import Shelf
+from infercam.export.graph.shelf import Shelf, open_shelf
 from infercam.export.graph.wishes import MapWishes
 from infercam.export.graph.written_out import join_norms
 from infercam.export.graph.zero_shot import embedding, write_zero_shot
+from infercam.export.runtime import values_of, weights_folder, whole
 
 MIN_OPSET = 7
 RESPONSE, SCORES, BIAS, AFFINITY = "response", "scores", BIAS_OUTPUT, AFFINITY_OUTPUT
@@ -269,9 +271,15 @@ def finished(
 
     `positions`: notes about what makes other sizes possible; `in_patches`: sides are then multiples of the stride.
     """
-    with Shelf(work) as shelf:
+    shelf = Shelf.of(work)
+    if shelf is not None:
+        shelf.take(work)
         found = find_sizes(work, picture, classes=len(bias), wishes=sizes)
-        shelf.put_back(found.model)
+    else:
+        with open_shelf() as shelf:
+            shelf.take(work)
+            found = find_sizes(work, picture, classes=len(bias), wishes=sizes)
+            found.model = whole(found.model)
     notes = list(positions) if found.height is None else []
     if found.height is None and in_patches:
         found = _in_whole_patches(found)
@@ -305,12 +313,20 @@ def _in_whole_patches(found: Sizes) -> Sizes:
 def _refuse_names_used_twice(model: ModelProto) -> None:
     """Two weights of one name: runtimes take one of them for both, and their errors are of what follows from that."""
     weights: dict[str, TensorProto] = {}
+    folder = weights_folder(model)
     for tensor in model.graph.initializer:
         other = weights.setdefault(tensor.name, tensor)
-        if other is not tensor and other != tensor:
+        if other is not tensor and _differ(other, tensor, folder):
             raise ExportError(
                 f"two different weights are named '{tensor.name}': the file is broken; export it again"
             )
+
+
+def _differ(one: TensorProto, other: TensorProto, folder: str | None) -> bool:
+    if not (folder and uses_external_data(one) and uses_external_data(other)):
+        return bool(one != other)
+    first, second = (values_of(t, folder) for t in (one, other))
+    return first.dtype != second.dtype or not np.array_equal(first, second, equal_nan=True)
 
 
 def prepare(model: ModelProto) -> ModelProto:

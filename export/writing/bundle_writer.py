@@ -30,6 +30,7 @@ from infercam.engine.common.validation import first_problem
 from infercam.engine.data.class_names import unique_names
 from infercam.export.graph.dynamic import SizeWishes
 from infercam.export.graph.surgery import ResponseGraph
+from infercam.export.graph.trials import forget
 from infercam.export.runtime import save
 from infercam.export.writing.cells import UnknownCells, find_cells
 from infercam.export.writing.verify import Disagreement, verify
@@ -106,6 +107,17 @@ def write_as_it_agrees(
     Sizes are free if a graph runs at those tried; whether it then computes what the source does, only the source
     can say. Raises what both raise: of several sources, about the first.
     """
+    try:
+        return _first_that_agrees(sources, write, wishes)
+    finally:
+        forget()
+
+
+def _first_that_agrees(
+    sources: Iterable[Callable[[SizeWishes], ResponseGraph]],
+    write: Callable[[ResponseGraph], Bundle],
+    wishes: SizeWishes,
+) -> Bundle:
     refusal: ExportError | None = None
     rejected: tuple[Callable[[SizeWishes], ResponseGraph], str] | None = None
     for graph_of in sources:
@@ -213,7 +225,7 @@ def _write(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return Bundle.load(out)
+    return Bundle(out, read_manifest(out))  # its hashes were made of the files as they are
 
 
 def _share(folder: Path) -> None:

@@ -8,14 +8,14 @@ and more, is never run to ask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import gcd
 
 import numpy as np
 
 from infercam.engine.bundle import ResponseCells
 from infercam.export.graph.surgery import ResponseGraph
-from infercam.export.graph.trials import Trials, noise
+from infercam.export.graph.trials import Size, Trials, noise
 from infercam.export.runtime import RunError
 
 _CHECKS = 12
@@ -34,10 +34,11 @@ class UnknownCells(Exception):
 def find_cells(graph: ResponseGraph) -> ResponseCells:
     """The arithmetic, checked; raises UnknownCells where the graph does not keep to any, or cannot be run."""
     with Trials(graph.model) as trials:
+        known = [size for size in trials.seen if graph.height is None and graph.takes(*size)]
         try:
             cells = _learnt(trials, graph)
             checked = set()
-            for height, width in _sizes(graph):
+            for height, width in _sizes(graph, known):
                 said, is_so = cells.size(height, width, graph.stride), _response(trials, height, width)
                 if said != is_so:
                     raise UnknownCells(f"{height}x{width} pixels give {is_so} cells, smaller ones say {said}")
@@ -70,22 +71,28 @@ def _side(graph: ResponseGraph, more: int) -> int:
     return max(graph.smallest, graph.multiple) + more * graph.multiple
 
 
-def _sizes(graph: ResponseGraph) -> Iterator[tuple[int, int]]:
-    """Sizes to check at, the same every time."""
+def _sizes(graph: ResponseGraph, known: Sequence[Size] = ()) -> Iterator[Size]:
+    """Sizes to check at, the same every time: those at which the graph was run before, which cost nothing, and as
+    many fewer others."""
     if graph.height is not None:
         return
+    yield from known
     rng = np.random.default_rng(0)
     # Eight multiples of 224 would be 2016 pixels.
     most = max(_FEWEST, _REACH * graph.stride // graph.multiple)
     yield _side(graph, 0), _side(graph, most)
     yield _side(graph, most - 1), _side(graph, 0)
-    for down, across in rng.integers(0, most, (_CHECKS, 2)):
+    for down, across in rng.integers(0, most, (max(_CHECKS - len(known), _FEWEST), 2)):
         yield _side(graph, int(down)), _side(graph, int(across))
+    if any(max(size) > max(graph.base) for size in known):
+        return
     most = max(graph.base) // graph.multiple
     for down, across in rng.integers(most // 2, max(1, most) + most // 2, (_LARGE, 2)):
         yield _side(graph, int(down)), _side(graph, int(across))
 
 
-def _response(trials: Trials, height: int, width: int) -> tuple[int, int]:
+def _response(trials: Trials, height: int, width: int) -> Size:
+    if (height, width) in trials.seen:
+        return trials.seen[height, width]
     shape = trials.run(noise(1, height, width))[1].shape
     return int(shape[2]), int(shape[3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import ModelProto, helper
+from onnx import ModelProto, TensorProto, helper
 from onnx.external_data_helper import _get_all_tensors, load_external_data_for_tensor, uses_external_data
 from pydantic import ValidationError
 
@@ -22,10 +23,12 @@ from infercam.engine.onnx_files import external_locations
 from infercam.export.graph.dynamic import USUAL, SizeWishes
 from infercam.export.graph.index import Graph
 from infercam.export.graph.passes import tidy
+from infercam.export.graph.shelf import LARGE, Shelf, open_shelf
 from infercam.export.graph.surgery import ResponseGraph, prepare, response_graph
 from infercam.export.graph.wishes import MapWishes
-from infercam.export.runtime import GraphSession, RunError
+from infercam.export.runtime import GraphSession, RunError, forget_folder, weight_bytes
 from infercam.export.writing.bundle_writer import write_as_it_agrees, write_bundle
+from infercam.export.writing.light_read import read_light
 from infercam.export.writing.pixels import Pixels, input_pixels
 from infercam.export.writing.slim import simplify
 from infercam.export.writing.verify import SourceLimit
@@ -72,7 +75,6 @@ def export_onnx(
     file = Path(path)
     user = Pixels(mean, std, scale)
     _spec(*user.filled(), colour)  # what is wrong in it is said before the work
-    model = load_model(file)
 
     def graph_of(sizes: SizeWishes) -> ResponseGraph:
         try:
@@ -95,7 +97,7 @@ def export_onnx(
             pixels, notes = input_pixels(graph, user)
         except ExportError as e:
             raise ExportError(f"{file}: {e}") from None
-        scores = onnx_scores(model, graph, keep_classes, file=file)
+        scores = onnx_scores(model, graph, keep_classes)
         if graph.source_size is None:
             graph = replace(graph, source_size=_where_it_runs(graph, scores))
         return write_bundle(
@@ -112,8 +114,10 @@ def export_onnx(
             overwrite=overwrite,
         )
 
-    metadata = {p.key: p.value for p in model.metadata_props}
-    return write_as_it_agrees([graph_of], write, SizeWishes(size=size))
+    with open_shelf() as shelf:
+        model = load_model(file, shelf)
+        metadata = {p.key: p.value for p in model.metadata_props}
+        return write_as_it_agrees([graph_of], write, SizeWishes(size=size))
 
 
 def origin(file: Path, model: ModelProto) -> dict[str, Any]:
@@ -136,37 +140,60 @@ def _spec(
         raise ExportError(first_problem(e, "input")) from None
 
 
-def load_model(file: Path) -> ModelProto:
-    """Read an ONNX file, weights in its own folder included; raises ExportError.
+def load_model(file: Path, shelf: Shelf | None = None) -> ModelProto:
+    """Read an ONNX file, weights in its own folder included, the large ones onto the shelf; raises ExportError.
 
     Weights may lie in files beside the model (over 2 GB they must); a path that leads elsewhere is refused.
     """
     if not file.is_file():
         raise ExportError(f"{file}: no such file")
     try:
-        model = onnx.load(str(file), load_external_data=False)
+        light = None if shelf is None else read_light(file, shelf)
+        model = onnx.load(str(file), load_external_data=False) if light is None else light
     except Exception as e:  # protobuf's DecodeError is not importable in every version
         raise ExportError(f"{file}: is not an ONNX model ({' '.join(str(e).split())[:100]})") from None
     if not model.graph.node and not model.ir_version:
         raise ExportError(f"{file}: is not an ONNX model")
+    forget_folder(model)  # which is nobody else's to say
     targets = {location: _target(file, location) for location in _locations(file)}
     try:
-        _load_weights(model, targets)
+        _load_weights(model, targets, shelf)
     except Exception as e:
         text = " ".join(str(e).split())[:200]
         raise ExportError(f"{file}: its external weights cannot be read: {text}") from None
+    if shelf is not None:
+        shelf.take(model)
     return model
 
 
-def _load_weights(model: ModelProto, targets: dict[str, Path]) -> None:
+def _load_weights(model: ModelProto, targets: dict[str, Path], shelf: Shelf | None) -> None:
     """Read external weights from where their links lead: onnx itself refuses links."""
+    for tensor in model.graph.initializer if targets else ():
+        large = uses_external_data(tensor) and weight_bytes(tensor) > LARGE
+        if shelf is not None and large and not shelf.has(tensor):
+            _shelve(tensor, targets, shelf)
     for tensor in _get_all_tensors(model) if targets else ():
         for entry in tensor.external_data if uses_external_data(tensor) else ():
-            if entry.key == "location":
+            if entry.key == "location" and not (shelf is not None and shelf.has(tensor)):
                 target = targets[entry.value]
                 entry.value = target.name
                 load_external_data_for_tensor(tensor, str(target.parent))
                 break
+
+
+def _shelve(tensor: TensorProto, targets: dict[str, Path], shelf: Shelf) -> None:
+    """From one file to the other; what does not lie there as it should is left to the onnx package."""
+    where = {e.key: e.value for e in tensor.external_data}
+    offset, size = int(where.get("offset") or 0), weight_bytes(tensor)
+    with targets[where["location"]].open("rb") as f:
+        if int(where.get("length") or size) != size or os.fstat(f.fileno()).st_size < offset + size:
+            return
+        with (
+            mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            memoryview(data) as whole,
+            whole[offset : offset + size] as values,
+        ):
+            tensor.CopyFrom(shelf.put(tensor, values))
 
 
 def _locations(file: Path) -> list[str]:
@@ -197,22 +224,17 @@ def _target(file: Path, location: str) -> Path:
 
 
 def onnx_scores(
-    model: ModelProto,
-    graph: ResponseGraph,
-    keep_classes: Sequence[int] | None = None,
-    *,
-    file: Path | None = None,
+    model: ModelProto, graph: ResponseGraph, keep_classes: Sequence[int] | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The classifier's own logits, its nodes run untouched in ONNX Runtime, at the shapes it was declared for: from
-    the `file` that the model was read from, where it has them as an output, else from a copy."""
+    """The classifier's own logits, its nodes run untouched in ONNX Runtime, at the shapes it was declared for."""
     index = Graph(model)
     as_it_is = graph.logits in [o.name for o in model.graph.output] and len(index.image_inputs()) == 1
-    if file is None or not as_it_is or _locations(file):  # ONNX Runtime follows no links to weights
+    if not as_it_is:
         original = prepare(model)
         del original.graph.output[:]
         original.graph.output.append(helper.make_empty_tensor_value_info(graph.logits))
         tidy(original)  # what the logits do not depend on needs not be fed
-        index, file = Graph(original), None
+        index = Graph(original)
     whole = graph.whole_numbers
     picture = index.image_inputs()[0]
     dtype = helper.tensor_dtype_to_np_dtype(picture.type.tensor_type.elem_type)
@@ -223,7 +245,7 @@ def onnx_scores(
     if graph.source_size is not None:
         fixed[2:] = graph.source_size
     try:
-        session = GraphSession(index.model if file is None else file)
+        session = GraphSession(index.model)
     except RunError as e:
         raise ExportError(f"ONNX Runtime cannot run the classifier: {e}") from None
 

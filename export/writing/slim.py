@@ -12,14 +12,15 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 from onnx import ModelProto
 
 from infercam.export.compare import relative_error
 from infercam.export.graph.index import Graph
+from infercam.export.graph.shelf import Shelf
 from infercam.export.graph.surgery import ResponseGraph
-from infercam.export.runtime import GraphSession, RunError, save, weights_of, write_basic
+from infercam.export.graph.trials import Trials, noise
+from infercam.export.runtime import RunError, save, weights_of, whole, write_basic
 
 MAX_BYTES = 1 << 28  # onnxslim copies and serialises the model several times
 _TOLERANCE = 1e-5
@@ -34,6 +35,7 @@ _BATCH_NORM_ORT = ("ConvBNFusion",)
 
 def simplify(graph: ResponseGraph, *, fold_batch_norm: bool = True) -> ResponseGraph:
     """Fold constants and fuse nodes; if that fails or changes results, the graph as it was, with a note."""
+    shelf = Shelf.of(graph.model)
     if weights_of(graph.model) > MAX_BYTES:  # protobuf's ByteSize makes a copy of all
         return _kept(graph, f"the model is over {MAX_BYTES >> 20} MB")
     by, tool = ("ONNX Runtime", _folded) if len(graph.model.graph.node) > _MANY else ("onnxslim", _slimmed)
@@ -47,10 +49,11 @@ def simplify(graph: ResponseGraph, *, fold_batch_norm: bool = True) -> ResponseG
         return _kept(graph, f"{by} failed ({type(e).__name__}: {str(e)[:120]})")
     if not isinstance(slimmed, ModelProto):
         return _kept(graph, f"{by} gave no model")
+    del slimmed.graph.value_info[:]
+    slimmed = slimmed if shelf is None else shelf.taken(slimmed)
     difference = _difference(graph, slimmed, by)
     if difference is not None:
         return _kept(graph, difference)
-    del slimmed.graph.value_info[:]
     return replace(graph, model=slimmed)
 
 
@@ -58,8 +61,7 @@ def _slimmed(model: ModelProto, fold_batch_norm: bool) -> object:
     """What onnxslim makes of a copy; raises anything."""
     import onnxslim
 
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = whole(model)
     os.environ.setdefault("ONNXSLIM_MAX_ITER", _ROUNDS)
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -92,19 +94,21 @@ def _difference(graph: ResponseGraph, slimmed: ModelProto, by: str) -> str | Non
     names = [o.name for o in slimmed.graph.output], [i.name for i in Graph(slimmed).image_inputs()]
     if names != ([o.name for o in graph.model.graph.output], [graph.input_name]):
         return f"{by} changed the inputs or outputs to {names}"
-    h, w = (graph.height, graph.width) if graph.height else graph.base
+    h, w = graph.base if graph.height is None or graph.width is None else (graph.height, graph.width)
     shapes = [(1, h, w)]
     if graph.dynamic_batch:
         shapes.append((2, h, w))
     if graph.height is None:
         more = (33, 20) if graph.multiple == 1 else (graph.multiple, 2 * graph.multiple)
         shapes.append((1, graph.base[0] + more[0], graph.base[1] + more[1]))
-    rng = np.random.default_rng(0)
+    pictures = [noise(n, rows, columns) for n, rows, columns in shapes]
     try:
-        before, after = GraphSession(graph.model), GraphSession(slimmed)
-        for n, rows, columns in shapes:
-            x = rng.standard_normal((n, 3, rows, columns), dtype=np.float32)  # type: ignore[arg-type]
-            for ours, theirs in zip(before.run(x), after.run(x), strict=True):
+        with Trials(graph.model) as trials:
+            before = [trials.run(x) for x in pictures]
+        with Trials(slimmed) as trials:
+            after = [trials.run(x) for x in pictures]
+        for x_before, x_after in zip(before, after, strict=True):
+            for ours, theirs in zip(x_before, x_after, strict=True):
                 if ours.shape != theirs.shape or not relative_error(ours, theirs) <= _TOLERANCE:
                     return f"{by} changed the results"
     except RunError as e:

@@ -324,3 +324,20 @@ def test_where_batch_and_size_are_not_free_together_the_batch_is(toys, monkeypat
     assert (graph.height, graph.width, graph.dynamic_batch) == (*size, True)
     assert any("batch is free instead" in n and "together fail" in n for n in graph.notes)
     runs_at(toys, graph, (1, *size), (3, *size))
+
+
+@pytest.mark.parametrize(("cut", "cells"), [(7, "8x8"), (1, "14x14")])
+def test_a_fixed_size_is_warned_of_and_so_are_cells_that_are_too_large(toys, cut, cells):
+    """VGG at 448: a convolution without padding cuts its 14x14 cells to 8x8, of 56 pixels each."""
+    t = toys.Toy(shape=(1, 3, 448, 448))
+    y = t.features()
+    for _ in range(3):
+        y = t.node("MaxPool", y, kernel_shape=[2, 2], strides=[2, 2])
+    y = t.node("Conv", y, t.random(4, toys.K, cut, cut))
+    y = t.node("Add", y, t.random(1, 4, *map(int, cells.split("x"))))
+    _, out = head(t, toys, y, 4)
+    notes = [n for n in response_graph(t.model(out)).notes if n.startswith("warning")]
+    assert (
+        notes[-1] == "warning: the size is fixed: pictures and views of every scale are stretched to 448x448"
+    )
+    assert [cells in n and "more than 48" in n for n in notes[:-1]] == [True] * (cut == 7)
