@@ -15,7 +15,7 @@ Mode = Literal["baseline", "split", "erase", "both"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 Scale = Annotated[float, Field(gt=0, le=8)]
 Scales = Annotated[tuple[Scale, ...], Field(min_length=1)]
-_BEFORE = {"ladder": False, "compete": False, "refine": "none", "refine_steps": 1}
+_BEFORE = {"ladder": False, "windows": False, "compete": False, "refine": "none", "refine_steps": 1}
 """Constants that older stores do not know, and what they had."""
 EPSILON = 1e-5  # added to every maximum before dividing by it
 
@@ -124,6 +124,12 @@ class Recipe(BaseModel):
         default=False,
         description="views are inferred at few sizes (sides from 64 in steps of about a quarter), whatever their "
         "tile's, so that they fill batches and a GPU prepares few shapes; False: at their exact size",
+    )
+
+    windows: bool = Field(
+        default=True,
+        description="a network that takes one size sees each view in windows of that size, which overlap; False: one "
+        "view, the picture stretched to that size",
     )
 
     refine: Literal["none", "affinity"] = Field(
