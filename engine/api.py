@@ -96,14 +96,19 @@ class Engine:
         return list(out)
 
     def recipe(self, which: str | Recipe) -> Recipe:
-        """The recipe as this bundle can run it: a graph of one fixed size has no scales to choose from.
+        """The recipe as this bundle can run it: windows are for a graph of one size that says how many cells its
+        response has; without them it has no scales to choose from.
 
         Raises InputError where it refines by an affinity that the bundle lacks, or on a GPU.
         """
         chosen = recipe(which)
         if chosen.refine == "affinity":
             self._check_affinity()
-        if self.backend.sizes.fixed is None:
+        sizes = self.backend.sizes
+        if chosen.windows and sizes.windows is not None:
+            return chosen
+        chosen = chosen.model_copy(update={"windows": False})
+        if sizes.fixed is None:
             return chosen
         one = {"scales": (1.0,)}
         views = {

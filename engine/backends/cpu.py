@@ -36,9 +36,11 @@ from infercam.engine.method.task import (
     Tile,
     View,
     Work,
+    covers,
     view_shapes,
 )
 from infercam.engine.method.trace import Inspected
+from infercam.engine.method.windows import Cover, put_together
 from infercam.engine.runners.cpu_network import CpuNetwork
 from infercam.engine.runners.ort_cpu import OrtCpuNetwork
 from infercam.engine.runners.ort_errors import out_of_memory
@@ -53,8 +55,8 @@ class TileState:
     picture: Picture | None = None
     """None before the first view, and when there is nothing more to infer."""
     resized: dict[tuple[int, int], host_ops.Resized] = field(default_factory=dict)
-    responses: dict[tuple[int, bool], Float] = field(default_factory=dict)
-    """(scale position, mirrored) -> K×h×w of this iteration, before ReLU."""
+    responses: dict[tuple[int, bool, tuple[int, int]], Float] = field(default_factory=dict)
+    """(scale position, mirrored, place of the window) -> K×h×w of this iteration, before ReLU."""
     accumulated: Float | None = None
     erased: NDArray[np.bool_] | None = None
     """At tile size; None until the first iteration has ended."""
@@ -86,7 +88,7 @@ class CpuBackend:
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="infercam-cpu")
         self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._in_flight = 0
-        self.sizes = ViewSizes.of_network(spec)
+        self.sizes = ViewSizes.of_bundle(self.manifest)
 
     @property
     def limits(self) -> Limits:
@@ -185,26 +187,24 @@ class CpuBackend:
             found = self._run_network([self.manifest.response, AFFINITY_OUTPUT], x)
             for view, response, affinity in zip(views, *found, strict=True):
                 kept = response[view.tile.image.classes]
-                view.tile.state.responses[view.scale, view.mirrored] = host_ops.refined(
-                    kept, affinity, recipe.refine_steps
-                )
+                view.tile.state.responses[_key(view)] = host_ops.refined(kept, affinity, recipe.refine_steps)
             return
         for view, response in zip(views, self._infer(self.manifest.response, x), strict=True):
             # a copy of the present classes only, or the whole batch's output would stay alive
-            view.tile.state.responses[view.scale, view.mirrored] = response[view.tile.image.classes]
+            view.tile.state.responses[_key(view)] = response[view.tile.image.classes]
 
     def _write_input(self, view: View, slot: Float) -> None:
         tile, state = view.tile, view.tile.state
-        resized = state.resized.get(view.shape)
+        resized = state.resized.get(view.whole)
         if resized is None:
             if state.picture is None:  # two workers may both make it: the same bytes
                 whole = tile.box == whole_box(tile.image.height, tile.image.width)
                 state.picture = Picture(crop(tile.image.pixels, tile.box), recurs=whole)
-            resized = state.resized.setdefault(view.shape, self._resize(state.picture, view.shape))
-        resized.write(slot, view.mirrored, self._erased(view))
+            resized = state.resized.setdefault(view.whole, self._resize(state.picture, view.whole))
+        resized.write(slot, view.mirrored, self._erased(view), view.at)
 
     def _erased(self, view: View) -> NDArray[np.bool_] | None:
-        """What is erased of a view, in its orientation; None in the first iteration."""
+        """What is erased of a whole view, in its orientation; None in the first iteration."""
         tile, state = view.tile, view.tile.state
         if state.erased is None:
             return None
@@ -237,11 +237,13 @@ class CpuBackend:
             state.picture, state.resized = None, {}  # nothing more to infer
         return Advanced(erased, peak, centres)
 
-    @staticmethod
-    def _total(tile: Tile, responses: dict[tuple[int, bool], Float]) -> Float:
+    def _total(self, tile: Tile, responses: dict[tuple[int, bool, tuple[int, int]], Float]) -> Float:
+        def of(scale: int, mirrored: bool, cover: Cover) -> Float:
+            return put_together([responses[scale, mirrored, at] for at in cover.places], cover)
+
         pairs = [
-            (responses[i, False], responses[i, True] if tile.views.mirror else None)
-            for i in range(len(tile.views.scales))
+            (of(i, False, cover), of(i, True, cover) if tile.views.mirror else None)
+            for i, cover in enumerate(covers(tile, self.sizes))
         ]
         return host_ops.sum_views(pairs, len(tile.image.classes), tile.box.height, tile.box.width)
 
@@ -297,6 +299,10 @@ class CpuBackend:
         if maps is None:
             return None
         return host_ops.finish_in_place(maps, tile.image.recipe.accumulate, tile.iteration)
+
+
+def _key(view: View) -> tuple[int, bool, tuple[int, int]]:
+    return view.scale, view.mirrored, view.at
 
 
 def _with_whole(image: ImageTask, united: Float, whole: Float | None) -> Float:

@@ -24,14 +24,18 @@ from infercam.engine.bundle import Bundle
 from infercam.engine.common.errors import InfercamError
 from infercam.engine.device.descriptors import (
     Accumulate,
+    Cut,
     Gather,
     LowResponse,
+    Part,
+    Patch,
     Resize,
+    Size,
     Slot,
     UniteCall,
     UnitePart,
 )
-from infercam.engine.device.driver import Bytes, DeviceLost, DeviceOutOfMemory, Driver, Event
+from infercam.engine.device.driver import Bytes, DeviceLost, DeviceOutOfMemory, Driver, Event, Pointer
 from infercam.engine.device.ops import (
     Ops,
     maps_nbytes,
@@ -60,9 +64,11 @@ from infercam.engine.method.task import (
     Unite,
     View,
     Work,
+    covers,
     view_shapes,
 )
 from infercam.engine.method.trace import Inspected
+from infercam.engine.method.windows import shares
 from infercam.engine.runners.plan import Shape
 
 Float = NDArray[np.float32]
@@ -107,7 +113,7 @@ class DeviceBackend:
         self.driver = driver
         self.runner = runner
         spec = self.manifest.input
-        self.sizes = ViewSizes.of_network(spec)
+        self.sizes = ViewSizes.of_bundle(self.manifest)
         self._closed = False
         self._batches: deque[Event] = deque()
         self._advances: list[Advance] = []
@@ -405,10 +411,10 @@ class DeviceBackend:
                 tile, image = view.tile, view.tile.image
                 if tile.state is None:
                     tile.state = TileOnDevice()
-                key = (id(tile), view.shape)
-                if view.shape not in tile.state.pictures and key not in missing:
-                    pointer = image.state.allocate(picture_nbytes(view.shape))
-                    item = Resize(image.state.pixels, image.width, tile.box, view.shape, pointer)
+                key = (id(tile), view.whole)
+                if view.whole not in tile.state.pictures and key not in missing:
+                    pointer = image.state.allocate(picture_nbytes(view.whole))
+                    item = Resize(image.state.pixels, image.width, tile.box, view.whole, pointer)
                     missing[key] = view, item
             if missing:
                 self._ops.resize([item for _, item in missing.values()])
@@ -417,27 +423,63 @@ class DeviceBackend:
                 view.tile.image.state.free(item.picture)
             raise
         for view, item in missing.values():
-            view.tile.state.pictures[view.shape] = item.picture
+            view.tile.state.pictures[view.whole] = item.picture
 
     def _infer(self, views: Sequence[View], shape: OutputShape, slots: int) -> None:
         """Run a batch of `slots` views, of which those beyond `views` are blank."""
         lows = [self._low(view, shape) for view in views]
-        due = [(view, low) for view, low in zip(views, lows, strict=True) if view.mirrored not in low.seen]
+        due = [
+            (view, low)
+            for view, low in zip(views, lows, strict=True)
+            if (view.mirrored, view.at) not in low.seen
+        ]
         if not due:
             return
+        due.sort(key=lambda one: one[0].windowed)  # whole views first
         height, width = views[0].shape
-        each = 3 * height * width * self._input_itemsize
+        each = self._input_nbytes((height, width))
         with self.pool.scratch(slots * each, slots * 4 * _count(shape)) as (image, response):
-            self._ops.erase(
-                [self._slot(view) for view, _ in due], (height, width), image, self.runner.input_type
-            )
+            self._write_inputs([view for view, _ in due], image)
             if len(due) < slots:
                 self.driver.zero(image + len(due) * each, (slots - len(due)) * each)
             self.runner.respond(slots, height, width, image, response)
             self._note(views[0].tile.image, (slots, height, width))
             self._ops.gather(_gathers(due), response, shape)
+            self._ops.patch(self._patches(due, shape), response, shape)
         for view, low in due:
-            low.seen.add(view.mirrored)
+            low.seen.add((view.mirrored, view.at))
+
+    def _input_nbytes(self, size: Size) -> int:
+        return 3 * size[0] * size[1] * self._input_itemsize
+
+    def _write_inputs(self, views: Sequence[View], out: Pointer) -> None:
+        """The network's input of whole views, and then of windows, which are cut out of whole ones made beside it."""
+        size, kind = views[0].shape, self.runner.input_type
+        cut = [view for view in views if view.windowed]
+        whole = [view for view in views if not view.windowed]
+        self._ops.erase([self._slot(view) for view in whole], size, out, kind)
+        sources = {(id(view.tile), view.scale, view.mirrored): view for view in cut}
+        sizes = [self._input_nbytes(view.whole) for view in sources.values()]
+        with self.pool.scratch(*sizes) as pointers:
+            for view, pointer in zip(sources.values(), pointers, strict=True):
+                self._ops.erase([self._slot(view)], view.whole, pointer, kind)
+            at = dict(zip(sources, pointers, strict=True))
+            items = [Cut(at[id(v.tile), v.scale, v.mirrored], v.whole, v.at) for v in cut]
+            self._ops.cut(items, size, out + len(whole) * self._input_nbytes(size), kind)
+
+    def _patches(self, due: Sequence[tuple[View, LowResMap]], shape: OutputShape) -> list[Patch]:
+        """The windows of one view and its mirror image in one batch are one item."""
+        found: dict[Pointer, Patch] = {}
+        for slot, (view, low) in enumerate(due):
+            if not view.windowed:
+                continue
+            cover = covers(view.tile, self.sizes)[view.scale]
+            place = view.at[0] // cover.cell, view.at[1] // cover.cell
+            rows = shares(cover.rows, shape.height)[cover.rows.index(place[0])]
+            columns = shares(cover.columns, shape.width)[cover.columns.index(place[1])]
+            patch = found.setdefault(low.pointer, Patch(low.pointer, low.size, view.tile.image.classes, []))
+            patch.parts.append(Part(slot, view.mirrored, place, rows, columns))
+        return list(found.values())
 
     def _note(self, image: ImageTask, shape: Shape) -> None:
         if self._returns(image.recipe):
@@ -447,19 +489,22 @@ class DeviceBackend:
         """Whether batches of one run have the shapes of another's: those of a ladder, or the only size there is."""
         return recipe.ladder or self.sizes.fixed is not None
 
-    @staticmethod
-    def _low(view: View, shape: OutputShape) -> LowResMap:
+    def _low(self, view: View, shape: OutputShape) -> LowResMap:
         """Where the view's responses are summed with its mirror image's."""
         lows: dict[int, LowResMap] = view.tile.state.lows
         if view.scale not in lows:
             image = view.tile.image
-            nbytes = 4 * len(image.classes) * shape.height * shape.width
-            lows[view.scale] = LowResMap(image.state.allocate(nbytes), (shape.height, shape.width))
+            cover = covers(view.tile, self.sizes)[view.scale]
+            size = shape.height + cover.rows[-1], shape.width + cover.columns[-1]
+            nbytes = 4 * len(image.classes) * size[0] * size[1]
+            lows[view.scale] = LowResMap(image.state.allocate(nbytes), size)
+            if view.windowed:  # they are added one by one
+                self.driver.zero(lows[view.scale].pointer, nbytes)
         return lows[view.scale]
 
     def _slot(self, view: View) -> Slot:
         tile, recipe, state = view.tile, view.tile.image.recipe, view.tile.state
-        picture = state.pictures[view.shape]
+        picture = state.pictures[view.whole]
         if tile.iteration <= 0:
             return Slot(picture, view.mirrored)
         size = (tile.box.height, tile.box.width)
@@ -546,6 +591,8 @@ def _gathers(due: Sequence[tuple[View, LowResMap]]) -> list[Gather]:
     """A view and its mirror image in one batch are one item."""
     slots: dict[int, tuple[View, LowResMap, dict[bool, int]]] = {}
     for at, (view, low) in enumerate(due):
+        if view.windowed:
+            continue
         slots.setdefault(low.pointer, (view, low, {}))[2][view.mirrored] = at
     return [
         Gather(low.pointer, view.tile.image.classes, at.get(False, -1), at.get(True, -1), bool(low.seen))

@@ -59,6 +59,40 @@ class Gather(NamedTuple):
     `low`: a pair that is in one batch is one item."""
 
 
+class Cut(NamedTuple):
+    """One window of a view as the network sees it."""
+
+    whole: Pointer
+    """The view: 3×`size`, written by Ops.erase."""
+    size: Size
+    at: Size
+    """First pixel (y, x) of the window."""
+
+
+class Part(NamedTuple):
+    """A window's response, and its place in the view's."""
+
+    slot: int
+    mirrored: bool
+    at: Size
+    """First cell (y, x), in the mirror image's orientation where it is a window of that."""
+    rows: NDArray[np.float32]
+    columns: NDArray[np.float32]
+    """What its cells count for, see windows.shares."""
+
+
+class Patch(NamedTuple):
+    """Add windows' responses to a view's: ReLU, weighted, the mirror image's un-mirrored. Never two of one call on
+    one `low`."""
+
+    low: Pointer
+    size: Size
+    """Of `low`, in cells."""
+    classes: Sequence[int]
+    """Indices into the network's classes (K)."""
+    parts: list[Part]
+
+
 class LowResponse(NamedTuple):
     """Summed responses of one scale."""
 

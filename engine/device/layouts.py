@@ -47,6 +47,9 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
         picture=P, erased=P, tile_width=I, mirrored=I, mask_mirrored=I, steps_at=I, steps=I, unused=I
     ),
     "GatherItem": _struct(low=P, classes_at=I, classes=I, plain=I, mirrored=I, add=I, unused=I),
+    "CutItem": _struct(whole=P, height=I, width=I, y=I, x=I),
+    "PatchItem": _struct(low=P, classes_at=I, classes=I, height=I, width=I, parts_at=I, parts=I),
+    "PatchPart": _struct(slot=I, mirrored=I, y=I, x=I, rows_at=I, columns_at=I),
     "LowMap": _struct(data=P, height=I, width=I),
     "TileItem": _struct(
         total=P, accumulated=P, erased=P, result=P, ranks=P, height=I, width=I, stride=I, classes=I,

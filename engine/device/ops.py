@@ -9,7 +9,8 @@ What lies on the device (all pointers 256-byte aligned, as the pool gives them):
   picture     a tile resized to one network size: `picture_nbytes`; kept over mirror and iterations
   erased      h×w uint8 at tile size, 1 = erased: `mask_nbytes`
   accumulated K planes of float32 at tile size: `maps_nbytes`
-  low         K×h'×w' float32, dense: one scale's ReLU'd response, plus that of its mirrored view, un-mirrored
+  low         K×h'×w' float32, dense: one scale's ReLU'd response, plus that of its mirrored view, un-mirrored; of
+              a view in windows as they add up
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import numpy as np
 from infercam.engine.bundle import InputSpec
 from infercam.engine.device.descriptors import (
     Accumulate,
+    Cut,
     Gather,
+    Patch,
     Resize,
     Size,
     Slot,
@@ -190,6 +193,35 @@ class Ops:
         with self._upload(packet) as at:
             dims = (np.int32(shape.classes), np.int32(shape.height), np.int32(shape.width))
             self._launch("gather", (_blocks(most), len(items), 1), at, response, *dims)
+
+    def cut(self, items: Sequence[Cut], size: Size, out: Pointer, input_type: InputType) -> None:
+        """Write the network's input, len(items)×3×h×w: windows of views as `erase` wrote these."""
+        if not items:
+            return
+        packet = Packet("CutItem", len(items))
+        for i in items:
+            packet.struct(i.whole, *i.size, *i.at)
+        kernel = {"float32": "cut_float", "float16": "cut_half"}[input_type]
+        with self._upload(packet) as at:
+            grid = (_blocks(3 * math.prod(size)), len(items), 1)
+            self._launch(kernel, grid, at, out, np.int32(size[0]), np.int32(size[1]))
+
+    def patch(self, items: Sequence[Patch], response: Pointer, shape: OutputShape) -> None:
+        """From the response N×C×h'×w' of a batch of windows to the views' `low` maps, which begin as zeros."""
+        if not items:
+            return
+        packet = Packet("PatchItem", len(items))
+        for i in items:
+            parts = [
+                (p.slot, p.mirrored, *p.at, packet.array(p.rows), packet.array(p.columns)) for p in i.parts
+            ]
+            classes_at = packet.array(np.asarray(i.classes, np.int32))
+            parts_at = packet.array(np.array(parts, STRUCTS["PatchPart"]))
+            packet.struct(i.low, classes_at, len(i.classes), *i.size, parts_at, len(parts))
+        most = max(len(i.classes) * math.prod(i.size) for i in items)
+        with self._upload(packet) as at:
+            dims = (np.int32(shape.classes), np.int32(shape.height), np.int32(shape.width))
+            self._launch("patch", (_blocks(most), len(items), 1), at, response, *dims)
 
     def accumulate(self, items: Sequence[Accumulate], results: Pointer) -> None:
         """Advance each tile by one iteration (§3 steps 2 to 4); see `results_nbytes`, `read_results`."""

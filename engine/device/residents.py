@@ -16,8 +16,8 @@ class LowResMap:
 
     pointer: Pointer
     size: Size
-    seen: set[bool] = field(default_factory=set)
-    """Which views (mirrored or not) are in it: a view that is tried again is not added twice."""
+    seen: set[tuple[bool, Size]] = field(default_factory=set)
+    """Which views (mirrored or not) and windows (first pixel) are in it: what is tried again is not added twice."""
 
 
 @dataclass
@@ -25,7 +25,7 @@ class TileOnDevice:
     """Hangs on Tile.state."""
 
     pictures: dict[Size, Pointer] = field(default_factory=dict)
-    """Network size -> the tile at that size."""
+    """A view's size -> the tile at that size."""
     lows: dict[int, LowResMap] = field(default_factory=dict)
     """Position of the scale -> its responses."""
     accumulated: Pointer = 0

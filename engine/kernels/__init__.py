@@ -13,6 +13,7 @@ SOURCES = (
     "resize.cu",
     "erase.cu",
     "gather.cu",
+    "windows.cu",
     "upsample.cu",
     "peaks.cu",
     "centre_of_mass.cu",

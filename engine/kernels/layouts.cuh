@@ -80,6 +80,35 @@ struct GatherItem {
     int unused;
 };
 
+// A window of a view as the network sees it: normalised, mirrored, erased (Recipe.windows).
+struct CutItem {
+    const void* whole;  // 3×height×width
+    int height;
+    int width;
+    int y;  // first pixel of the window
+    int x;
+};
+
+// Windows of one view, and of its mirror image, to its low map.
+struct PatchItem {
+    float* low;
+    int classes_at;  // int[classes]
+    int classes;
+    int height;  // of the low map
+    int width;
+    int parts_at;  // PatchPart[parts]
+    int parts;
+};
+
+struct PatchPart {
+    int slot;
+    int mirrored;
+    int y;  // first cell, in the mirror image where it is of that
+    int x;
+    int rows_at;  // float[h], float[w]: what each of its cells counts for
+    int columns_at;
+};
+
 struct LowMap {
     const float* data;
     int height;

@@ -11,9 +11,10 @@ from math import lcm, log
 from typing import TYPE_CHECKING, NamedTuple
 
 from infercam.engine.method.recipe import Recipe
+from infercam.engine.method.windows import Cover, Windows
 
 if TYPE_CHECKING:
-    from infercam.engine.bundle import InputSpec
+    from infercam.engine.bundle import InputSpec, Manifest
 
 
 class Box(NamedTuple):
@@ -63,6 +64,13 @@ class ViewSizes:
     """Pixels of a side: less leaves the network's last layers nothing to look at, or ends the runtime's process."""
     multiple: int = 1
     """Sides are multiples of it."""
+    windows: Windows | None = None
+    """Of a network of one size: how it sees larger views (Recipe.windows)."""
+
+    @classmethod
+    def of_bundle(cls, manifest: Manifest) -> ViewSizes:
+        spec = manifest.input
+        return cls(spec.fixed_size, spec.smallest, spec.multiple, Windows.of(manifest))
 
     @classmethod
     def of_network(cls, spec: InputSpec) -> ViewSizes:
@@ -79,6 +87,13 @@ class ViewSizes:
         if ladder:
             return ladder_size(h, w, self.smallest, self.multiple)
         return self._side(h), self._side(w)
+
+    def cover(self, height: int, width: int, scale: float, recipe: Recipe) -> Cover:
+        """A tile's view at a scale, and where in it the network looks: everywhere at once, but for windows."""
+        if recipe.windows and self.windows is not None:
+            return self.windows.cover(*view_size(height, width, scale))
+        size = self.of(height, width, scale, recipe.ladder)
+        return Cover(size, size)
 
     def _side(self, side: int) -> int:
         if self.multiple > 1:

@@ -52,16 +52,20 @@ class Resized:
             self._fill = mean.astype(np.float32)
         return self._fill
 
-    def write(self, out: Float, mirrored: bool, erased: Mask | None) -> None:
+    def write(self, out: Float, mirrored: bool, erased: Mask | None, at: tuple[int, int] = (0, 0)) -> None:
         """Write the network's input (3×h×w) into `out`: normalised, mirrored, erased pixels filled.
 
-        erased: h×w, already in the orientation of the output.
+        erased: of the whole picture, already in the orientation of the output. at: first pixel (y, x) of what is
+        written, in that orientation; the picture's where the output is smaller.
         """
+        (y, x), (height, width) = at, out.shape[1:]
+        left = self.planes.shape[2] - x - width if mirrored else x
         for plane, table, target in zip(self.planes, self._table, out, strict=True):
-            cv2.LUT(cv2.flip(plane, 1) if mirrored else plane, table, dst=target)
+            part = plane[y : y + height, left : left + width]
+            cv2.LUT(cv2.flip(part, 1) if mirrored else part, table, dst=target)
         if erased is not None:
             for target, value in zip(out, self.fill(), strict=True):
-                np.copyto(target, value, where=erased)
+                np.copyto(target, value, where=erased[y : y + height, x : x + width])
 
 
 def _histogram(plane: Pixels) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ Scales = Annotated[tuple[Scale, ...], Field(min_length=1)]
 ANY_NUMBER = 254  # of classes: as many as a label PNG has values for
 _BEFORE = {
     "ladder": False,
+    "windows": False,
     "compete": False,
     "erase_up_to": ANY_NUMBER,
     "refine": "none",
@@ -138,6 +139,12 @@ class Recipe(BaseModel):
         default=False,
         description="views are inferred at few sizes (sides from 64 in steps of about a quarter), whatever their "
         "tile's, so that they fill batches and a GPU prepares few shapes; False: at their exact size",
+    )
+
+    windows: bool = Field(
+        default=True,
+        description="a network that takes one size sees each view in windows of that size, which overlap; False: one "
+        "view, the picture stretched to that size",
     )
 
     refine: Literal["none", "affinity"] = Field(

@@ -4,6 +4,7 @@ against. Slow and literal on purpose; `engine/method/README.md` sections are nam
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from PIL import Image
 from infercam.engine.bundle import InputSpec
 from infercam.engine.method.geometry import Box, Placed, ViewSizes, split_boxes
 from infercam.engine.method.recipe import EPSILON, Mode, Recipe, Views
+from infercam.engine.method.windows import Cover, Windows
 
 Float = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -98,23 +100,50 @@ def multi_scale_response(
     network: Network,
     classes: Sequence[int],
     spec: InputSpec,
+    windows: Windows | None = None,
 ) -> Float:
     """Sum over views of the ReLU'd, upsampled, un-mirrored responses: K×h×w (§1, §3 steps 1 and 2)."""
     h, w = tile.shape[:2]
-    sizes = [ViewSizes.of_network(spec).of(h, w, s, recipe.ladder) for s in views.scales]
-    masks = None if left is None else masks_by_scale(left, sizes, recipe.mask_cascade)
+    network_sizes = replace(ViewSizes.of_network(spec), windows=windows)
+    covers = [network_sizes.cover(h, w, s, recipe) for s in views.scales]
+    masks = None if left is None else masks_by_scale(left, [c.size for c in covers], recipe.mask_cascade)
     total = np.zeros((len(classes), h, w), np.float32)
-    for i, size in enumerate(sizes):
-        x = normalise(resize_pixels(tile, *size), spec)
+    for i, cover in enumerate(covers):
+        x = normalise(resize_pixels(tile, *cover.size), spec)
         for mirrored in (False, True)[: 1 + views.mirror]:
             view = x[:, :, ::-1] if mirrored else x
             if masks is not None:
                 mask = masks[i][:, ::-1] if mirrored and recipe.mask_mirrored else masks[i]
                 view = erase(view, mask)
-            r = np.maximum(network(np.ascontiguousarray(view)[None])[0, list(classes)], 0)
+            r = seen_through(view, cover, network)[list(classes)]
             up = resize_bilinear(r, h, w)
             total += up[:, :, ::-1] if mirrored else up
     return total
+
+
+def seen_through(view: Float, cover: Cover, network: Network) -> Float:
+    """The ReLU'd response of a view 3×h×w: the network's own, or put together from its windows' (§1): where they
+    overlap the mean, in which a cell counts by its distance from its window's edges."""
+    found = []
+    for y, x in cover.places:
+        part = view[:, y : y + cover.window[0], x : x + cover.window[1]]
+        found.append(np.maximum(network(np.ascontiguousarray(part)[None])[0], 0))
+    if len(found) == 1:
+        return found[0]
+    classes, rows, columns = found[0].shape
+    counts = np.outer(_from_edge(rows), _from_edge(columns))
+    total = np.zeros((classes, rows + cover.rows[-1], columns + cover.columns[-1]))
+    weight = np.zeros(total.shape[1:])
+    for r, (y, x) in zip(found, cover.places, strict=True):
+        at = slice(y // cover.cell, y // cover.cell + rows), slice(x // cover.cell, x // cover.cell + columns)
+        total[:, *at] += counts * r
+        weight[at] += counts
+    return (total / weight).astype(np.float32)
+
+
+def _from_edge(cells: int) -> NDArray[np.intp]:
+    """1, 2, … to the middle of a window and back."""
+    return np.minimum(np.arange(cells), np.arange(cells)[::-1]) + 1
 
 
 def refined(response: Float, affinity: Float, steps: int) -> Float:
@@ -167,6 +196,7 @@ def iterate(
     classes: Sequence[int],
     spec: InputSpec,
     peak: Float | None = None,
+    windows: Windows | None = None,
 ) -> tuple[Float, int]:
     """Iterative erasing of a tile or the whole image (§3): accumulated map K×h×w, number of iterations.
 
@@ -180,7 +210,7 @@ def iterate(
     first_views = recipe.views if peak is None else recipe.first_of_tile()
     while done < iterations:
         views = first_views if done == 0 else recipe.later()
-        total = multi_scale_response(tile, left, views, recipe, network, classes, spec)
+        total = multi_scale_response(tile, left, views, recipe, network, classes, spec, windows)
         floor = 0.0 if peak is None else recipe.peak_floor * peak * views.count
         n = normalised(total, floor, recipe.peak_quantile)
         if done == 0 and peak is None:
@@ -203,12 +233,18 @@ def iterate(
 
 
 def _worth_it(
-    tile: Pixels, recipe: Recipe, peak: Float, network: Network, classes: Sequence[int], spec: InputSpec
+    tile: Pixels,
+    recipe: Recipe,
+    peak: Float,
+    network: Network,
+    classes: Sequence[int],
+    spec: InputSpec,
+    windows: Windows | None,
 ) -> bool:
     """The probe: does the smallest view alone respond to any class?"""
     if not recipe.probe:
         return True
-    probed = multi_scale_response(tile, None, recipe.probing(), recipe, network, classes, spec)
+    probed = multi_scale_response(tile, None, recipe.probing(), recipe, network, classes, spec, windows)
     return bool((peaks(probed, recipe.peak_quantile) >= recipe.probe * peak).any())
 
 
@@ -233,22 +269,29 @@ def response_maps(
     mode: Mode,
     network: Network,
     spec: InputSpec,
+    windows: Windows | None = None,
 ) -> Float:
-    """Refined response maps of one image, K×H×W float32 in 0..1: the whole method, literally."""
+    """Refined response maps of one image, K×H×W float32 in 0..1: the whole method, literally.
+
+    windows: of a network of one size, for Recipe.windows.
+    """
     height, width = pixels.shape[:2]
     recipe = recipe.of(len(classes))
 
     def total(views: Views) -> Float:
-        return multi_scale_response(pixels, None, views, recipe, network, classes, spec)
+        return multi_scale_response(pixels, None, views, recipe, network, classes, spec, windows)
+
+    def erased_by_turns(tile: Pixels, iterations: int, peak: Float | None = None) -> Float:
+        return iterate(tile, recipe, iterations, network, classes, spec, peak, windows)[0]
 
     if mode == "baseline":
         return normalised(total(recipe.views), quantile=recipe.peak_quantile)
     whole_iterations = recipe.iterations if recipe.whole == "none" else recipe.whole_iterations
     if mode == "erase":
-        return iterate(pixels, recipe, recipe.iterations, network, classes, spec)[0]
+        return erased_by_turns(pixels, recipe.iterations)
     if recipe.split == "none" or (recipe.split == "released" and len(classes) > 2):
         # the tiles would all be the whole image: its own map is the result
-        return iterate(pixels, recipe, whole_iterations if mode == "both" else 1, network, classes, spec)[0]
+        return erased_by_turns(pixels, whole_iterations if mode == "both" else 1)
 
     iterations = recipe.iterations if mode == "both" else 1
     centre_views = recipe.centre_views or recipe.views
@@ -259,14 +302,14 @@ def response_maps(
     tiles = []
     for p in placed:
         tile = crop(pixels, p.box)
-        if _worth_it(tile, recipe, peak, network, classes, spec):
-            tiles.append(iterate(tile, recipe, iterations, network, classes, spec, peak)[0])
+        if _worth_it(tile, recipe, peak, network, classes, spec, windows):
+            tiles.append(erased_by_turns(tile, iterations, peak))
         else:
             tiles.append(np.zeros((len(classes), p.box.height, p.box.width), np.float32))
     united = unite(height, width, placed, tiles, len(classes))
     if recipe.whole == "none":
         return united
-    whole = iterate(pixels, recipe, whole_iterations if mode == "both" else 1, network, classes, spec)[0]
+    whole = erased_by_turns(pixels, whole_iterations if mode == "both" else 1)
     if recipe.whole == "max":
         return np.maximum(united, whole)
     weight = np.float32(recipe.whole_weight)

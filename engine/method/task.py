@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from infercam.engine.method.geometry import ANY_SIZE, Box, ViewSizes
 from infercam.engine.method.recipe import Mode, Recipe, Views
 from infercam.engine.method.trace import Trace
+from infercam.engine.method.windows import Cover
 
 
 @dataclass(eq=False)
@@ -78,7 +79,7 @@ class Tile:
 
 
 class View(NamedTuple):
-    """One input of the network: a tile at a scale, mirrored or not."""
+    """One input of the network: a tile at a scale, mirrored or not, or a window of that."""
 
     tile: Tile
     scale: int
@@ -86,23 +87,38 @@ class View(NamedTuple):
     mirrored: bool
     shape: tuple[int, int]
     """Network height and width."""
+    whole: tuple[int, int]
+    """Height and width of the whole view; `shape` but for windows."""
+    at: tuple[int, int] = (0, 0)
+    """First pixel (y, x) of the window in the view, mirrored if that is."""
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the network sees only a part of it."""
+        return self.shape != self.whole
 
     @property
     def pixels(self) -> int:
         return self.shape[0] * self.shape[1]
 
 
+def covers(tile: Tile, sizes: ViewSizes = ANY_SIZE) -> list[Cover]:
+    """The tile's present views, one a scale."""
+    height, width, recipe = tile.box.height, tile.box.width, tile.image.recipe
+    return [sizes.cover(height, width, scale, recipe) for scale in tile.views.scales]
+
+
 def view_shapes(tile: Tile, sizes: ViewSizes = ANY_SIZE) -> list[tuple[int, int]]:
-    """Network height and width of the tile's present views, one a scale."""
-    height, width, ladder = tile.box.height, tile.box.width, tile.image.recipe.ladder
-    return [sizes.of(height, width, scale, ladder) for scale in tile.views.scales]
+    """Height and width of the tile's present views, one a scale."""
+    return [cover.size for cover in covers(tile, sizes)]
 
 
 def views_of(tile: Tile, sizes: ViewSizes = ANY_SIZE) -> list[View]:
-    """The views due in the tile's present iteration, at sizes that the network takes."""
+    """What the network is to see in the tile's present iteration, at sizes that it takes."""
     out = []
-    for i, shape in enumerate(view_shapes(tile, sizes)):
-        out += [View(tile, i, mirrored, shape) for mirrored in (False, True)[: 1 + tile.views.mirror]]
+    for i, cover in enumerate(covers(tile, sizes)):
+        for mirrored in (False, True)[: 1 + tile.views.mirror]:
+            out += [View(tile, i, mirrored, cover.window, cover.size, at) for at in cover.places]
     return out
 
 

@@ -225,9 +225,18 @@ def open_run(
             cluster = _on_cluster(pool, bundle, settings, source, labels, out, say, how)
             job = opened.enter_context(cluster)
         say(f"backend: {job.map_settings.precision} on {job.map_settings.choice}")
+        if (fixed := loaded.manifest.input.fixed_size) is not None:
+            say(_of_one_size(fixed, job.map_settings.recipe.windows))
         if job.map_settings.backend.get("backend") not in ON_CPU and not chosen.ladder:
             say(WITHOUT_LADDER)
         yield job
+
+
+def _of_one_size(fixed: tuple[int, int], windows: bool) -> str:
+    only = f"note: the network takes {fixed[0]}x{fixed[1]} pixels only"
+    if windows:
+        return f"{only}: larger views in overlapping windows (--set windows=false: all stretched to one, far cheaper)"
+    return f"{only}: every picture is stretched to one view"
 
 
 def finish(job: Run | ClusterRun) -> Summary:

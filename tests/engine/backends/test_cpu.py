@@ -33,13 +33,19 @@ from tests.engine import tiny
 
 TOLERANCE = 1e-5
 HALF = Views(scales=(0.5,), mirror=False)
+ONE_SIZE = (26, 33)
 
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) -> Iterator[dict[str, Engine]]:
     other = tiny.build(tmp_path_factory.mktemp("bundle") / "bgr", stride=8, colour="BGR")
-    with Engine.load(tiny_bundle, threads=2) as a, Engine.load(other, threads=1) as b:
-        yield {"stride 4 RGB": a, "stride 8 BGR": b}
+    one = tiny.build(tmp_path_factory.mktemp("bundle") / "one", fixed=ONE_SIZE, cells=True)
+    with (
+        Engine.load(tiny_bundle, threads=2) as a,
+        Engine.load(other, threads=1) as b,
+        Engine.load(one, threads=2) as c,
+    ):
+        yield {"stride 4 RGB": a, "stride 8 BGR": b, "one size": c}
 
 
 class Margin:
@@ -71,16 +77,16 @@ def margins(recipe: Recipe) -> Iterator[Margin]:
                 margin.centre = min(margin.centre, abs(at - round(at)) if side > 1 else np.inf)
         return centre(m)
 
-    def watched_probe(tile, recipe, peak, network, classes, spec):
+    def watched_probe(tile, recipe, peak, network, classes, spec, windows):
         if recipe.probe:
             found = reference.multi_scale_response(
-                tile, None, recipe.probing(), recipe, network, classes, spec
+                tile, None, recipe.probing(), recipe, network, classes, spec, windows
             )
             edge = np.abs(reference.peaks(found, recipe.peak_quantile) - recipe.probe * peak) / np.maximum(
                 peak, 1e-9
             )
             margin.probe = min(margin.probe, float(edge.min()))
-        return worth_it(tile, recipe, peak, network, classes, spec)
+        return worth_it(tile, recipe, peak, network, classes, spec, windows)
 
     reference.normalised, reference.centre_of_mass = watched_normalised, watched_centre
     reference._worth_it = watched_probe
@@ -93,7 +99,8 @@ def margins(recipe: Recipe) -> Iterator[Margin]:
 
 def expected(engine: Engine, pixels: np.ndarray, classes: list[int], recipe: Recipe, mode: str) -> np.ndarray:
     network = tiny.network(engine.bundle)
-    return reference.response_maps(pixels, classes, recipe, mode, network, engine.manifest.input)
+    chosen, windows = engine.recipe(recipe), engine.backend.sizes.windows
+    return reference.response_maps(pixels, classes, chosen, mode, network, engine.manifest.input, windows)
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:
@@ -133,6 +140,7 @@ recipes = st.builds(
     whole_iterations=st.integers(1, 3),
     probe=st.sampled_from([0.0, 0.8, 1.0]),
     peak_quantile=st.sampled_from([1.0, 0.99, 0.5]),
+    windows=st.booleans(),
 )
 with_floor = st.builds(
     lambda r, floor: r.model_copy(update={"peak_floor": 0.0 if r.accumulate == "sum" else floor}),
@@ -164,7 +172,7 @@ exploring = settings(
 
 
 @given(
-    st.sampled_from(["stride 4 RGB", "stride 8 BGR"]),
+    st.sampled_from(["stride 4 RGB", "stride 8 BGR", "one size"]),
     st.tuples(sides, sides),
     label_sets,
     st.sampled_from([*RECIPES.values()]),
@@ -177,7 +185,7 @@ def test_the_named_recipes(engines, which, size, classes, recipe, mode, seed) ->
 
 
 @given(
-    st.sampled_from(["stride 4 RGB", "stride 8 BGR"]),
+    st.sampled_from(["stride 4 RGB", "stride 8 BGR", "one size"]),
     st.tuples(sides, sides),
     label_sets,
     with_floor,
@@ -223,6 +231,18 @@ def test_fixed_cases_agree_without_excuse(
     got = tiny_engine.maps(pixels, classes, recipe, mode)  # type: ignore[arg-type]
     assert difference(got, want) <= TOLERANCE
     assert got.min() >= 0 and got.max() <= 1 and got.max() > 0.5
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("classes", [[2], [4, 0], [0, 1, 3]])
+@pytest.mark.parametrize("name", RECIPES)
+def test_fixed_cases_in_windows(engines: dict[str, Engine], name: str, classes: list[int], mode: str) -> None:
+    engine, pixels = engines["one size"], tiny.picture(45, 58, seed=len(name))
+    want = expected(engine, pixels, classes, RECIPES[name], mode)
+    got = engine.maps(pixels, classes, name, mode)  # type: ignore[arg-type]
+    assert difference(got, want) <= TOLERANCE
+    stretched = RECIPES[name].model_copy(update={"windows": False})
+    assert difference(got, engine.maps(pixels, classes, stretched, mode)) > 1e-2  # type: ignore[arg-type]
 
 
 def test_each_lever_changes_the_maps(tiny_engine: Engine) -> None:
@@ -420,7 +440,7 @@ def test_python_s_own_memory_error_counts_as_out_of_memory(tiny_bundle: Bundle) 
     backend = CpuBackend(tiny_bundle, 1)
     recipe = RECIPES["released"]
     task = ImageTask("i", tiny.picture(8, 8), [0], recipe)
-    (view,) = [View(Tile(task, reference.Box(0, 0, 8, 8), (0,), 1), 0, False, (8, 8))]
+    (view,) = [View(Tile(task, reference.Box(0, 0, 8, 8), (0,), 1), 0, False, (8, 8), (8, 8))]
     backend._infer = lambda output, x: (_ for _ in ()).throw(MemoryError())  # type: ignore[method-assign]
     backend.submit(Respond([view]))
     (done,) = backend.collect()

@@ -17,6 +17,7 @@ from infercam.engine.device.driver import DeviceError, DeviceLost, DeviceOutOfMe
 from infercam.engine.live import LiveEngine
 from infercam.engine.method.backend import OutOfMemory
 from infercam.engine.method.recipe import MODES, RECIPES, Recipe, Views
+from infercam.engine.method.recipe import recipe as recipe_of
 from infercam.engine.method.task import Respond, Work
 from tests.engine import tiny
 
@@ -92,6 +93,41 @@ def test_a_bundle_of_one_size_and_one_view(tmp_path: Path, device_engine: MakeEn
             got = engine.maps(pixels, classes, "corrected", mode)  # type: ignore[arg-type]
             assert difference(got, want) <= TOLERANCE
             assert set(engine.scheduler.stats.batch_sizes) == {1}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["fast", "released", "corrected"])
+def test_windows_of_a_bundle_of_one_size(tmp_path: Path, device_engine: MakeEngine, name: str) -> None:
+    """Mirrored or not, masks in a cascade or not, in batches that hold several views or part of one."""
+    bundle = tiny.build(tmp_path / "fixed", fixed=(24, 32), cells=True)
+    chosen, stretched = recipe_of(name, iterations=2), recipe_of(name, iterations=2, windows=False)
+    few, many = device_engine(bundle, batch_pixels=5 * 24 * 32), device_engine(bundle, most=7)
+    with Engine.load(bundle, threads=1) as cpu:
+        for size, classes in (((45, 58), [1, 3]), ((20, 61), [2])):
+            pixels = tiny.picture(*size)
+            want = cpu.maps(pixels, classes, chosen)
+            assert difference(cpu.maps(pixels, classes, stretched), want) > 1e-2
+            for engine in (few, many):
+                assert difference(engine.maps(pixels, classes, chosen), want) <= TOLERANCE
+    assert max(few.scheduler.stats.batch_sizes) == 5  # type: ignore[union-attr]
+    assert max(many.scheduler.stats.batch_sizes) > 10  # type: ignore[union-attr]
+
+
+def test_a_window_s_batch_that_does_not_fit_is_halved(tmp_path: Path, device_engine: MakeEngine) -> None:
+    """And no window counts twice."""
+    bundle = tiny.build(tmp_path / "fixed", fixed=(24, 32), cells=True)
+    pixels, chosen = tiny.picture(45, 58), recipe_of("corrected", iterations=2)
+    engine = device_engine(bundle, memory=3)
+    with Engine.load(bundle, threads=1) as cpu:
+        assert difference(engine.maps(pixels, [1], chosen), cpu.maps(pixels, [1], chosen)) <= TOLERANCE
+    assert engine.scheduler.stats.halvings  # type: ignore[union-attr]
+
+
+def test_windows_in_half_precision(tmp_path: Path, device_engine: MakeEngine) -> None:
+    bundle = tiny.build(tmp_path / "fixed", fixed=(24, 32), cells=True)
+    pixels = tiny.picture(45, 58)
+    got = device_engine(bundle, input_type="float16").maps(pixels, [0, 2], "fast", "baseline")
+    with Engine.load(bundle, threads=1) as cpu:
+        assert 0 < difference(got, cpu.maps(pixels, [0, 2], "fast", "baseline")) < 5e-3
 
 
 def test_half_precision_input(tiny_bundle: Bundle, tiny_engine: Engine, device_engine: MakeEngine) -> None:

@@ -9,8 +9,11 @@ import pytest
 from infercam.engine.device import traffic
 from infercam.engine.device.descriptors import (
     Accumulate,
+    Cut,
     Gather,
     LowResponse,
+    Part,
+    Patch,
     Resize,
     Slot,
     UniteCall,
@@ -58,12 +61,21 @@ def calls(rig: Rig) -> dict[str, tuple[object, int]]:
         ),
         "erase": (lambda: rig.ops.erase([Slot(picture)], (9, 9), out, "float32"), out),
         "gather": (lambda: rig.ops.gather([Gather(low, [1], plain=0)], response, OutputShape(2, 5, 6)), low),
+        "cut": (lambda: rig.ops.cut([Cut(image, (9, 9), (1, 2))], (4, 5), out, "float32"), out),
+        "patch": (
+            lambda: rig.ops.patch(
+                [Patch(low, (5, 6), [1], [Part(0, False, (0, 0), maps[0, :, 0], maps[0, 0])])],
+                response,
+                OutputShape(2, 5, 6),
+            ),
+            low,
+        ),
         "accumulate": (lambda: rig.ops.accumulate([job], results), job.accumulated),
         "unite": (lambda: rig.ops.unite(UniteCall(TILE, 2, [part], mode="sum"), out), out),
     }
 
 
-@pytest.mark.parametrize("call", ["resize", "erase", "gather", "accumulate", "unite"])
+@pytest.mark.parametrize("call", ["resize", "erase", "gather", "cut", "patch", "accumulate", "unite"])
 def test_out_of_memory_launches_and_writes_nothing(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Rig() as rig:
         do, written = calls(rig)[call]

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from infercam.engine.bundle import InputSpec
-from infercam.engine.device.descriptors import Resize, Slot
+from infercam.engine.device.descriptors import Cut, Resize, Slot
 from infercam.engine.device.layouts import PLANES_AT, STRUCTS, normalisation
 from infercam.engine.device.ops import picture_nbytes
 from infercam.engine.method import host_ops, reference
@@ -157,3 +157,17 @@ def test_an_empty_batch_launches_nothing() -> None:
         rig.ops.erase([], (4, 4), 0, "float32")
         rig.ops.resize([])
         assert not rig.driver.launches
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_windows_are_cut_out_of_views(kind: str) -> None:
+    rng = np.random.default_rng(3)
+    views = [rng.random((3, *size)).astype(kind) for size in ((9, 14), (7, 7))]
+    places = [(0, (2, 3)), (1, (0, 0)), (0, (2, 7)), (1, (2, 0))]
+    with Rig() as rig:
+        at = [rig.put(v) for v in views]
+        out = rig.driver.allocate(len(places) * 3 * 5 * 7 * views[0].itemsize)
+        rig.ops.cut([Cut(at[i], views[i].shape[1:], place) for i, place in places], (5, 7), out, kind)
+        found = rig.get(out, (len(places), 3, 5, 7), views[0].dtype)
+    want = [views[i][:, y : y + 5, x : x + 7] for i, (y, x) in places]
+    np.testing.assert_array_equal(found, want)

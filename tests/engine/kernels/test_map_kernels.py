@@ -9,12 +9,21 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from infercam.engine.device.descriptors import Accumulate, Gather, LowResponse, UniteCall, UnitePart
+from infercam.engine.device.descriptors import (
+    Accumulate,
+    Gather,
+    LowResponse,
+    Part,
+    Patch,
+    UniteCall,
+    UnitePart,
+)
 from infercam.engine.device.ops import maps_nbytes, maps_stride, mask_nbytes, read_results, results_nbytes
 from infercam.engine.device.runner import OutputShape
 from infercam.engine.method import host_ops, reference
 from infercam.engine.method.geometry import Box, Placed, whole_box
 from infercam.engine.method.task import Advanced
+from infercam.engine.method.windows import Windows, put_together, shares
 from tests.cuda_emulator.driver import SANITIZED
 from tests.cuda_emulator.rig import Rig
 
@@ -56,6 +65,34 @@ def test_gathering(shape: tuple[int, int], seed: int, kinds: list[str]) -> None:
         rig.ops.gather(second, source, OutputShape(7, *shape))
         for low, want in zip(lows, expected, strict=True):
             np.testing.assert_array_equal(rig.get(low, want.shape, np.float32), want)
+
+
+# -- patch -------------------------------------------------------------------------------------------------
+@given(SHAPES, SEEDS, st.tuples(st.floats(0.5, 3), st.floats(0.5, 3)), st.booleans())
+@few
+def test_windows_are_put_together(
+    shape: tuple[int, int], seed: int, times: tuple[float, float], mirrored: bool
+) -> None:
+    """As host_ops has it, in one call or in several."""
+    rng = np.random.default_rng(seed)
+    cover = Windows(shape, 1, shape).cover(round(shape[0] * times[0]), round(shape[1] * times[1]))
+    rows, columns = shares(cover.rows, shape[0]), shares(cover.columns, shape[1])
+    places = [(y, x) for y in range(len(rows)) for x in range(len(columns))]
+    response = rng.normal(size=(len(places), 5, *shape)).astype(np.float32)
+    chosen = rng.choice(5, int(rng.integers(1, 6)), replace=False).tolist()
+    parts = [
+        Part(slot, mirrored, (cover.rows[y], cover.columns[x]), rows[y], columns[x])
+        for slot, (y, x) in enumerate(places)
+    ]
+    want = np.maximum(put_together(list(response[:, chosen]), cover), 0)
+    with Rig(seed=seed) as rig:
+        low, source = rig.put(np.zeros_like(want)), rig.put(response)
+        cut = int(rng.integers(0, len(parts) + 1))
+        for some in (parts[:cut], parts[cut:]):
+            item = Patch(low, want.shape[1:], chosen, some)
+            rig.ops.patch([item], source, OutputShape(5, *shape))
+        found = rig.get(low, want.shape, np.float32)
+    np.testing.assert_allclose(found[:, :, ::-1] if mirrored else found, want, atol=1e-5)
 
 
 # -- accumulate --------------------------------------------------------------------------------------------

@@ -111,6 +111,7 @@ OTHER = {
     "refine": "affinity",
     "refine_steps": 2,
     "ladder": True,
+    "windows": False,
     "compete": True,
     "erase_up_to": 2,
 }

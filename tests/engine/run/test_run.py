@@ -105,7 +105,7 @@ def test_a_run_writes_the_engine_s_maps(
         assert record.classes == classes and record.names == [tiny.CLASSES[c] for c in classes]
         want = tiny_engine.maps(data / "images" / f"{record.id}.png", classes)
         np.testing.assert_allclose(record.maps, want, atol=1e-3)
-        assert record.settings["recipe"] == RECIPES["released"].model_dump(mode="json")
+        assert record.settings["recipe"] == tiny_engine.recipe("released").model_dump(mode="json")
         assert record.settings["mode"] == "both"
         assert record.settings["bundle"] == {"name": "tiny-4", "hash": tiny_bundle.hash}
         assert record.settings["labels"]["kind"] == "json"
