@@ -402,7 +402,8 @@ def _fixed_stride(model: ModelProto, n: int, size: Size, classes: int, notes: li
             "are stretched over the picture"
         )
     notes.append(
-        f"warning: the size is fixed: pictures and views of every scale are stretched to {size[0]}x{size[1]}"
+        f"warning: the size is fixed: larger views than {size[0]}x{size[1]} are seen in overlapping windows, which "
+        "costs as many runs (--set windows=false: pictures stretched to it)"
     )
     down, across = size[0] / mh, size[1] / mw
     # Convolutions without padding lose a few rows at the border (299 pixels give 8 rows at stride 32).

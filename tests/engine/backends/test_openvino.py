@@ -50,9 +50,9 @@ def test_many_images_at_once(engine: Engine, tiny_engine: Engine) -> None:
 @pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16 arithmetic")
 def test_bf16_is_near(tiny_bundle: Bundle, tiny_engine: Engine) -> None:
     pixels = tiny.picture(60, 80)
-    want = tiny_engine.maps(pixels, [1, 2], "fast")
+    want = tiny_engine.maps(pixels, [1, 2], "fast", "baseline")
     with Engine.load(tiny_bundle, "openvino", threads=1, precision="bf16") as engine:
-        got = engine.maps(pixels, [1, 2], "fast")
+        got = engine.maps(pixels, [1, 2], "fast", "baseline")
         assert engine.backend.precision == "bf16" and engine.backend.describe()["backend"] == "openvino"
     assert 0 < np.abs(got - want).max() < 0.1
 
