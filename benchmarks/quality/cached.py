@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from infercam.engine.backends.cpu import CpuBackend
+from infercam.engine.backends.cpu import CpuBackend, response_key
 from infercam.engine.common.atomic import atomic_write
 from infercam.engine.method.task import View
 
 
 class CachedCpuBackend(CpuBackend):
-    """Answers are kept by image id, tile, size, mirroring and the erased pixels; `save` writes them to a file."""
+    """Answers are kept by image id, tile, size, window, mirroring and the erased pixels; `save` writes them."""
 
     def __init__(self, *args: Any, cache: Path | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -34,10 +34,10 @@ class CachedCpuBackend(CpuBackend):
             known = self.answers.get(key)
             if known is None:
                 super()._respond([view])
-                self.answers[key] = view.tile.state.responses[view.scale, view.mirrored]
+                self.answers[key] = view.tile.state.responses[response_key(view)]
                 self._unsaved += 1
             else:
-                view.tile.state.responses[view.scale, view.mirrored] = known
+                view.tile.state.responses[response_key(view)] = known
 
     def _key(self, view: View) -> str:
         erased = self._erased(view)
@@ -48,7 +48,9 @@ class CachedCpuBackend(CpuBackend):
         )
         box = "_".join(map(str, view.tile.box))
         classes = "_".join(map(str, view.tile.image.classes))
-        size = f"{view.shape[0]}x{view.shape[1]}{'m' if view.mirrored else ''}"
+        size = f"{view.whole[0]}x{view.whole[1]}{'m' if view.mirrored else ''}"
+        if view.windowed:
+            size += f"@{view.at[0]},{view.at[1]}"
         return f"{view.tile.image.id}-{classes}-{box}-{size}-{digest}"
 
     def save(self) -> None:

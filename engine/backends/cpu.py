@@ -187,11 +187,13 @@ class CpuBackend:
             found = self._run_network([self.manifest.response, AFFINITY_OUTPUT], x)
             for view, response, affinity in zip(views, *found, strict=True):
                 kept = response[view.tile.image.classes]
-                view.tile.state.responses[_key(view)] = host_ops.refined(kept, affinity, recipe.refine_steps)
+                view.tile.state.responses[response_key(view)] = host_ops.refined(
+                    kept, affinity, recipe.refine_steps
+                )
             return
         for view, response in zip(views, self._infer(self.manifest.response, x), strict=True):
             # a copy of the present classes only, or the whole batch's output would stay alive
-            view.tile.state.responses[_key(view)] = response[view.tile.image.classes]
+            view.tile.state.responses[response_key(view)] = response[view.tile.image.classes]
 
     def _write_input(self, view: View, slot: Float) -> None:
         tile, state = view.tile, view.tile.state
@@ -301,7 +303,8 @@ class CpuBackend:
         return host_ops.finish_in_place(maps, tile.image.recipe.accumulate, tile.iteration)
 
 
-def _key(view: View) -> tuple[int, bool, tuple[int, int]]:
+def response_key(view: View) -> tuple[int, bool, tuple[int, int]]:
+    """Where a view's response is kept, see TileState.responses."""
     return view.scale, view.mirrored, view.at
 
 
