@@ -52,8 +52,8 @@ def command() -> Any:
 def _asked() -> Any:
     """As much of `infercam` as the command line needs: for a command of engine's own the other rooms, a fifth of what
     starting takes, stay unread."""
-    own: Any = typer.main.get_command(app)
-    return own if sys.argv[1:] and sys.argv[1] in own.commands else command()
+    own = {one.name for one in app.registered_commands}
+    return typer.main.get_command(app) if sys.argv[1:] and sys.argv[1] in own else command()
 
 
 def main() -> None:

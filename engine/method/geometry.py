@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from math import lcm, log
@@ -69,8 +69,7 @@ class ViewSizes:
 
     @classmethod
     def of_bundle(cls, manifest: Manifest) -> ViewSizes:
-        spec = manifest.input
-        return cls(spec.fixed_size, spec.smallest, spec.multiple, Windows.of(manifest))
+        return replace(cls.of_network(manifest.input), windows=Windows.of(manifest))
 
     @classmethod
     def of_network(cls, spec: InputSpec) -> ViewSizes:
